@@ -1,0 +1,266 @@
+"""What a project is asked to do: frozen dataclasses, read from `geomatch.toml` and `--set`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from geomatch.errors import UsageError
+
+
+def _key(default: Any, doc: str) -> Any:
+    return field(default=default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True)
+class Grid:
+    size: int = _key(256, "tile side in pixels")
+    gsd: float | None = _key(None, "ground sample distance in metres; unset: the first source's")
+    crs: str = _key("auto", 'EPSG code; "auto": the first source\'s; "utm": a zone per place')
+    stride: int | None = _key(None, "pixels between tiles; unset: the tile side, no overlap")
+    min_valid: float = _key(0.99, "least share of valid pixels of a tile")
+    stretch: str = _key("", 'to uint8, for other dtypes: "MIN,MAX" or "2%,98%"')
+
+
+@dataclass(frozen=True)
+class Source:
+    year: str = ""
+    images: str = ""
+    labels: str = ""
+    placement: Literal["real", "fictitious"] = "real"
+
+
+@dataclass(frozen=True)
+class Split:
+    by: Literal["blocks", "source", "file"] = _key("blocks", "how regions are set apart")
+    validation: tuple[str, ...] = _key((), "source: globs of file names; file: polygon files")
+    test: tuple[str, ...] = _key((), "the same for the test split")
+    block: float | None = _key(None, "side of a spatial block in metres; unset: about 24 blocks")
+    buffer: float | None = _key(None, "metres kept free between splits; unset: a tile for blocks")
+    years: tuple[str, ...] = _key((), "train on these years only; empty: on all")
+    seed: int = _key(0, "draws which blocks are validation and test (15 % each)")
+
+
+@dataclass(frozen=True)
+class Model:
+    trunk: Literal["resnet50", "resnet101", "resnet34", "resnet18", "resnet10"] = _key(
+        "resnet50", "convolutional trunk; resnet10 is a narrow one for demos and tests"
+    )
+    pooling: Literal["max", "mean"] = _key("max", 'global pooling of the "pool" head')
+    head: Literal["conv", "pool"] = _key("conv", '"conv": two 3x3 convolutions, Dense; or "pool"')
+    descriptor: int = _key(128, 'descriptor size of the "conv" head; "pool" has the trunk\'s width')
+    normalise: bool = _key(False, "L2-normalise descriptors inside the network")
+
+
+@dataclass(frozen=True)
+class Train:
+    epochs: int = _key(120, "one epoch is every training place once as anchor")
+    batch: int = _key(6, "anchors per global batch, divisible by the devices")
+    lr: float = _key(1e-4, "Adam's learning rate")
+    loss: Literal["bce"] = _key("bce", "binary cross-entropy of the pair head")
+    optimizer: Literal["adam"] = _key("adam", "optimizer")
+    seed: int = _key(0, "of weights, batches and augmentation")
+    dtype: Literal["float32", "bfloat16"] = _key("float32", "computation in the network")
+    save_minutes: float = _key(5.0, "a checkpoint at least this often")
+
+
+@dataclass(frozen=True)
+class Mining:
+    rule: Literal["knn", "none"] = _key("knn", "how hard pairs are found")
+    every: int = _key(5, "epochs between mining (and validation) rounds")
+    k: int = _key(5, "neighbours looked at for each query")
+    truth_within: int = _key(2, "a query is hard when its match is not among so many")
+
+
+@dataclass(frozen=True)
+class Augment:
+    flips: bool = _key(True, "mirror tiles at random")
+    turns: bool = _key(True, "quarter turns at random")
+    independent: bool = _key(False, "flips and turns drawn apart for each year of a place")
+    brightness: float = _key(0.2, "largest change, as a share of full scale")
+    contrast: float = _key(0.2, "largest relative change")
+    label_dropout: float = _key(0.1, "share of tiles that lose their labels")
+
+
+@dataclass(frozen=True)
+class Eval:
+    database: Literal["split", "all"] = _key("split", "tiles searched: the split's own, or all")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A project's whole configuration; each field is a table of `geomatch.toml`."""
+
+    grid: Grid = Grid()
+    source: tuple[Source, ...] = ()
+    split: Split = Split()
+    model: Model = Model()
+    train: Train = Train()
+    mining: Mining = Mining()
+    augment: Augment = Augment()
+    eval: Eval = Eval()
+
+
+def load(path: Path, overrides: Iterable[str] = ()) -> Config:
+    """Read `path` (absent: defaults) and lay `overrides` ("table.key=value") over it.
+
+    Raises:
+        UsageError: TOML that does not parse, an unknown key, a value of the wrong type.
+    """
+    values: dict[str, Any] = {}
+    if path.exists():
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path}: {error}", "Correct the TOML at that place.") from error
+    config = _build(Config, values, str(path))
+    return with_overrides(config, overrides)
+
+
+def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
+    """`config` with "table.key=value" strings laid over it.
+
+    Values are TOML, or bare strings.
+
+    Raises:
+        UsageError: as `load`.
+    """
+    values = as_dict(config)
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        parts = name.strip().split(".")
+        if not equals or len(parts) != 2 or parts[0] == "source":
+            raise UsageError(f"--set {override}: not of the form table.key=value")
+        table, key = parts
+        if table not in values:
+            raise _unknown(table, values, "--set")
+        if key not in values[table]:
+            raise _unknown(f"{table}.{key}", [f"{table}.{k}" for k in values[table]], "--set")
+        values[table][key] = _literal(text.strip())
+    return _build(Config, values, "--set")
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as JSON-ready values (tuples as lists)."""
+    result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return result
+
+
+def from_dict(values: Mapping[str, Any], where: str) -> Config:
+    """The inverse of `as_dict`; `where` names the file in errors."""
+    return _build(Config, values, where)
+
+
+def with_sources(config: Config, sources: Iterable[Source]) -> Config:
+    """`config` with other sources."""
+    return dataclasses.replace(config, source=tuple(sources))
+
+
+def located(source: Source, root: Path) -> Source:
+    """`source` with its paths taken from `root`, where they are relative."""
+    paths = {
+        name: str(root.absolute() / text)
+        for name in ("images", "labels")
+        if (text := getattr(source, name))
+    }
+    return dataclasses.replace(source, **paths)
+
+
+def differences(old: Config, new: Config, tables: Iterable[str]) -> list[str]:
+    """The "table.key" names, within `tables`, on which two configurations differ."""
+    a, b = as_dict(old), as_dict(new)
+    return [f"{t}.{k}" for t in tables for k in a[t] if a[t][k] != b[t][k]]
+
+
+def template() -> str:
+    """The `geomatch.toml` that `init` writes: every key, its default and meaning, commented out."""
+    return "\n".join(_template_lines()) + "\n"
+
+
+def _template_lines() -> Iterator[str]:
+    yield "# geomatch project. Commented keys show their defaults; `--set table.key=value` beats this file."
+    yield ""
+    yield "# One table a year, in order; or name them on the command line: geomatch tile YEAR=PATH ..."
+    yield "# [[source]]"
+    yield '# year = "2015"'
+    yield '# images = "ortho/2015/*.tif"'
+    yield '# labels = "landcover/2015.tif"   # a raster, or a vector file'
+    yield '# placement = "real"              # "fictitious": no figure in metres is quoted'
+    for table in dataclasses.fields(Config):
+        if table.name == "source":
+            continue
+        yield ""
+        yield f"[{table.name}]"
+        for key in dataclasses.fields(table.default):  # type: ignore[arg-type]
+            value = "..." if key.default is None else toml(key.default)
+            yield f"# {key.name} = {value}".ljust(32) + f"# {key.metadata['doc']}"
+
+
+def toml(value: Any) -> str:
+    """A configuration value as TOML, which JSON equals for all the types they have."""
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
+
+
+def _literal(text: str) -> Any:
+    """A value typed on a command line: TOML where it parses, else the string itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _build(cls: type, values: Mapping[str, Any], where: str, table: str = "") -> Any:
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{where}: [{table}] is not a table")
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            prefix = f"{table}." if table else ""
+            raise _unknown(prefix + key, [prefix + known for known in hints], where)
+    return cls(
+        **{
+            key: _convert(value, hints[key], where, f"{table}.{key}" if table else key)
+            for key, value in values.items()
+        }
+    )
+
+
+def _convert(value: Any, hint: Any, where: str, name: str) -> Any:
+    """`value` as the type `hint`, or a UsageError that says what was expected."""
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, where, name)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value in args:
+            return value
+        raise UsageError(f"{where}: {name} = {value!r}", f"One of: {', '.join(map(str, args))}.")
+    if origin is types.UnionType:  # T | None; TOML has no null, JSON has
+        return None if value is None else _convert(value, args[0], where, name)
+    if origin is tuple:
+        items = [value] if isinstance(value, (str, Mapping)) else value
+        if not isinstance(items, (list, tuple)):
+            raise UsageError(f"{where}: {name} = {value!r}", "A list is expected.")
+        return tuple(_convert(item, args[0], where, name) for item in items)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is str and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # years and EPSG codes are typed bare
+    if type(value) is not hint:
+        raise UsageError(
+            f"{where}: {name} = {value!r}", f"A value of type {hint.__name__} is expected."
+        )
+    return value
+
+
+def _unknown(name: str, known: Iterable[str], where: str) -> UsageError:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."
+    return UsageError(f"{where}: unknown key {name}", hint)

@@ -1,0 +1,71 @@
+"""GeoParquet 1.1: a WKB geometry column with bbox covering, zstd-compressed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import shapely
+from numpy.typing import NDArray
+
+from geomatch.errors import StaleError
+
+BBOX = pa.struct([(name, pa.float64()) for name in ("xmin", "ymin", "xmax", "ymax")])
+
+
+def geometry_columns(rings: NDArray[np.float64]) -> dict[str, pa.Array]:
+    """`geometry` and `bbox` columns of closed outlines (n, 5, 2)."""
+    low, high = rings.min(axis=1), rings.max(axis=1)
+    parts = [low[:, 0], low[:, 1], high[:, 0], high[:, 1]]
+    return {
+        "geometry": pa.array(shapely.to_wkb(shapely.polygons(rings)), pa.binary()),
+        "bbox": pa.StructArray.from_arrays([pa.array(p) for p in parts], fields=list(BBOX)),
+    }
+
+
+def write(
+    path: Path,
+    schema: pa.Schema,
+    batches: Iterable[pa.Table],
+    crs: dict[str, Any] | None,
+    footer: dict[str, dict[str, Any]],
+) -> None:
+    """Write tables of one schema, a row group each, in bounded memory.
+
+    Args:
+        crs: PROJJSON of the geometry; None means OGC:CRS84, the format's default.
+        footer: further JSON metadata by key.
+    """
+    box = {name: ["bbox", name] for name in ("xmin", "ymin", "xmax", "ymax")}
+    column: dict[str, Any] = {
+        "encoding": "WKB",
+        "geometry_types": ["Polygon"],
+        "covering": {"bbox": box},
+    }
+    if crs is not None:
+        column["crs"] = crs
+    # 1.1.0 and no later: readers in use refuse 2.0.
+    geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
+    metadata = {key: json.dumps(value) for key, value in {"geo": geo, **footer}.items()}
+    with pq.ParquetWriter(path, schema.with_metadata(metadata), compression="zstd") as writer:
+        for table in batches:
+            writer.write_table(table.cast(schema).replace_schema_metadata(metadata))
+
+
+def read_footer(path: Path, key: str, command: str) -> dict[str, Any]:
+    """JSON metadata that `write` left under `key`.
+
+    Raises:
+        StaleError: the file is damaged or not one of ours; `command` makes it anew.
+    """
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        value: dict[str, Any] = json.loads(metadata[key.encode()])
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise StaleError(f"{path} cannot be read: {error}", f"Run: {command}") from error
+    return value

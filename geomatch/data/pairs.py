@@ -1,0 +1,117 @@
+"""The one definition of a match, for training and for evaluation alike.
+
+Same cell in another year: positive. Same cell in the same year, or an overlapping cell in any
+year: neutral, neither a match nor its opposite. All the rest: negative.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geomatch.data.tiles import TileTable
+
+Ints = NDArray[np.int64]
+
+
+def by_place(tiles: TileTable) -> Ints:
+    """(places, years) index of the tile of each place in each year, -1 where there is none."""
+    place = tiles.places()
+    table = np.full((int(place.max(initial=-1)) + 1, len(tiles.years)), -1, np.int64)
+    table[place, tiles.year] = np.arange(len(tiles))
+    return table
+
+
+@dataclass(frozen=True)
+class Task:
+    """Queries of one year against a database of another, all as indices into a TileTable.
+
+    Attributes:
+        years: codes of the queries' year and of the database's.
+        queries: (q,) tiles that have a match in the database.
+        database: (d,) tiles searched.
+        truth: (q,) position in `database` of each query's match.
+        neutral: positions in `database` to leave out, as parallel (query, position) arrays.
+    """
+
+    years: tuple[int, int]
+    queries: Ints
+    database: Ints
+    truth: Ints
+    neutral: tuple[Ints, Ints]
+
+
+def tasks(tiles: TileTable, queries: NDArray[np.bool_], database: NDArray[np.bool_]) -> list[Task]:
+    """Every ordered pair of years that has queries.
+
+    Args:
+        queries: (n,) which tiles may ask.
+        database: (n,) which tiles are searched.
+    """
+    place = tiles.places()
+    found = []
+    for a in range(len(tiles.years)):
+        for b in range(len(tiles.years)):
+            if a == b:
+                continue
+            searched = np.flatnonzero(database & (tiles.year == b))
+            asking = np.flatnonzero(queries & (tiles.year == a))
+            position = np.full(int(place.max(initial=-1)) + 1, -1, np.int64)
+            position[place[searched]] = np.arange(len(searched))
+            truth = position[place[asking]]
+            asking, truth = asking[truth >= 0], truth[truth >= 0]
+            if len(asking):
+                neutral = overlapping(tiles, asking, searched)
+                found.append(Task((a, b), asking, searched, truth, neutral))
+    return found
+
+
+def overlapping(tiles: TileTable, queries: Ints, database: Ints) -> tuple[Ints, Ints]:
+    """Pairs of a query and a database position whose cells overlap without being the same.
+
+    Returns:
+        Parallel arrays: index into `queries`, position in `database`.
+    """
+    reach = tiles.grid.reach
+    if not reach or not len(database):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    keys = _keys(tiles, tiles.col, tiles.row)
+    order = np.argsort(keys[database], kind="stable")
+    ordered = keys[database][order]
+    rows, positions = [], []
+    for dc in range(-reach, reach + 1):
+        for dr in range(-reach, reach + 1):
+            if dc == dr == 0:
+                continue
+            wanted = _keys(tiles, tiles.col + dc, tiles.row + dr)[queries]
+            # A database of one year holds a cell once; of several, up to once a year.
+            low = np.searchsorted(ordered, wanted, "left")
+            high = np.searchsorted(ordered, wanted, "right")
+            for extra in range(int((high - low).max(initial=0))):
+                hit = np.flatnonzero(low + extra < high)
+                rows.append(hit)
+                positions.append(order[low[hit] + extra])
+    return (
+        np.concatenate([np.empty(0, np.int64), *rows]),
+        np.concatenate([np.empty(0, np.int64), *positions]),
+    )
+
+
+def are_neutral(tiles: TileTable, a: Ints, b: Ints) -> NDArray[np.bool_]:
+    """(n,) whether tiles `a` and `b` (indices, broadcast) lie on common ground."""
+    reach = tiles.grid.reach
+    near: NDArray[np.bool_] = (
+        (tiles.epsg[a] == tiles.epsg[b])
+        & (np.abs(tiles.col[a] - tiles.col[b]) <= reach)
+        & (np.abs(tiles.row[a] - tiles.row[b]) <= reach)
+    )
+    return near
+
+
+def _keys(tiles: TileTable, col: Ints, row: Ints) -> Ints:
+    """One integer a cell. Cells of the Earth at a metre a step stay far below 2**26."""
+    zone = np.unique(tiles.epsg, return_inverse=True)[1].reshape(-1)
+    keys: Ints = (zone.astype(np.int64) << 54) + ((col + 2**26) << 27) + (row + 2**26)
+    return keys

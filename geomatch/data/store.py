@@ -1,0 +1,121 @@
+"""The pixels of tiles: a sharded Zarr v3 array, one chunk a tile, through tensorstore."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+from numpy.typing import NDArray
+
+from geomatch.errors import GeomatchError, StaleError
+
+Pixels = NDArray[np.uint8]
+
+SHARD_BYTES = 32 * 2**20
+
+
+def shard_rows(size: int, channels: int) -> int:
+    """Tiles of one shard: a power of two whose pixels fit `SHARD_BYTES`, 16 to 512."""
+    fitting = SHARD_BYTES // (size * size * channels)
+    return int(np.clip(2 ** int(np.log2(max(fitting, 1))), 16, 512))
+
+
+class TileStore:
+    """uint8 (n, h, w, c); rows never written read as zeros."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        n, h, w, c = self._array.shape
+        return n, h, w, c
+
+    @classmethod
+    def create(cls, path: Path, rows: int, size: int, channels: int) -> TileStore:
+        """A new store, or the one of the same shape that is there already."""
+        chunk = [1, size, size, channels]
+        codecs = [
+            {
+                "name": "sharding_indexed",
+                "configuration": {
+                    "chunk_shape": chunk,
+                    "codecs": [
+                        {"name": "bytes"},
+                        {"name": "zstd", "configuration": {"level": 1, "checksum": False}},
+                    ],
+                    "index_codecs": [
+                        {"name": "bytes", "configuration": {"endian": "little"}},
+                        {"name": "crc32c"},
+                    ],
+                },
+            }
+        ]
+        shard = [shard_rows(size, channels), size, size, channels]
+        spec = _spec(path) | {
+            "metadata": {
+                "shape": [rows, size, size, channels],
+                "data_type": "uint8",
+                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard}},
+                "codecs": codecs,
+                "fill_value": 0,
+                "dimension_names": ["tile", "y", "x", "channel"],
+            }
+        }
+        return cls(ts.open(spec, create=True, open=True).result())
+
+    @classmethod
+    def open(cls, path: Path) -> TileStore:
+        """An existing store.
+
+        Raises:
+            StaleError: it is missing or damaged.
+        """
+        try:
+            return cls(ts.open(_spec(path), open=True).result())
+        except ValueError as error:
+            raise StaleError(f"{path} cannot be read: {error}", "Run: geomatch tile") from error
+
+    def write(self, start: int, pixels: Pixels) -> None:
+        """Write whole shards from row `start` on; one writer a shard.
+
+        Raises:
+            GeomatchError: the disk refuses.
+        """
+        try:
+            self._array[start : start + len(pixels)].write(pixels).result()
+        except (ValueError, OSError) as error:
+            raise GeomatchError(
+                f"pixels cannot be written: {_short(error)}",
+                "Free space (or check permissions), then run the same command again.",
+            ) from error
+
+    def read(self, rows: NDArray[np.int64]) -> Pixels:
+        """(len(rows), h, w, c), in the order of `rows`.
+
+        Raises:
+            GeomatchError: a shard is damaged.
+        """
+        try:
+            pixels: Pixels = self._array[np.asarray(rows)].read().result()
+        except ValueError as error:
+            raise GeomatchError(
+                f"pixels cannot be read: {_short(error)}", "Run: geomatch tile --force"
+            ) from error
+        return pixels
+
+
+def _spec(path: Path) -> dict[str, Any]:
+    return {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": str(path.resolve())},
+        # Shards are read a tile at a time: keep no copy of what was read.
+        "context": {"cache_pool": {"total_bytes_limit": 0}},
+    }
+
+
+def _short(error: Exception) -> str:
+    """tensorstore's message without the source locations it appends."""
+    return str(error).split(" [", 1)[0]

@@ -1,0 +1,218 @@
+"""The catalogue of tiles: parallel arrays, saved as GeoParquet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from geomatch.data import geoparquet
+from geomatch.errors import GeomatchError
+from geomatch.geo.grid import Floats, Grid
+
+SPLITS = ("train", "validation", "test")
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("cell", pa.string()),
+        ("col", pa.int64()),
+        ("row", pa.int64()),
+        ("year", pa.string()),
+        ("datetime", pa.timestamp("ms", tz="UTC")),
+        ("source", pa.string()),
+        ("geometry", pa.binary()),
+        ("bbox", geoparquet.BBOX),
+        ("valid", pa.float32()),
+        ("split", pa.string()),
+        ("class", pa.string()),
+        ("store_row", pa.int64()),
+    ]
+)
+ROW_GROUP = 65_536
+
+Outline = Callable[[NDArray[np.int64], Floats], Floats]
+"""(EPSG codes (n,), bounds (n, 4)) to closed outlines (n, 5, 2) in the CRS of the file."""
+
+
+@dataclass(frozen=True)
+class TileTable:
+    """Tiles as parallel arrays of length n, in the order of the store.
+
+    Attributes:
+        grid: the ground grid.
+        years: labels in time order; `year` holds their codes.
+        sources: file names; `source` holds their codes.
+        epsg: code of the CRS that each tile's cell is counted in.
+        col, row: the cell.
+        split: code into `SPLITS`.
+        valid: share of valid pixels.
+        store_row: position in the pixel store.
+    """
+
+    grid: Grid
+    years: tuple[str, ...]
+    sources: tuple[str, ...]
+    epsg: NDArray[np.int64]
+    col: NDArray[np.int64]
+    row: NDArray[np.int64]
+    year: NDArray[np.int64]
+    split: NDArray[np.int64]
+    source: NDArray[np.int64]
+    valid: NDArray[np.float32]
+    store_row: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.col)
+
+    def select(self, rows: NDArray[Any]) -> TileTable:
+        """The tiles at `rows` (indices or a mask)."""
+        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v[rows] for k, v in arrays.items() if isinstance(v, np.ndarray)})
+
+    def cells(self) -> list[str]:
+        """Each tile's place: "col_row", with the EPSG code before it in a "utm" grid."""
+        pairs = zip(self.col.tolist(), self.row.tolist(), strict=True)
+        if self.grid.crs != "utm":
+            return [f"{col}_{row}" for col, row in pairs]
+        return [f"{e}_{c}_{r}" for e, (c, r) in zip(self.epsg.tolist(), pairs, strict=True)]
+
+    def ids(self) -> list[str]:
+        """Each tile's name: "CELL@YEAR"."""
+        years = [self.years[code] for code in self.year.tolist()]
+        return [f"{cell}@{year}" for cell, year in zip(self.cells(), years, strict=True)]
+
+    def places(self) -> NDArray[np.int64]:
+        """(n,) code of each tile's place; tiles of one cell share it."""
+        keys = np.stack([self.epsg, self.col, self.row], axis=1)
+        return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+    def bounds(self) -> Floats:
+        """(n, 4) in metres of each tile's own CRS."""
+        return self.grid.bounds(self.col, self.row)
+
+    def centres(self) -> Floats:
+        """(n, 2) in metres of each tile's own CRS."""
+        return self.grid.centres(self.col, self.row)
+
+    def find(self, tile: str) -> int | None:
+        """Index of the tile with this id, or None."""
+        cell, _, year = tile.rpartition("@")
+        parts = cell.split("_")
+        wanted = 3 if self.grid.crs == "utm" else 2
+        if year not in self.years or len(parts) != wanted:
+            return None
+        if not all(re.fullmatch(r"-?\d+", part) for part in parts):
+            return None
+        *epsg, col, row = (int(part) for part in parts)
+        same = (self.col == col) & (self.row == row) & (self.year == self.years.index(year))
+        if epsg:
+            same &= self.epsg == epsg[0]
+        found = np.flatnonzero(same)
+        return int(found[0]) if len(found) else None
+
+    def arrow(self, outline: Outline, rows: slice = slice(None)) -> pa.Table:
+        """The catalogue's columns of `rows`."""
+        part = self.select(np.arange(len(self))[rows])
+        years = np.asarray(part.years, object)[part.year]
+        dates = {year: date_of(year) for year in part.years}
+        columns = {
+            "id": part.ids(),
+            "cell": part.cells(),
+            "col": part.col,
+            "row": part.row,
+            "year": years,
+            "datetime": pa.array([dates[y] for y in years], pa.timestamp("ms", tz="UTC")),
+            "source": np.asarray(part.sources, object)[part.source],
+            **geoparquet.geometry_columns(outline(part.epsg, part.bounds())),
+            "valid": part.valid,
+            "split": np.asarray(SPLITS, object)[part.split],
+            "class": pa.nulls(len(part), pa.string()),
+            "store_row": part.store_row,
+        }
+        return pa.table({name: columns[name] for name in SCHEMA.names}).cast(SCHEMA)
+
+    def save(self, path: Path, outline: Outline, crs: dict[str, Any] | None) -> None:
+        """Write GeoParquet; `crs` is the PROJJSON of what `outline` gives, None for CRS84."""
+        starts = range(0, len(self), ROW_GROUP)
+        grid = {f.name: getattr(self.grid, f.name) for f in fields(self.grid)}
+        geoparquet.write(
+            path,
+            SCHEMA,
+            (self.arrow(outline, slice(start, start + ROW_GROUP)) for start in starts),
+            crs,
+            {"geomatch": {"grid": grid, "years": self.years}},
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> TileTable:
+        """Read what `save` wrote.
+
+        Raises:
+            StaleError: the file is damaged.
+        """
+        facts = geoparquet.read_footer(path, "geomatch", "geomatch tile")
+        grid, years = Grid(**facts["grid"]), tuple(facts["years"])
+        names = ["col", "row", "year", "source", "valid", "split", "store_row"]
+        table = pq.read_table(path, columns=[*names, *(["cell"] if grid.crs == "utm" else [])])
+        sources, source = _codes(table["source"])
+        if grid.crs == "utm":
+            codes, code = _codes(pa.compute.replace_substring_regex(table["cell"], "_.*", ""))
+            epsg = np.asarray([int(c) for c in codes], np.int64)[code]
+        else:
+            epsg = np.full(len(table), int(grid.crs.removeprefix("EPSG:")), np.int64)
+        return cls(
+            grid=grid,
+            years=years,
+            sources=sources,
+            epsg=epsg,
+            col=table["col"].to_numpy(),
+            row=table["row"].to_numpy(),
+            year=_codes(table["year"], years)[1],
+            split=_codes(table["split"], SPLITS)[1],
+            source=source,
+            valid=table["valid"].to_numpy(),
+            store_row=table["store_row"].to_numpy(),
+        )
+
+
+def _codes(
+    column: pa.ChunkedArray, order: Sequence[str] | None = None
+) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """A string column as (its values, codes), in the given order of values if any."""
+    encoded = column.combine_chunks().dictionary_encode()
+    values = tuple(encoded.dictionary.to_pylist())
+    codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    if order is None:
+        return values, codes
+    if unknown := set(values) - set(order):
+        raise GeomatchError(f"the catalogue holds {', '.join(unknown)}", "Run: geomatch tile")
+    position = np.asarray([order.index(v) for v in values], np.int64)
+    return tuple(order), position[codes] if len(codes) else codes
+
+
+def date_of(label: str) -> np.datetime64 | None:
+    """The start of the year, month or day that a label names ("2015", "2015-06-03"), or None."""
+    match = re.fullmatch(r"(\d{4})(?:-?(\d{2})(?:-?(\d{2}))?)?", label)
+    if match is None:
+        return None
+    year, month, day = (part or "01" for part in match.groups())
+    try:
+        return np.datetime64(f"{year}-{month}-{day}", "ms")
+    except ValueError:
+        return None
+
+
+def in_time_order(labels: Sequence[str]) -> tuple[str, ...]:
+    """Labels by date where every one names a date, otherwise as given."""
+    dates = [date_of(label) for label in labels]
+    if any(date is None for date in dates):
+        return tuple(labels)
+    return tuple(label for _, label in sorted(zip(dates, labels, strict=True)))

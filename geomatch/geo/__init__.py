@@ -1,0 +1,1 @@
+"""Where things are: the ground grid, rasters, labels and footprints."""

@@ -1,0 +1,67 @@
+"""Tiles as shapes and points on the map."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+
+from geomatch.geo import rasters
+from geomatch.geo.grid import Floats, Ints
+
+
+def rings(epsg: Ints, bounds: Floats, target: str) -> Floats:
+    """Closed outlines of tiles in `target`.
+
+    Args:
+        epsg: (n,) code of each tile's CRS.
+        bounds: (n, 4) left, bottom, right, top in that CRS.
+
+    Returns:
+        (n, 5, 2), counter-clockwise.
+    """
+    left, bottom, right, top = bounds.T
+    corners = np.stack(
+        [
+            np.stack([left, right, right, left, left], axis=1),
+            np.stack([bottom, bottom, top, top, bottom], axis=1),
+        ],
+        axis=-1,
+    )
+    return _by_zone(epsg, corners, target)
+
+
+def lonlat(epsg: Ints, centres: Floats) -> Floats:
+    """(n, 2) longitude and latitude of points (n, 2), each in its own CRS."""
+    return _by_zone(epsg, centres, "OGC:CRS84")
+
+
+def _by_zone(epsg: Ints, points: Floats, target: str) -> Floats:
+    result = np.array(points, np.float64)
+    for code in np.unique(epsg):
+        if f"EPSG:{code}" == target:
+            continue
+        mine = epsg == code
+        flat = points[mine].reshape(-1, 2)
+        x, y = rasters.project_points(f"EPSG:{code}", flat[:, 0], flat[:, 1], target)
+        result[mine] = np.stack([x, y], axis=1).reshape(points[mine].shape)
+    return result
+
+
+def projjson(crs: str) -> dict[str, Any]:
+    """A CRS as GeoParquet wants it."""
+    result: dict[str, Any] = CRS.from_user_input(crs).to_dict(projjson=True)
+    return result
+
+
+def distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Metres between points of longitude and latitude, (n, 2) each, on the mean sphere."""
+    lon_a, lat_a, lon_b, lat_b = np.radians([a[:, 0], a[:, 1], b[:, 0], b[:, 1]])
+    h = (
+        np.sin((lat_b - lat_a) / 2) ** 2
+        + np.cos(lat_a) * np.cos(lat_b) * np.sin((lon_b - lon_a) / 2) ** 2
+    )
+    metres: NDArray[np.float64] = 2 * 6_371_008.8 * np.arcsin(np.sqrt(h))
+    return metres

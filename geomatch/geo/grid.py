@@ -1,0 +1,80 @@
+"""The ground grid: integer cells of a projected CRS, pure arithmetic.
+
+Column and row are floor(coordinate / step) from the origin of the CRS, so that tiles of any
+year, extent or source share keys. Rows grow northward.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Tiles of `size` px at `gsd` metres, every `stride` px.
+
+    `crs` is "EPSG:n", or "utm" where each place has its own zone and cells carry its code.
+    """
+
+    crs: str
+    size: int
+    gsd: float
+    stride: int
+
+    @property
+    def step(self) -> float:
+        """Metres between neighbouring tiles."""
+        return self.stride * self.gsd
+
+    @property
+    def side(self) -> float:
+        """Metres along a tile's side."""
+        return self.size * self.gsd
+
+    @property
+    def id(self) -> str:
+        text = f"{self.crs}/{self.side:g}m/{self.size}px"
+        return text if self.stride == self.size else f"{text}/stride{self.stride}px"
+
+    @property
+    def reach(self) -> int:
+        """How many columns or rows apart two cells can be and still overlap."""
+        return -(-self.size // self.stride) - 1
+
+    def bounds(self, col: Ints, row: Ints) -> Floats:
+        """(n, 4) left, bottom, right, top in metres."""
+        left, bottom = col * self.step, row * self.step
+        return np.stack([left, bottom, left + self.side, bottom + self.side], axis=-1)
+
+    def centres(self, col: Ints, row: Ints) -> Floats:
+        """(n, 2) x, y in metres."""
+        return np.stack([col * self.step, row * self.step], axis=-1) + self.side / 2
+
+    def cell_at(self, x: float, y: float) -> tuple[int, int]:
+        """The (col, row) whose centre is nearest to a point."""
+        half = (self.side - self.step) / 2
+        return math.floor((x - half) / self.step), math.floor((y - half) / self.step)
+
+    def touching(self, bounds: tuple[float, float, float, float]) -> tuple[Ints, Ints]:
+        """Columns and rows of every cell that shares area with `bounds`."""
+        left, bottom, right, top = bounds
+        tolerance = self.gsd * 1e-3  # an edge met exactly is shared by no area
+        first = [math.floor((v + tolerance - self.side) / self.step) + 1 for v in (left, bottom)]
+        last = [math.ceil((v - tolerance) / self.step) for v in (right, top)]
+        cols = np.arange(first[0], last[0], dtype=np.int64)
+        rows = np.arange(first[1], last[1], dtype=np.int64)
+        grid_rows, grid_cols = np.meshgrid(rows, cols, indexing="ij")
+        return grid_cols.ravel(), grid_rows.ravel()
+
+
+def utm_epsg(lon: Floats, lat: Floats) -> Ints:
+    """EPSG code of the WGS 84 UTM zone of each point in degrees."""
+    zone = np.clip(np.floor((np.asarray(lon) + 180) / 6) + 1, 1, 60).astype(np.int64)
+    return np.where(np.asarray(lat) >= 0, 32600, 32700) + zone

@@ -1,0 +1,145 @@
+"""Label layers as grid-aligned channels: rasters by nearest neighbour, vectors drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyogrio
+import shapely
+from pyogrio.errors import DataSourceError
+from rasterio.features import rasterize
+from rasterio.transform import from_origin
+
+from geomatch.errors import GeomatchError
+from geomatch.geo import rasters
+from geomatch.geo.grid import Grid
+from geomatch.geo.rasters import Bounds, GridReader, Pixels, Raster
+
+VECTOR_SUFFIXES = {".geojson", ".json", ".gpkg", ".shp", ".fgb", ".gml", ".kml", ".sqlite"}
+
+
+def is_vector(path: str) -> bool:
+    """Whether OGR rather than GDAL reads it, by its ending."""
+    return Path(path).suffix.lower() in VECTOR_SUFFIXES
+
+
+def inspect_raster(path: str) -> Raster:
+    """A label raster's header.
+
+    Raises:
+        GeomatchError: not uint8, or not of one (grey) or three (colour) bands.
+    """
+    raster = rasters.inspect(path)
+    if raster.dtype != "uint8" or raster.bands not in (1, 3):
+        raise GeomatchError(
+            f"{path} has {raster.bands} bands of {raster.dtype}; a label raster has one (grey) "
+            "or three (colour) of uint8, 0 meaning unknown",
+            "Convert it with gdal_translate -ot Byte.",
+        )
+    return raster
+
+
+def check_vector(path: str) -> None:
+    """Open a vector file.
+
+    Raises:
+        GeomatchError: it cannot be read, or a layer has no CRS.
+    """
+    for layer in _layers(path):
+        if pyogrio.read_info(path, layer=layer)["crs"] is None:
+            raise GeomatchError(
+                f"{path} (layer {layer}) has no CRS", "Assign one with: ogr2ogr -a_srs EPSG:n"
+            )
+
+
+def read_geometries(path: str, layer: str, crs: str, bounds: Bounds | None) -> np.ndarray:
+    """Shapes of a vector layer in `crs`, those that touch `bounds` (of `crs`) if given."""
+    own = pyogrio.read_info(path, layer=layer)["crs"]
+    box = None if bounds is None else rasters.project_bounds(crs, bounds, own)
+    _, _, wkb, _ = pyogrio.raw.read(path, layer=layer, columns=[], bbox=box)
+    shapes = shapely.from_wkb(wkb)
+    shapes = shapes[~(shapely.is_missing(shapes) | shapely.is_empty(shapes))]
+    return np.asarray(
+        shapely.transform(
+            shapely.force_2d(shapes),
+            lambda xy: np.column_stack(rasters.project_points(own, xy[:, 0], xy[:, 1], crs)),
+        )
+    )
+
+
+def read_areas(paths: Sequence[str], crs: str) -> shapely.Geometry:
+    """The union of all polygons of vector files, in `crs`."""
+    shapes = [read_geometries(path, layer, crs, None) for path in paths for layer in _layers(path)]
+    return shapely.union_all(np.concatenate(shapes))
+
+
+def _layers(path: str) -> list[str]:
+    try:
+        return [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
+    except DataSourceError as error:
+        raise GeomatchError(
+            f"{path} cannot be opened as a vector file: {error}",
+            "Check the file with ogrinfo; leave it out or replace it.",
+        ) from error
+
+
+class VectorReader:
+    """Draws the shapes of a vector file on cells, as one grey channel.
+
+    Each layer has a grey value of its own, evenly spaced up to 255, later layers over earlier;
+    ground without a shape is 0.
+
+    Args:
+        bounds: of all cells to come, in `crs`; only shapes that touch them are held.
+    """
+
+    def __init__(self, path: str, grid: Grid, crs: str, bounds: Bounds) -> None:
+        self._grid = grid
+        layers = _layers(path)
+        shapes = [read_geometries(path, layer, crs, bounds) for layer in layers]
+        self._shapes = np.concatenate(shapes)
+        self._value = np.repeat(
+            [round(255 * (i + 1) / len(layers)) for i in range(len(layers))],
+            [len(s) for s in shapes],
+        )
+        self._tree = shapely.STRtree(self._shapes)
+
+    def __enter__(self) -> VectorReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def read(self, col: int, row: int) -> Pixels:
+        """(size, size, 1) of one cell."""
+        size, gsd = self._grid.size, self._grid.gsd
+        left, bottom, right, top = self._grid.bounds(np.asarray(col), np.asarray(row))
+        canvas = np.zeros((size, size), np.uint8)
+        found = np.sort(self._tree.query(shapely.box(left, bottom, right, top)))
+        if len(found):
+            rasterize(
+                zip(self._shapes[found], self._value[found].tolist(), strict=True),
+                out=canvas,
+                transform=from_origin(left, top, gsd, gsd),
+            )
+        return canvas[..., None]
+
+
+class RasterReader:
+    """Reads label rasters on cells, by nearest neighbour; ground without data is 0."""
+
+    def __init__(self, files: Sequence[Raster], grid: Grid, crs: str) -> None:
+        self._reader = GridReader(files, grid, crs, nearest=True)
+
+    def __enter__(self) -> RasterReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.__exit__()
+
+    def read(self, col: int, row: int) -> Pixels:
+        """(size, size, bands) of one cell."""
+        pixels, _, _ = self._reader.read(col, row)
+        return pixels

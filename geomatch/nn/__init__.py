@@ -1,0 +1,1 @@
+"""The encoder: network, losses, augmentation, training step, descriptors, checkpoints."""

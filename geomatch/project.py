@@ -1,0 +1,197 @@
+"""The project folder: the only module that knows where artefacts are, and how they are written.
+
+Everything is written beside its place and renamed into it, so that a killed command leaves
+nothing half-valid. Locks are the operating system's and die with their process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from geomatch.errors import GeomatchError, StaleError, UsageError
+
+FORMAT = 1
+"""Version of the artefacts' layout, kept in every manifest."""
+
+
+@dataclass(frozen=True)
+class Project:
+    """Paths within one project folder."""
+
+    root: Path
+
+    @classmethod
+    def open(cls, root: Path) -> Project:
+        """The project in `root`.
+
+        Raises:
+            UsageError: `root` holds no `geomatch.toml`.
+        """
+        if not (root / "geomatch.toml").is_file():
+            raise UsageError(
+                f"{root} is not a geomatch project (it has no geomatch.toml)",
+                f"Make one with: geomatch init {root}",
+            )
+        return cls(root)
+
+    @property
+    def config(self) -> Path:
+        return self.root / "geomatch.toml"
+
+    @property
+    def tiles(self) -> Path:
+        return self.root / "tiles"
+
+    @property
+    def catalogue(self) -> Path:
+        return self.tiles / "tiles.parquet"
+
+    @property
+    def tiles_manifest(self) -> Path:
+        return self.tiles / "manifest.json"
+
+    @property
+    def pixels(self) -> Path:
+        return self.tiles / "pixels.zarr"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    def run(self, name: str) -> Path:
+        return self.runs / name
+
+    @property
+    def embeddings(self) -> Path:
+        return self.root / "embeddings"
+
+    @property
+    def indexes(self) -> Path:
+        return self.root / "index"
+
+    @property
+    def reports(self) -> Path:
+        return self.root / "reports"
+
+    def tile_facts(self) -> dict[str, Any]:
+        """The manifest of the tiles: sources, grid, channels, years, fingerprint.
+
+        Raises:
+            GeomatchError: there are no tiles yet.
+        """
+        if not self.tiles_manifest.exists():
+            raise GeomatchError(
+                f"{self.root} has no tiles yet", "Run: geomatch tile YEAR=PATH YEAR=PATH"
+            )
+        return read_manifest(self.tiles_manifest, "geomatch tile")
+
+    def run_names(self) -> list[str]:
+        """Names of all runs, the latest last."""
+        return [p.parent.name for p in _by_age(self.runs.glob("*/config.json"))]
+
+    def embedding_names(self) -> list[str]:
+        """Names of all finished embeddings, the latest last."""
+        return [p.stem for p in _by_age(self.embeddings.glob("*.parquet"))]
+
+    def index_names(self) -> list[str]:
+        """Names of all finished indexes, the latest last."""
+        return [p.parent.name for p in _by_age(self.indexes.glob("*/manifest.json"))]
+
+    @contextlib.contextmanager
+    def lock(self, artefact: str) -> Iterator[None]:
+        """Hold the one writer's right to `artefact` ("tiles", "runs/NAME", ...).
+
+        Raises:
+            GeomatchError: another process holds it.
+        """
+        path = self.root / ".locks" / (artefact.replace("/", ".") + ".lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise GeomatchError(
+                    f"another geomatch is writing {artefact} of {self.root}",
+                    "Wait until it ends, or stop it.",
+                ) from error
+            yield
+
+
+def latest(names: list[str], wanted: str | None, what: str, command: str) -> str:
+    """The name asked for, or the latest there is.
+
+    Raises:
+        GeomatchError: there is none, or not that one.
+    """
+    if not names:
+        raise GeomatchError(f"there is no {what} yet", f"Run: {command}")
+    if wanted is None:
+        return names[-1]
+    if wanted not in names:
+        raise GeomatchError(f"there is no {what} {wanted!r}", f"There is: {', '.join(names)}.")
+    return wanted
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` beside `path` and rename it into place."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def read_manifest(path: Path, command: str) -> dict[str, Any]:
+    """A manifest of this format version.
+
+    Raises:
+        StaleError: it is damaged or of another version; `command` is the remedy.
+    """
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StaleError(f"{path} cannot be read: {error}", f"Run: {command}") from error
+    if value.get("format") != FORMAT:
+        raise StaleError(
+            f"{path} is of format {value.get('format')}, this geomatch writes {FORMAT}",
+            f"Run: {command}",
+        )
+    return value
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Put the folder `new` in the place of `target`, whose old content goes."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.rename(target, old)
+    os.rename(new, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def fingerprint(value: Any) -> str:
+    """A short digest of a JSON-ready value, or of bytes."""
+    data = value if isinstance(value, bytes) else json.dumps(value, sort_keys=True).encode()
+    return hashlib.blake2b(data, digest_size=12).hexdigest()
+
+
+def _by_age(paths: Iterator[Path]) -> list[Path]:
+    return sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name))

@@ -1,0 +1,1 @@
+"""Neighbours among descriptors, and the metrics of a ranking."""

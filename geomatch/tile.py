@@ -1,0 +1,644 @@
+"""Tile: rasters and label layers of several years, cut on one ground grid.
+
+The plan (which cell of which year is which row of the store) is made from headers alone. Shards
+are cut by worker processes into `tiles.partial/`, each with a record of what it was cut from, so
+that a killed command goes on; when all are there, what was made takes the place of `tiles/`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from geomatch import __version__, config
+from geomatch.data.store import TileStore, shard_rows
+from geomatch.data.tiles import SPLITS, TileTable, in_time_order
+from geomatch.errors import GeomatchError, UsageError
+from geomatch.geo import footprints, labels, rasters, splits
+from geomatch.geo.grid import Grid, Ints, utm_epsg
+from geomatch.geo.rasters import GridReader, Raster, Stretch
+from geomatch.progress import Reporter, silent
+from geomatch.project import (
+    FORMAT,
+    Project,
+    fingerprint,
+    read_manifest,
+    replace_folder,
+    write_json,
+)
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The imagery and labels of one year."""
+
+    year: str
+    images: tuple[Raster, ...]
+    labels: tuple[Raster, ...]
+    vector: str | None
+    stretch: Stretch | None
+    placement: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every tile that may be cut, as parallel arrays in the order of the store's rows."""
+
+    grid: Grid
+    epsg: Ints
+    col: Ints
+    row: Ints
+    year: Ints
+    split: Ints
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The work of one process at one time: rows `start` onwards of the store."""
+
+    number: int
+    start: int
+    folder: Path
+    grid: Grid
+    channels: tuple[int, int]
+    epsg: Ints
+    col: Ints
+    row: Ints
+    year: Ints
+    collections: dict[int, Collection]
+
+    @property
+    def record(self) -> Path:
+        return self.folder / "shards" / f"{self.number:06d}.json"
+
+    @property
+    def pixels(self) -> Path:
+        return self.folder / "tiles" / "pixels.zarr"
+
+    @property
+    def key(self) -> str:
+        """What the shard's pixels depend on: a record with another key is of no use."""
+        cells = [a.tolist() for a in (self.epsg, self.col, self.row, self.year)]
+        used = {year: _facts(collection) for year, collection in self.collections.items()}
+        return fingerprint([cells, used, asdict(self.grid), self.channels])
+
+
+def tile(
+    project: Project,
+    settings: config.Config,
+    *,
+    overrides: Sequence[str] = (),
+    workers: int | None = None,
+    force: bool = False,
+    report: Reporter = silent,
+) -> TileTable:
+    """Cut the tiles of `settings.source` and return their catalogue.
+
+    Args:
+        overrides: the "table.key=value" strings within `settings` that `geomatch.toml` does not
+            hold; kept, with the sources, so that the same tiles can be asked for again.
+        workers: processes; one a core by default.
+        force: cut anew what is up to date.
+
+    Raises:
+        GeomatchError: a source is missing, damaged or does not fit the others.
+        UsageError: a setting makes no sense.
+    """
+    if not settings.source:
+        raise UsageError(
+            "no imagery is named", "Run: geomatch tile 2010=PATH 2020=PATH, or add [[source]]."
+        )
+    partial = project.root / "tiles.partial"
+    with project.lock("tiles"):
+        collections = _collections(settings, report)
+        channels = _channels(collections)
+        grid = _grid(settings.grid, collections)
+        request = fingerprint(
+            [
+                asdict(grid),
+                config.as_dict(settings)["split"],
+                settings.grid.min_valid,
+                [_facts(c) for c in collections],
+            ]
+        )
+        if not force and _up_to_date(project, request):
+            report("tiles are up to date")
+        else:
+            plan = _plan(settings, grid, collections, report)
+            asked = {"source": config.as_dict(settings)["source"], "set": list(overrides)}
+            _prepare(partial, plan, channels, asked, force)
+            shards = _shards(plan, partial, channels, collections)
+            records = _cut(shards, workers or os.cpu_count() or 1, report)
+            table = _catalogue(plan, collections, records, settings.grid.min_valid)
+            facts = {"request": request, "asked": asked}
+            _finish(partial / "tiles", collections, channels, table, records, facts)
+            replace_folder(partial / "tiles", project.tiles)
+        shutil.rmtree(partial, ignore_errors=True)
+        return TileTable.load(project.catalogue)
+
+
+def asked_before(project: Project) -> dict[str, Any]:
+    """Sources and overrides of the last `tile`, finished or not: "source" and "set" lists."""
+    for path in (project.root / "tiles.partial" / "plan.json", project.tiles_manifest):
+        if path.exists():
+            asked: dict[str, Any] = read_manifest(path, "geomatch tile YEAR=PATH")["asked"]
+            return asked
+    return {"source": [], "set": []}
+
+
+# What there is
+
+
+def _collections(settings: config.Config, report: Reporter) -> list[Collection]:
+    """Sources with their headers read, in time order."""
+    years = [source.year for source in settings.source]
+    if len(set(years)) != len(years):
+        raise UsageError("a year is named twice", "Give each year one folder or glob.")
+    by_year = {source.year: source for source in settings.source}
+    return [
+        _collection(by_year[year], settings.grid.stretch, report) for year in in_time_order(years)
+    ]
+
+
+def _collection(source: config.Source, stretch: str, report: Reporter) -> Collection:
+    paths = rasters.find(source.images, f"year {source.year}")
+    images = []
+    for done, path in enumerate(paths, 1):
+        images.append(rasters.inspect(path))
+        report(f"reading headers of {source.year}", done, len(paths))
+    if rasters.has_palette(paths[0]):
+        raise GeomatchError(
+            f"{paths[0]} holds indices of a colour table",
+            "Expand it first: gdal_translate -expand rgb IN OUT",
+        )
+    _, dtype = rasters.common_form(images, f"year {source.year}")
+    drawn: Stretch | None = None
+    if dtype != "uint8":
+        if not stretch:
+            raise UsageError(
+                f"year {source.year}: {images[0].name} is {dtype}, tiles are uint8",
+                "Say how to stretch it: --stretch 2%,98% or --stretch MIN,MAX",
+            )
+        drawn = rasters.measure_stretch(images, stretch)
+    vector, label_rasters = _labels(source)
+    return Collection(source.year, tuple(images), label_rasters, vector, drawn, source.placement)
+
+
+def _labels(source: config.Source) -> tuple[str | None, tuple[Raster, ...]]:
+    if not source.labels:
+        return None, ()
+    paths = rasters.find(source.labels, f"labels of {source.year}")
+    if labels.is_vector(paths[0]):
+        if len(paths) > 1:
+            raise GeomatchError(
+                f"labels of {source.year}: {len(paths)} vector files match",
+                "Put them as layers into one GeoPackage: ogr2ogr -update all.gpkg FILE",
+            )
+        labels.check_vector(paths[0])
+        return paths[0], ()
+    found = tuple(labels.inspect_raster(path) for path in paths)
+    rasters.common_form(found, f"labels of {source.year}")
+    return None, found
+
+
+def _channels(collections: Sequence[Collection]) -> tuple[int, int]:
+    """(image, label) channels.
+
+    Raises:
+        GeomatchError: years differ in bands.
+    """
+    first = collections[0].images[0]
+    for collection in collections[1:]:
+        other = collection.images[0]
+        if other.bands != first.bands:
+            raise GeomatchError(
+                f"{other.name} ({collection.year}) has {other.bands} bands, "
+                f"{first.name} ({collections[0].year}) has {first.bands}",
+                "Give every year the same bands, for example: gdal_translate -b 1 -b 2 -b 3",
+            )
+    drawn = {1 if c.vector else c.labels[0].bands for c in collections if c.vector or c.labels}
+    if len(drawn) > 1:
+        raise GeomatchError(
+            "label layers of some years have one channel, of others three",
+            "Convert them alike.",
+        )
+    return first.bands, drawn.pop() if drawn else 0
+
+
+def _grid(wanted: config.Grid, collections: Sequence[Collection]) -> Grid:
+    first = collections[0].images[0]
+    metric = rasters.metric_crs(first)
+    if wanted.crs == "auto":
+        crs = metric
+    elif wanted.crs == "utm":
+        crs = "utm"
+    else:
+        crs = rasters.check_grid_crs(wanted.crs)
+    if crs != "utm":
+        for collection in collections:
+            for image in collection.images:
+                rasters.check_zone(image, crs)
+    stride = wanted.size if wanted.stride is None else wanted.stride
+    gsd = rasters.ground_pixel(first, metric) if wanted.gsd is None else wanted.gsd
+    if wanted.size < 8 or gsd <= 0 or not 0 < stride <= wanted.size:
+        raise UsageError(
+            f"grid: size {wanted.size}, gsd {gsd}, stride {stride}",
+            "size is at least 8 px, gsd above 0, stride between 1 and size.",
+        )
+    return Grid(crs, wanted.size, gsd, stride)
+
+
+def _facts(collection: Collection) -> Any:
+    """What identifies a year's files: their paths, sizes and times, and how they are read."""
+    drawn = collection.vector and [collection.vector, os.stat(collection.vector).st_mtime_ns]
+    return [
+        [(r.path, r.stamp) for r in (*collection.images, *collection.labels)],
+        drawn,
+        collection.stretch and asdict(collection.stretch),
+        collection.year,
+        collection.placement,
+    ]
+
+
+# What will be cut
+
+
+def _plan(
+    settings: config.Config, grid: Grid, collections: Sequence[Collection], report: Reporter
+) -> Plan:
+    cells: list[Ints] = []
+    over: dict[tuple[int, int, int], set[str]] = {}
+    for collection in collections:
+        found = []
+        for raster in collection.images:
+            touched = _cells_of(raster, grid)
+            found.append(touched)
+            if settings.split.by == "source":
+                for cell in map(tuple, touched.tolist()):
+                    over.setdefault(cell, set()).add(raster.path)
+        cells.append(np.unique(np.concatenate(found), axis=0))
+    places, counts = np.unique(np.concatenate(cells), axis=0, return_counts=True)
+    if len(collections) > 1 and counts.max() < 2:
+        raise GeomatchError(
+            "no ground is covered in more than one year: "
+            + "; ".join(f"{c.year} {_extent(c)}" for c in collections),
+            "Check the files' CRS and the years' paths.",
+        )
+    split = _split(settings.split, grid, places, over)
+    report(f"grid {grid.id}: {len(places)} places, {np.sum(split < 0)} dropped between splits")
+    rows, years = [], []
+    for code, mine in enumerate(cells):
+        # Tiles of one shard lie together on the ground, so that they share open files.
+        order = np.lexsort((mine[:, 1], mine[:, 2], mine[:, 1] // 16, mine[:, 2] // 16, mine[:, 0]))
+        rows.append(mine[order])
+        years.append(np.full(len(mine), code, np.int64))
+    table, year = np.concatenate(rows), np.concatenate(years)
+    # Both are sorted by cell or looked up in what is.
+    of_place = dict(zip(map(tuple, places.tolist()), split.tolist(), strict=True))
+    own = np.asarray([of_place[tuple(cell)] for cell in table.tolist()], np.int64)
+    kept = own >= 0
+    table, year, own = table[kept], year[kept], own[kept]
+    return Plan(grid, table[:, 0], table[:, 1], table[:, 2], year, own)
+
+
+def _cells_of(raster: Raster, grid: Grid) -> Ints:
+    """(n, 3) EPSG code, column and row of the cells a raster's box touches."""
+    found = []
+    for code in _zones(raster) if grid.crs == "utm" else [int(grid.crs.removeprefix("EPSG:"))]:
+        crs = f"EPSG:{code}"
+        col, row = grid.touching(rasters.project_bounds(raster.crs, raster.bounds, crs))
+        epsg = np.full(len(col), code, np.int64)
+        if grid.crs == "utm":
+            lonlat = footprints.lonlat(epsg, grid.centres(col, row))
+            mine = utm_epsg(lonlat[:, 0], lonlat[:, 1]) == code
+            epsg, col, row = epsg[mine], col[mine], row[mine]
+        found.append(np.stack([epsg, col, row], axis=1))
+    return np.concatenate(found)
+
+
+def _zones(raster: Raster) -> list[int]:
+    left, bottom, right, top = rasters.project_bounds(raster.crs, raster.bounds, "OGC:CRS84")
+    lon = np.append(np.arange(left, right, 6.0), right)
+    zones = [utm_epsg(lon, np.full(len(lon), lat)) for lat in (bottom, top)]
+    return [int(z) for z in np.unique(zones)]
+
+
+def _extent(collection: Collection) -> str:
+    boxes = np.asarray(
+        [rasters.project_bounds(r.crs, r.bounds, "OGC:CRS84") for r in collection.images]
+    )
+    left, bottom = boxes[:, :2].min(axis=0)
+    right, top = boxes[:, 2:].max(axis=0)
+    return f"lies within {left:.4f},{bottom:.4f} to {right:.4f},{top:.4f}"
+
+
+def _split(
+    wanted: config.Split, grid: Grid, places: Ints, over: dict[tuple[int, int, int], set[str]]
+) -> Ints:
+    epsg, col, row = places.T
+    if wanted.by == "blocks":
+        split = splits.by_blocks(grid, epsg, col, row, wanted.block, wanted.seed)
+    elif wanted.by == "source":
+        names = [sorted(over[tuple(cell)]) for cell in places.tolist()]
+        split = splits.by_source(names, wanted.validation, wanted.test)
+    else:
+        crs = "OGC:CRS84" if grid.crs == "utm" else grid.crs
+        areas = [
+            labels.read_areas([p for name in names for p in rasters.find(name, "split")], crs)
+            for names in (wanted.validation, wanted.test)
+        ]
+        split = splits.by_areas(
+            footprints.rings(epsg, grid.bounds(col, row), crs), areas[0], areas[1]
+        )
+    buffer = wanted.buffer
+    if buffer is None:
+        buffer = grid.side if wanted.by == "blocks" else 0.0
+    return splits.keep_apart(grid, epsg, col, row, split, buffer)
+
+
+def _shards(
+    plan: Plan, folder: Path, channels: tuple[int, int], collections: Sequence[Collection]
+) -> list[Shard]:
+    step = shard_rows(plan.grid.size, sum(channels))
+    boxes: dict[tuple[str, int], rasters.Bounds] = {}
+
+    def near(files: tuple[Raster, ...], part: Ints, cells: np.ndarray) -> tuple[Raster, ...]:
+        """The rasters that any of these cells may need."""
+        kept = []
+        for file in files:
+            for code in np.unique(part):
+                key = (file.path, int(code))
+                if key not in boxes:
+                    boxes[key] = rasters.project_bounds(file.crs, file.bounds, f"EPSG:{code}")
+                left, bottom, right, top = boxes[key]
+                mine = cells[part == code]
+                touching = (mine[:, 0] < right) & (mine[:, 2] > left)
+                if (touching & (mine[:, 1] < top) & (mine[:, 3] > bottom)).any():
+                    kept.append(file)
+                    break
+        return tuple(kept)
+
+    shards = []
+    for number, start in enumerate(range(0, len(plan.col), step)):
+        rows = slice(start, start + step)
+        epsg, year = plan.epsg[rows], plan.year[rows]
+        bounds = plan.grid.bounds(plan.col[rows], plan.row[rows])
+        needed = {}
+        for code in np.unique(year).tolist():
+            mine, c = year == code, collections[code]
+            needed[code] = Collection(
+                c.year,
+                near(c.images, epsg[mine], bounds[mine]),
+                near(c.labels, epsg[mine], bounds[mine]),
+                c.vector,
+                c.stretch,
+                c.placement,
+            )
+        shards.append(
+            Shard(
+                number,
+                start,
+                folder,
+                plan.grid,
+                channels,
+                epsg,
+                plan.col[rows],
+                plan.row[rows],
+                year,
+                needed,
+            )
+        )
+    return shards
+
+
+# Cutting
+
+
+def _prepare(
+    partial: Path, plan: Plan, channels: tuple[int, int], asked: dict[str, Any], force: bool
+) -> None:
+    """Make the unfinished folder, or keep the one whose store has the same shape."""
+    shape = [len(plan.col), plan.grid.size, sum(channels)]
+    path = partial / "plan.json"
+    if force or not path.exists() or read_manifest(path, "geomatch tile --force")["shape"] != shape:
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / "shards").mkdir(parents=True)
+    write_json(path, {"format": FORMAT, "shape": shape, "asked": asked})
+    TileStore.create(partial / "tiles" / "pixels.zarr", *shape)
+
+
+def _cut(shards: list[Shard], workers: int, report: Reporter) -> list[dict[str, Any]]:
+    """Cut what is not there yet; the records of all shards, in order."""
+    records: dict[int, dict[str, Any]] = {}
+    for shard in shards:
+        if shard.record.exists():
+            record = read_manifest(shard.record, "geomatch tile --force")
+            if record["key"] == shard.key:
+                records[shard.number] = record
+    missing = [shard for shard in shards if shard.number not in records]
+    total = sum(len(shard.col) for shard in shards)
+    kept = done = total - sum(len(shard.col) for shard in missing)
+    if records and missing:
+        report(f"going on: {done} of {total} tiles were cut before")
+    started = time.monotonic()
+    for shard, record in _results(missing, min(workers, len(missing))):
+        records[shard.number] = record
+        done += len(shard.col)
+        rate = (done - kept) / (time.monotonic() - started)
+        report("cutting tiles", done, total, f"{rate:.0f} tiles/s")
+    return [records[shard.number] for shard in shards]
+
+
+def _results(shards: list[Shard], workers: int) -> Iterator[tuple[Shard, dict[str, Any]]]:
+    if workers <= 1:
+        yield from ((shard, _cut_shard(shard)) for shard in shards)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(os.getpid(),))
+    try:
+        # A territory has many thousands of shards: keep only a few queued.
+        waiting = iter(shards)
+        running: dict[Future[dict[str, Any]], Shard] = {}
+        for shard in itertools.islice(waiting, 4 * workers):
+            running[pool.submit(_cut_shard, shard)] = shard
+        while running:
+            future = next(as_completed(running))
+            yield running.pop(future), future.result()
+            for shard in itertools.islice(waiting, 1):
+                running[pool.submit(_cut_shard, shard)] = shard
+    except BrokenProcessPool as error:
+        raise GeomatchError(
+            "a worker process died, most often for want of memory",
+            "Run the same command again with --workers 1; what was cut is kept.",
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(parent: int) -> None:
+    """Leave Ctrl-C to the parent, and end with it even when it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _cut_shard(shard: Shard) -> dict[str, Any]:
+    """Read a shard's cells, write its pixels, then its record."""
+    size, (bands, drawn) = shard.grid.size, shard.channels
+    pixels = np.zeros((len(shard.col), size, size, bands + drawn), np.uint8)
+    valid = np.zeros(len(shard.col), np.float32)
+    names = [""] * len(shard.col)
+    for (code, epsg), rows in _groups(shard):
+        collection, crs = shard.collections[code], f"EPSG:{epsg}"
+        with contextlib.ExitStack() as stack:
+            images = stack.enter_context(
+                GridReader(collection.images, shard.grid, crs, stretch=collection.stretch)
+            )
+            layer = _label_reader(collection, shard, rows, crs)
+            if layer is not None:
+                stack.enter_context(layer)
+            for i in rows:
+                col, row = int(shard.col[i]), int(shard.row[i])
+                values, mask, names[i] = images.read(col, row)
+                pixels[i, ..., :bands] = values
+                valid[i] = mask.mean()
+                if layer is not None:
+                    pixels[i, ..., bands:] = layer.read(col, row)
+    TileStore.open(shard.pixels).write(shard.start, pixels)
+    record = {
+        "format": FORMAT,
+        "key": shard.key,
+        "digest": fingerprint(pixels.tobytes()),
+        "valid": valid.tolist(),
+        "source": names,
+    }
+    write_json(shard.record, record)
+    return record
+
+
+def _groups(shard: Shard) -> Iterator[tuple[tuple[int, int], Ints]]:
+    keys = np.stack([shard.year, shard.epsg], axis=1)
+    for year, epsg in np.unique(keys, axis=0).tolist():
+        yield (year, epsg), np.flatnonzero((shard.year == year) & (shard.epsg == epsg))
+
+
+def _label_reader(
+    collection: Collection, shard: Shard, rows: Ints, crs: str
+) -> labels.VectorReader | labels.RasterReader | None:
+    if collection.vector is not None:
+        bounds = shard.grid.bounds(shard.col[rows], shard.row[rows])
+        low, high = bounds[:, :2].min(axis=0), bounds[:, 2:].max(axis=0)
+        box = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
+        return labels.VectorReader(collection.vector, shard.grid, crs, box)
+    if collection.labels:
+        return labels.RasterReader(collection.labels, shard.grid, crs)
+    return None
+
+
+# What was cut
+
+
+def _catalogue(
+    plan: Plan,
+    collections: Sequence[Collection],
+    records: Sequence[dict[str, Any]],
+    min_valid: float,
+) -> TileTable:
+    valid = np.concatenate([np.asarray(r["valid"], np.float32) for r in records])
+    names = [name for record in records for name in record["source"]]
+    sources, source = np.unique(names, return_inverse=True)
+    kept = np.flatnonzero(valid >= np.float32(min_valid))
+    if not len(kept):
+        raise GeomatchError(
+            f"no tile has {min_valid:.0%} valid pixels (the best has {valid.max(initial=0):.0%})",
+            "Lower grid.min_valid, or check the sources' nodata value with gdalinfo.",
+        )
+    return TileTable(
+        grid=plan.grid,
+        years=tuple(c.year for c in collections),
+        sources=tuple(str(name) for name in sources),
+        epsg=plan.epsg,
+        col=plan.col,
+        row=plan.row,
+        year=plan.year,
+        split=plan.split,
+        source=source.reshape(-1).astype(np.int64),
+        valid=valid,
+        store_row=np.arange(len(plan.col), dtype=np.int64),
+    ).select(kept)
+
+
+def _finish(
+    folder: Path,
+    collections: Sequence[Collection],
+    channels: tuple[int, int],
+    table: TileTable,
+    records: Sequence[dict[str, Any]],
+    facts: dict[str, Any],
+) -> None:
+    """Write the catalogue and, last, the manifest."""
+    crs = "OGC:CRS84" if table.grid.crs == "utm" else table.grid.crs
+    table.save(
+        folder / "tiles.parquet",
+        lambda epsg, bounds: footprints.rings(epsg, bounds, crs),
+        None if crs == "OGC:CRS84" else footprints.projjson(crs),
+    )
+    fictitious = any(c.placement == "fictitious" for c in collections)
+    contents = [
+        asdict(table.grid),
+        [record["digest"] for record in records],
+        table.store_row.tolist(),
+        table.split.tolist(),
+        table.years,
+    ]
+    years = {
+        c.year: {
+            "files": len(c.images),
+            "labels": c.vector or len(c.labels),
+            "stretch": c.stretch and asdict(c.stretch),
+        }
+        for c in collections
+    }
+    write_json(
+        folder / "manifest.json",
+        {
+            "format": FORMAT,
+            "geomatch": __version__,
+            "fingerprint": fingerprint(contents),
+            "grid": table.grid.id,
+            "size": table.grid.size,
+            "gsd": table.grid.gsd,
+            "channels": {"image": channels[0], "label": channels[1]},
+            "placement": "fictitious" if fictitious else "real",
+            "years": years,
+            "tiles": len(table),
+            "planned": sum(len(record["valid"]) for record in records),
+            "splits": {name: int((table.split == i).sum()) for i, name in enumerate(SPLITS)},
+            **facts,
+        },
+    )
+
+
+def _up_to_date(project: Project, request: str) -> bool:
+    if not project.tiles_manifest.exists():
+        return False
+    return read_manifest(project.tiles_manifest, "geomatch tile --force")["request"] == request
