@@ -169,6 +169,27 @@ def tile(
     )
 
 
+@app.command()
+def train(
+    project: ProjectFolder = HERE,
+    run: Annotated[str | None, typer.Option(help="Name of the run; the latest, or run1.")] = None,
+    settings: Settings = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a run, or go on with it."""
+    from geomatch import console
+
+    opened = Project.open(project)
+    wanted = config.load(opened.config, settings or [])
+    opened.tile_facts()
+    from geomatch.train import train as stage
+
+    with console.progress(quiet) as report:
+        trained = stage(opened, wanted, run=run, report=report)
+    score = "" if trained.map5 is None else f" (validation mAP@5 {trained.map5:.3f})"
+    console.note(f"run {trained.run}: best checkpoint is step {trained.best}{score}")
+
+
 def _parse_sources(texts: list[str], placement: str) -> tuple[config.Source, ...]:
     """Sources from YEAR=PATH and YEAR:labels=PATH, in the order given."""
     found: dict[str, dict[str, str]] = {}

@@ -1,0 +1,48 @@
+"""Augmentation on the device: one warp for image and labels, light on the image alone."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from geomatch.config import Augment
+
+
+def augment(key: jax.Array, tiles: jax.Array, image_channels: int, settings: Augment) -> jax.Array:
+    """Change tiles at random, those of one place alike.
+
+    Args:
+        tiles: (roles, b, h, w, c) uint8. Roles come in threes: anchor, positive, negative;
+            the first two are of one place and are flipped and turned alike, unless
+            `settings.independent`.
+        image_channels: how many of the channels are image; the rest are labels.
+
+    Returns:
+        The same shape and dtype.
+    """
+    roles, batch = tiles.shape[:2]
+    turn_key, light_key, label_key = jax.random.split(key, 3)
+    states = jax.random.randint(turn_key, (roles, batch), 0, 8)
+    if not settings.independent:
+        states = states.at[1::3].set(states[0::3])
+    flip = (states % 2) * settings.flips
+    turn = (states // 2) * settings.turns
+    flat = tiles.reshape(-1, *tiles.shape[2:])
+    turned = jax.vmap(_turn)(flat, flip.reshape(-1), turn.reshape(-1))
+    image = turned[..., :image_channels].astype(jnp.float32)
+    contrast, brightness = jax.random.uniform(light_key, (2, len(flat), 1, 1, 1), minval=-1)
+    mean = image.mean(axis=(1, 2, 3), keepdims=True)
+    image = (image - mean) * (1 + settings.contrast * contrast) + mean
+    image = image + 255 * settings.brightness * brightness
+    # A query without labels must work, so some tiles learn without theirs.
+    keep = jax.random.uniform(label_key, (len(flat), 1, 1, 1)) >= settings.label_dropout
+    labels = turned[..., image_channels:] * keep
+    image = jnp.clip(jnp.rint(image), 0, 255).astype(jnp.uint8)
+    return jnp.concatenate([image, labels.astype(jnp.uint8)], axis=-1).reshape(tiles.shape)
+
+
+def _turn(tile: jax.Array, flip: jax.Array, turn: jax.Array) -> jax.Array:
+    """One tile (h, h, c), mirrored if `flip` and turned by `turn` quarters."""
+    tile = jnp.where(flip == 1, tile[:, ::-1], tile)
+    tile = jnp.where(turn % 2 == 1, tile.transpose(1, 0, 2)[::-1], tile)
+    return jnp.where(turn >= 2, tile[::-1, ::-1], tile)

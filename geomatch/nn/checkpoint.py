@@ -1,0 +1,126 @@
+"""Checkpoints of a run, through Orbax: the last one, and the best on validation."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from geomatch.errors import StaleError
+from geomatch.nn.step import State
+
+METRIC = "map@5"
+
+
+class Checkpoints:
+    """The checkpoints of one run; a context manager, since saving goes on in the background.
+
+    The model and the optimizer are items of their own, so that descriptors need the model alone.
+    """
+
+    def __init__(self, folder: Path, read_only: bool = False) -> None:
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        policies = [
+            checkpoint_managers.LatestN(1),
+            checkpoint_managers.BestN(
+                get_metric_fn=lambda metrics: metrics[METRIC],
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                best_fn=lambda metrics: metrics[METRIC],
+                read_only=read_only,
+                create=not read_only,
+            ),
+        )
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._manager.close()
+
+    @property
+    def last(self) -> int | None:
+        """Step of the newest checkpoint."""
+        step: int | None = self._manager.latest_step()
+        return step
+
+    @property
+    def best(self) -> int | None:
+        """Step of the best on validation; of the newest where none was validated."""
+        steps = self._manager.all_steps()
+        scored = [(m[METRIC], s) for s in steps if (m := self._manager.metrics(s))]
+        return max(scored)[1] if scored else self.last
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint."""
+        return sorted(self._manager.all_steps())
+
+    def metric(self, step: int) -> float | None:
+        """mAP@5 on validation at `step`, where it was measured."""
+        metrics = self._manager.metrics(step)
+        return metrics[METRIC] if metrics else None
+
+    def save(self, step: int, state: State, metric: float | None) -> None:
+        """Keep `state` as of `step`; `metric` is its mAP@5 on validation, if measured."""
+        model = {"params": state.params, "batch_stats": state.batch_stats}
+        host = jax.tree.map(np.asarray, {"model": model, "optimizer": state.optimizer})
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                model=ocp.args.StandardSave(host["model"]),
+                optimizer=ocp.args.StandardSave(host["optimizer"]),
+            ),
+            metrics=None if metric is None else {METRIC: metric},
+        )
+
+    def restore(self, step: int, like: State) -> State:
+        """The state of `step`; `like` gives shapes and structure."""
+        model = {"params": like.params, "batch_stats": like.batch_stats}
+        found = self._restore(step, {"model": model, "optimizer": like.optimizer})
+        return State(found.model["params"], found.model["batch_stats"], found.optimizer)
+
+    def restore_model(self, step: int, like: State) -> dict[str, Any]:
+        """Parameters and BatchNorm statistics of `step`, without the optimizer."""
+        found = self._restore(
+            step, {"model": {"params": like.params, "batch_stats": like.batch_stats}}
+        )
+        model: dict[str, Any] = found.model
+        return model
+
+    def _restore(self, step: int, like: dict[str, Any]) -> Any:
+        # Host arrays, so that a checkpoint of two devices restores on one.
+        targets = {
+            name: jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
+            for name, tree in like.items()
+        }
+        try:
+            return self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    **{name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
+                ),
+            )
+        except (ValueError, KeyError, OSError) as error:
+            raise StaleError(
+                f"checkpoint {step} of {self._manager.directory} cannot be restored: "
+                f"{str(error).splitlines()[0]}",
+                "Use another --run, or train again with --run NEW.",
+            ) from error

@@ -1,0 +1,178 @@
+"""Formulations of convolution, BatchNorm and pooling that are fast on XLA's CPU backend.
+
+Forward they are the plain operations; what differs is the gradient, whose derivation by JAX
+takes paths through XLA that are several times slower there (measured in `tests/benchmarks`).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+SMALL_MAP = 6
+"""Side of a padded map up to which a convolution is one matrix product."""
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def conv(x: jax.Array, kernel: jax.Array, stride: int, edge: int) -> jax.Array:
+    """Convolution of (b, h, w, c) with a square kernel (k, k, c, f), `edge` zeros around."""
+    return _convolve(jnp.pad(x, ((0, 0), (edge, edge), (edge, edge), (0, 0))), kernel, stride)
+
+
+def conv_plain(x: jax.Array, kernel: jax.Array, stride: int, edge: int) -> jax.Array:
+    """`conv`, its gradient left to JAX."""
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), [(edge, edge)] * 2, dimension_numbers=DIMENSIONS
+    )
+
+
+def _conv_forward(x: jax.Array, kernel: jax.Array, stride: int, edge: int) -> Any:
+    return conv(x, kernel, stride, edge), (x, kernel)
+
+
+def _conv_backward(stride: int, edge: int, kept: Any, dy: jax.Array) -> Any:
+    x, kernel = kept
+    return _input_gradient(x, kernel, stride, edge, dy), _kernel_gradient(
+        x, kernel, stride, edge, dy
+    )
+
+
+def _input_gradient(
+    x: jax.Array, kernel: jax.Array, stride: int, edge: int, dy: jax.Array
+) -> jax.Array:
+    """A forward convolution of the output's gradient, spread out, with the turned kernel."""
+    k = kernel.shape[0]
+    padding = [(0, 0, 0)]
+    for size, out in zip(x.shape[1:3], dy.shape[1:3], strict=True):
+        low = k - 1 - edge
+        spread = (out - 1) * stride + 1
+        padding.append((low, size + k - 1 - low - spread, stride - 1))
+    spread_out = lax.pad(dy, jnp.zeros((), dy.dtype), [*padding, (0, 0, 0)])
+    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    return _convolve(spread_out, turned, 1)
+
+
+def _kernel_gradient(
+    x: jax.Array, kernel: jax.Array, stride: int, edge: int, dy: jax.Array
+) -> jax.Array:
+    """One matrix product of shifted input and output gradient for each kernel position."""
+    k = kernel.shape[0]
+    padded = jnp.pad(x, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
+    flat = dy.reshape(-1, dy.shape[-1])
+    products = [
+        jnp.einsum("nc,nf->cf", part, flat, preferred_element_type=jnp.float32)
+        for part in _shifted(padded, k, stride)
+    ]
+    return jnp.stack(products).reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _convolve(padded: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Convolution without padding; one matrix product where the map is small.
+
+    On maps hardly larger than the kernel XLA's convolution falls back to plain loops, sixty
+    times slower.
+    """
+    k = kernel.shape[0]
+    if k == 1 or min(padded.shape[1:3]) > SMALL_MAP:
+        return lax.conv_general_dilated(
+            padded, kernel, (stride, stride), "VALID", dimension_numbers=DIMENSIONS
+        )
+    height, width = ((size - k) // stride + 1 for size in padded.shape[1:3])
+    columns = jnp.concatenate(_shifted(padded, k, stride), axis=1)
+    product = columns @ kernel.reshape(-1, kernel.shape[-1])
+    return product.reshape(len(padded), height, width, -1)
+
+
+def _shifted(padded: jax.Array, k: int, stride: int) -> list[jax.Array]:
+    """The input under each kernel position, (b h w, c) each."""
+    height, width = ((size - k) // stride * stride + 1 for size in padded.shape[1:3])
+    return [
+        padded[:, i : i + height : stride, j : j + width : stride].reshape(-1, padded.shape[-1])
+        for i in range(k)
+        for j in range(k)
+    ]
+
+
+conv.defvjp(_conv_forward, _conv_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def batch_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalise (b, h, w, c) by the statistics of the global batch.
+
+    Gradients flow through the first result alone.
+
+    Returns:
+        The normalised batch, and the mean and variance (c,) it was normalised by.
+    """
+    return batch_norm_plain(x, scale, bias, epsilon, axis_name)
+
+
+def batch_norm_plain(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`batch_norm`, its gradient left to JAX."""
+    wide = x.astype(jnp.float32)
+    moments = jnp.stack([wide.mean((0, 1, 2)), (wide * wide).mean((0, 1, 2))])
+    if axis_name is not None:
+        moments = lax.pmean(moments, axis_name)
+    mean, variance = moments[0], jnp.maximum(moments[1] - moments[0] ** 2, 0.0)
+    factor = scale * lax.rsqrt(variance + epsilon)
+    y = (wide * factor + (bias - mean * factor)).astype(x.dtype)
+    return y, mean, variance
+
+
+def _batch_norm_forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None
+) -> Any:
+    y, mean, variance = batch_norm_plain(x, scale, bias, epsilon, axis_name)
+    return (y, mean, variance), (x, scale, mean, lax.rsqrt(variance + epsilon))
+
+
+def _batch_norm_backward(epsilon: float, axis_name: str | None, kept: Any, gradients: Any) -> Any:
+    x, scale, mean, inverse = kept
+    dy = gradients[0].astype(jnp.float32)
+    wide = x.astype(jnp.float32)
+    dbias = dy.sum((0, 1, 2))
+    dscale = ((dy * wide).sum((0, 1, 2)) - mean * dbias) * inverse
+    count = x.size // x.shape[-1]
+    sums = jnp.stack([dbias, dscale])
+    if axis_name is not None:
+        # The input's gradient needs the sums of all devices; those of scale and bias stay
+        # local, since the step averages them.
+        sums = lax.psum(sums, axis_name)
+        count = count * lax.psum(1, axis_name)
+    total_bias, total_scale = sums / count
+    slope = scale * inverse
+    dx = dy * slope - wide * (slope * inverse * total_scale)
+    dx = dx - slope * (total_bias - mean * inverse * total_scale)
+    return dx.astype(x.dtype), dscale, dbias
+
+
+batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
+
+
+def max_pool_3x3(x: jax.Array) -> jax.Array:
+    """3x3 maximum with stride 2 of values not below 0, as strided slices along each axis."""
+    for axis in (1, 2):
+        size = x.shape[axis]
+        out = (size - 1) // 2 + 1
+        edges = [(0, 0)] * 4
+        edges[axis] = (1, 2 * out - size)
+        padded = jnp.pad(x, edges)
+        x = jnp.maximum(
+            jnp.maximum(_strided(padded, 0, out, axis), _strided(padded, 1, out, axis)),
+            _strided(padded, 2, out, axis),
+        )
+    return x
+
+
+def _strided(x: jax.Array, start: int, count: int, axis: int) -> jax.Array:
+    return lax.slice_in_dim(x, start, start + 2 * (count - 1) + 1, 2, axis)
