@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,8 +15,6 @@ from geomatch import __version__, config
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.project import Project
 
-NEGATIVE_POINT = re.compile(r"-\d+(\.\d*)?,\s*-?\d+(\.\d*)?")
-
 
 class Commands(TyperGroup):
     """The commands, with every failure told in a line or two instead of a traceback."""
@@ -24,6 +24,10 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except GeomatchError as error:
             failure = error
+        except BrokenPipeError:
+            # The reader of our output went away (as `head` does): nothing is left to say.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
         except OSError as error:
             failure = _explain(error)
         except KeyboardInterrupt:
@@ -188,6 +192,224 @@ def train(
         trained = stage(opened, wanted, run=run, report=report)
     score = "" if trained.map5 is None else f" (validation mAP@5 {trained.map5:.3f})"
     console.note(f"run {trained.run}: best checkpoint is step {trained.best}{score}")
+
+
+@app.command()
+def embed(
+    project: ProjectFolder = HERE,
+    run: Annotated[
+        str | None,
+        typer.Option(help="NAME or NAME@STEP; the latest run's best checkpoint.", metavar="RUN"),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="A run's folder, or another project, in place of --run.", exists=True),
+    ] = None,
+    settings: Settings = None,
+    quiet: Quiet = False,
+) -> None:
+    """Describe every tile with a trained encoder."""
+    from geomatch import console
+
+    opened = Project.open(project)
+    config.load(opened.config, settings or [])
+    opened.tile_facts()
+    from geomatch.embed import embed as stage
+
+    with console.progress(quiet) as report:
+        made = stage(opened, run=run, model=model, report=report)
+    console.note(f"{made.tiles} descriptors in {made.path}")
+
+
+@app.command()
+def index(
+    project: ProjectFolder = HERE,
+    run: Annotated[
+        str | None, typer.Option(help="Embeddings to index; the latest.", metavar="RUN@STEP")
+    ] = None,
+    settings: Settings = None,
+    quiet: Quiet = False,
+) -> None:
+    """Index embeddings for querying."""
+    from geomatch import console
+
+    opened = Project.open(project)
+    config.load(opened.config, settings or [])
+    from geomatch.index import index as stage
+
+    with console.progress(quiet) as report:
+        made = stage(opened, run=run, report=report)
+    console.note(f"{made.tiles} tiles in {made.folder}")
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def query(
+    target: Annotated[
+        str, typer.Argument(help="A tile id, LON,LAT or an image file.", metavar="TARGET")
+    ],
+    project: ProjectFolder = HERE,
+    top: Annotated[int, typer.Option(help="How many answers.")] = 5,
+    year: Annotated[
+        list[str] | None, typer.Option(help="Search this year only; repeatable.")
+    ] = None,
+    same_year: Annotated[
+        bool, typer.Option("--same-year", help="Search the query's own year too.")
+    ] = False,
+    from_year: Annotated[
+        str | None, typer.Option(help="Whose tile to take at LON,LAT; the newest.", metavar="YEAR")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--index", help="Index to search; the latest.")
+    ] = None,
+    as_json: Json = False,
+    settings: Settings = None,
+    quiet: Quiet = False,
+) -> None:
+    """Find where a place is in the other years."""
+    from geomatch import console
+    from geomatch.query import query as stage
+
+    opened = Project.open(project)
+    config.load(opened.config, settings or [])
+    with console.progress(quiet) as report:
+        found = stage(
+            opened,
+            target,
+            top=top,
+            years=tuple(year or ()),
+            same_year=same_year,
+            from_year=from_year,
+            index=name,
+            report=report,
+        )
+    if as_json:
+        console.data(found.as_json())
+        return
+    asked = found.matches[0].query if found.matches else target
+    console.table(
+        f"{asked}: nearest tiles",
+        ("rank", "tile", "year", "score", "lon", "lat", "distance (m)"),
+        [
+            (
+                match.rank,
+                match.tile,
+                match.year,
+                match.score,
+                f"{match.lon:.6f}",
+                f"{match.lat:.6f}",
+                None if match.distance_m is None else f"{match.distance_m:.0f}",
+            )
+            for match in found.matches
+        ],
+        numbers=("rank", "score", "lon", "lat", "distance (m)"),
+    )
+
+
+@app.command("eval")
+def evaluate(
+    project: ProjectFolder = HERE,
+    run: Annotated[
+        str | None, typer.Option(help="Embeddings to measure; the latest.", metavar="RUN@STEP")
+    ] = None,
+    database: Annotated[
+        str | None, typer.Option(help="split: search its own tiles; all: those of every split.")
+    ] = None,
+    year: Annotated[
+        list[str] | None, typer.Option(help="Search this year only; repeatable.")
+    ] = None,
+    same_year: Annotated[
+        bool, typer.Option("--same-year", help="Search the queries' own year too.")
+    ] = False,
+    as_json: Json = False,
+    settings: Settings = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure how well places are found in the other years."""
+    from geomatch import console
+
+    opened = Project.open(project)
+    asked = [f"eval.database={database}"] if database else []
+    wanted = config.load(opened.config, asked + (settings or []))
+    from geomatch.evaluate import evaluate as stage
+
+    with console.progress(quiet) as report:
+        result = stage(
+            opened,
+            run=run,
+            database=wanted.eval.database,
+            years=tuple(year or ()),
+            same_year=same_year,
+            report=report,
+        )
+    if as_json:
+        console.data({"splits": result.splits})
+        return
+    columns = {
+        "queries": "queries",
+        "tiles": "database",
+        "mAP@5": "map@5",
+        "R@1": "recall@1",
+        "R@5": "recall@5",
+        "R@10": "recall@10",
+        "rank": "median_rank",
+        "error m": "median_error_m",
+    }
+    rows = []
+    for split, figures in result.splits.items():
+        rows.append((split, *(figures[key] for key in columns.values())))
+        if len(figures["pairs"]) > 1:
+            rows += [
+                (
+                    f"  {pair['query_year']} in {pair['database_year']}",
+                    *(pair[key] for key in columns.values()),
+                )
+                for pair in figures["pairs"]
+            ]
+    title = f"{result.embeddings}, exact search; rank and error are medians"
+    console.table(title, ("split", *columns), rows, numbers=tuple(columns))
+
+
+@app.command()
+def info(project: ProjectFolder = HERE, as_json: Json = False, settings: Settings = None) -> None:
+    """Show what is there, from what, what is stale and what to run next."""
+    from geomatch import console
+
+    opened = Project.open(project)
+    config.load(opened.config, settings or [])
+    import jax
+
+    from geomatch.info import info as stage
+
+    found = stage(opened)
+    found["devices"] = [str(device) for device in jax.devices()]
+    if as_json:
+        console.data(found)
+    else:
+        console.overview(found)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="DIR")] = Path("geomatch-demo"),
+    seed: Annotated[int, typer.Option(help="Of the landscape and the training.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Run the whole chain on a made-up landscape of two years."""
+    from geomatch import console
+    from geomatch.demo import demo as stage
+
+    with console.progress(quiet) as report:
+        result = stage(folder, seed=seed, report=report)
+    console.facts(
+        {
+            "project": folder,
+            "test places": result.places,
+            "test mAP@5": result.trained,
+            "untrained": result.untrained,
+            "picture": result.picture,
+            "seconds": round(result.seconds),
+        }
+    )
 
 
 def _parse_sources(texts: list[str], placement: str) -> tuple[config.Source, ...]:

@@ -166,12 +166,12 @@ def with_sources(config: Config, sources: Iterable[Source]) -> Config:
 
 def located(source: Source, root: Path) -> Source:
     """`source` with its paths taken from `root`, where they are relative."""
-    paths = {
-        name: str(root.absolute() / text)
-        for name in ("images", "labels")
-        if (text := getattr(source, name))
-    }
-    return dataclasses.replace(source, **paths)
+    base = root.absolute()
+    return dataclasses.replace(
+        source,
+        images=str(base / source.images),
+        labels=str(base / source.labels) if source.labels else "",
+    )
 
 
 def differences(old: Config, new: Config, tables: Iterable[str]) -> list[str]:
@@ -186,9 +186,9 @@ def template() -> str:
 
 
 def _template_lines() -> Iterator[str]:
-    yield "# geomatch project. Commented keys show their defaults; `--set table.key=value` beats this file."
+    yield "# A geomatch project. Commented keys show defaults; --set table.key=value beats this file."
     yield ""
-    yield "# One table a year, in order; or name them on the command line: geomatch tile YEAR=PATH ..."
+    yield "# One table a year, in order; or on the command line: geomatch tile YEAR=PATH ..."
     yield "# [[source]]"
     yield '# year = "2015"'
     yield '# images = "ortho/2015/*.tif"'

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -110,19 +111,52 @@ def table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], numbers: Sequence[str] = ()
 ) -> None:
     """A table on stdout; `numbers` names the columns to align right."""
-    shown = Table(title=escape(title), title_justify="left")
+    shown = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        shown.add_column(column, justify="right" if column in numbers else "left")
+        shown.add_column(column, justify="right" if column in numbers else "left", no_wrap=True)
     for row in rows:
         shown.add_row(*(escape(_text(value)) for value in row))
-    out.print(shown)
+    # Piped into a file, a table has all the width it needs.
+    out.print(shown, width=None if out.is_terminal else 200)
 
 
 def facts(values: Mapping[str, Any]) -> None:
     """Names and values on stdout, a line each."""
     width = max(len(name) for name in values)
     for name, value in values.items():
-        out.print(f"[bold]{name:<{width}}[/]  {escape(_text(value))}", highlight=False)
+        text = f"[bold]{escape(name):<{width}}[/]  {escape(_text(value))}"
+        out.print(text, highlight=False, soft_wrap=True)
+
+
+def overview(found: Mapping[str, Any]) -> None:
+    """A project's `info`."""
+    lines: dict[str, Any] = {"project": found["project"]}
+    tiles = found["tiles"]
+    if tiles is None:
+        lines["tiles"] = "none yet"
+    else:
+        channels = tiles["channels"]
+        lines["tiles"] = f"{tiles['tiles']} on {tiles['grid']} ({tiles['placement']} placement)"
+        lines["years"] = ", ".join(
+            f"{year} ({facts['files']} files{', labels' if facts['labels'] else ''})"
+            for year, facts in tiles["years"].items()
+        )
+        lines["channels"] = f"{channels['image']} image, {channels['label']} label"
+        lines["splits"] = ", ".join(f"{name} {n}" for name, n in tiles["splits"].items())
+    for run in found["runs"]:
+        score = (
+            "" if run["map@5"] is None else f", best step {run['best']} mAP@5 {run['map@5']:.3f}"
+        )
+        state = "finished" if run["finished"] else f"at step {run['last'] or 0}, unfinished"
+        other = ", on tiles that changed since" if run["other_tiles"] else ""
+        lines[f"run {run['name']}"] = f"{run['trunk']}, {state}{score}{other}"
+    for what in ("embeddings", "indexes"):
+        for entry in found[what]:
+            stale = "stale: made from tiles or weights that changed" if entry["stale"] else "fresh"
+            lines[f"{what} {entry['name']}"] = stale
+    lines["devices"] = ", ".join(found["devices"])
+    lines["next"] = found["next"]
+    facts(lines)
 
 
 def _text(value: Any) -> str:

@@ -40,7 +40,8 @@ from geomatch.nn.step import (
     make_step,
 )
 from geomatch.progress import Reporter, silent
-from geomatch.project import FORMAT, Project, read_manifest, replacing, write_json
+from geomatch.project import FORMAT, Project, replacing, write_json
+from geomatch.runs import read_run
 from geomatch.search.exact import neighbours, unit
 from geomatch.search.metrics import map_at
 from geomatch.search.protocol import all_ranks, retrieve
@@ -94,17 +95,6 @@ def train(
         return _loop(project, name, settings, tiles, form, report)
 
 
-def read_run(project: Project, run: str) -> tuple[config.Config, TileForm, dict[str, Any]]:
-    """Configuration, tile form and manifest of a run."""
-    path = project.run(run) / "config.json"
-    manifest = read_manifest(path, "geomatch train --run NEW")
-    return (
-        config.from_dict(manifest["settings"], str(path)),
-        TileForm(**manifest["form"]),
-        manifest,
-    )
-
-
 def _training_view(tiles: TileTable, years: tuple[str, ...]) -> TileTable:
     """Training and validation tiles: no test tile comes near a run."""
     if unknown := [year for year in years if year not in tiles.years]:
@@ -135,7 +125,7 @@ def _open_run(
         "tiles": facts["fingerprint"],
     }
     if path.exists():
-        before, _, old = read_run(project, name)
+        before, _, old = read_run(project.run(name))
         changed = config.differences(before, mine, (*TABLES, "split"))
         if "train.epochs" in changed and mine.train.epochs > before.train.epochs:
             changed.remove("train.epochs")
@@ -193,6 +183,7 @@ def _loop(
                 report(f"run {name} is finished: {total} steps ({settings.train.epochs} epochs)")
                 return _result(name, checkpoints)
             state = checkpoints.restore(step, abstract_state(model, settings, form))
+            (folder / "finished.json").unlink(missing_ok=True)
             report(f"run {name}: going on from step {step} of {total}")
         log = stack.enter_context(_Log(folder, step if last is not None else -1))
         feed = stack.enter_context(_Feed(sampler, store, devices))
@@ -229,7 +220,9 @@ def _loop(
             if _logs(step, per_epoch):
                 log.write(step, pace.window(step))
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        return _result(name, checkpoints)
+        result = _result(name, checkpoints)
+    write_json(folder / "finished.json", {"format": FORMAT, **asdict(result), "steps": total})
+    return result
 
 
 def _logs(step: int, per_epoch: int) -> bool:

@@ -43,12 +43,18 @@ class Task:
     neutral: tuple[Ints, Ints]
 
 
-def tasks(tiles: TileTable, queries: NDArray[np.bool_], database: NDArray[np.bool_]) -> list[Task]:
+def tasks(
+    tiles: TileTable,
+    queries: NDArray[np.bool_],
+    database: NDArray[np.bool_],
+    same_year: bool = False,
+) -> list[Task]:
     """Every ordered pair of years that has queries.
 
     Args:
         queries: (n,) which tiles may ask.
         database: (n,) which tiles are searched.
+        same_year: search the queries' own year too; there the place itself is neutral.
     """
     place = tiles.places()
     found = []
@@ -56,16 +62,30 @@ def tasks(tiles: TileTable, queries: NDArray[np.bool_], database: NDArray[np.boo
         for b in range(len(tiles.years)):
             if a == b:
                 continue
-            searched = np.flatnonzero(database & (tiles.year == b))
+            own = (tiles.year == a) if same_year else np.zeros(len(tiles), bool)
+            searched = np.flatnonzero(database & ((tiles.year == b) | own))
             asking = np.flatnonzero(queries & (tiles.year == a))
-            position = np.full(int(place.max(initial=-1)) + 1, -1, np.int64)
-            position[place[searched]] = np.arange(len(searched))
-            truth = position[place[asking]]
+            truth = _position(place, searched, tiles.year[searched] == b)[place[asking]]
             asking, truth = asking[truth >= 0], truth[truth >= 0]
-            if len(asking):
-                neutral = overlapping(tiles, asking, searched)
-                found.append(Task((a, b), asking, searched, truth, neutral))
+            if not len(asking):
+                continue
+            rows, positions = overlapping(tiles, asking, searched)
+            self_found = _position(place, searched, tiles.year[searched] == a)[place[asking]]
+            itself = np.flatnonzero(self_found >= 0)
+            neutral = (
+                np.concatenate([rows, itself]),
+                np.concatenate([positions, self_found[itself]]),
+            )
+            found.append(Task((a, b), asking, searched, truth, neutral))
     return found
+
+
+def _position(place: Ints, searched: Ints, among: NDArray[np.bool_]) -> Ints:
+    """Position in `searched` of each place's tile `among` them, -1 where there is none."""
+    position = np.full(int(place.max(initial=-1)) + 1, -1, np.int64)
+    where = np.flatnonzero(among)
+    position[place[searched[where]]] = where
+    return position
 
 
 def overlapping(tiles: TileTable, queries: Ints, database: Ints) -> tuple[Ints, Ints]:

@@ -56,12 +56,19 @@ def projjson(crs: str) -> dict[str, Any]:
     return result
 
 
-def distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Metres between points of longitude and latitude, (n, 2) each, on the mean sphere."""
-    lon_a, lat_a, lon_b, lat_b = np.radians([a[:, 0], a[:, 1], b[:, 0], b[:, 1]])
-    h = (
-        np.sin((lat_b - lat_a) / 2) ** 2
-        + np.cos(lat_a) * np.cos(lat_b) * np.sin((lon_b - lon_a) / 2) ** 2
-    )
-    metres: NDArray[np.float64] = 2 * 6_371_008.8 * np.arcsin(np.sqrt(h))
+def distance(epsg_a: Ints, points_a: Floats, epsg_b: Ints, points_b: Floats) -> NDArray[np.float64]:
+    """Metres between points (n, 2), each in the CRS of its code.
+
+    In the plane where both are of one CRS, else along a great circle of the mean sphere.
+    """
+    metres: NDArray[np.float64] = np.hypot(*(points_a - points_b).T)
+    apart = epsg_a != epsg_b
+    if apart.any():
+        a = np.radians(lonlat(epsg_a[apart], points_a[apart]))
+        b = np.radians(lonlat(epsg_b[apart], points_b[apart]))
+        h = (
+            np.sin((b[:, 1] - a[:, 1]) / 2) ** 2
+            + np.cos(a[:, 1]) * np.cos(b[:, 1]) * np.sin((b[:, 0] - a[:, 0]) / 2) ** 2
+        )
+        metres[apart] = 2 * 6_371_008.8 * np.arcsin(np.sqrt(h))
     return metres

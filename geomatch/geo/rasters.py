@@ -113,6 +113,15 @@ def inspect(path: str) -> Raster:
         )
 
 
+def is_georeferenced(path: str) -> bool:
+    """Whether GDAL reads it and it has a CRS."""
+    try:
+        with _open(path) as source:
+            return source.crs is not None
+    except GeomatchError:
+        return False
+
+
 def has_palette(path: str) -> bool:
     """Whether band values are indices of a colour table, which cannot be interpolated."""
     with _open(path) as source:
@@ -157,6 +166,11 @@ def metric_crs(raster: Raster) -> str:
     code = crs.to_epsg()
     if code and code != 3857 and _is_metric(crs):
         return f"EPSG:{code}"
+    return utm_crs(raster)
+
+
+def utm_crs(raster: Raster) -> str:
+    """ "EPSG:n" of the UTM zone of a raster's centre."""
     lon, lat = _centre_lonlat(raster)
     return f"EPSG:{int(utm_epsg(np.asarray(lon), np.asarray(lat)))}"
 

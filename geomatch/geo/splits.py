@@ -111,7 +111,7 @@ def keep_apart(grid: Grid, epsg: Ints, col: Ints, row: Ints, split: Ints, buffer
         )
     )
     for i, ((zone, c, r), own) in enumerate(places.items()):
-        if own == DROPPED or own == TEST:
+        if own in (DROPPED, TEST):
             continue
         near = (
             places.get((zone, c + dc, r + dr), DROPPED)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -17,7 +20,7 @@ def binary_cross_entropy(logits: jax.Array, matching: jax.Array) -> jax.Array:
     return jnp.mean(jnp.logaddexp(0.0, logits) - logits * matching)
 
 
-def head_penalty(params: dict[str, jax.Array], tile_size: int) -> jax.Array:
+def head_penalty(params: Mapping[str, Any], tile_size: int) -> jax.Array:
     """S1's L2 penalties on its 512 px head: 2e-4 on convolutions, 1e-3 on the Dense layer."""
     head = params.get("encoder", {}).get("head", {})
     total = jnp.zeros(())

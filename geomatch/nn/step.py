@@ -93,7 +93,7 @@ def _optimizer(settings: Config) -> optax.GradientTransformation:
 
 def make_step(
     model: Siamese, settings: Config, form: TileForm
-) -> Callable[[State, Any, jax.Array], tuple[State, jax.Array]]:
+) -> Callable[[State, Any, np.uint32], tuple[State, jax.Array]]:
     """A function (state, tiles, step number) to (new state, loss of each device).
 
     Tiles are (devices, roles, b, h, w, c) uint8; roles are threes of anchor, positive and
@@ -135,7 +135,7 @@ def _loss(
         descriptors.reshape(roles, batch, -1)[i::3].reshape(roles // 3 * batch, -1)
         for i in range(3)
     )
-    logits = model.apply(
+    logits: Any = model.apply(
         {"params": params},
         jnp.concatenate([anchor, anchor]),
         jnp.concatenate([positive, negative]),

@@ -26,17 +26,19 @@ def retrieve(
     vectors: NDArray[np.float32],
     queries: NDArray[np.bool_],
     database: NDArray[np.bool_],
+    same_year: bool = False,
 ) -> list[Outcome]:
     """Exact retrieval between all ordered pairs of years.
 
     Args:
         vectors: (n, d) descriptors, a row a tile; compared by cosine.
         queries, database: (n,) which tiles ask, and which are searched.
+        same_year: see `tasks`.
     """
     rows = unit(vectors)
     return [
         Outcome(task, rank_truth(rows[task.queries], rows[task.database], task.truth, task.neutral))
-        for task in tasks(tiles, queries, database)
+        for task in tasks(tiles, queries, database, same_year)
     ]
 
 

@@ -1,0 +1,110 @@
+"""Descriptors of tiles: parallel arrays, saved as GeoParquet after the geoembeddings convention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from geomatch.data import geoparquet
+from geomatch.data.tiles import Outline, TileTable
+from geomatch.errors import StaleError
+
+FOOTER = "emb"
+"""Key of the footer's metadata: model, checkpoint, dimension, normalisation, tiles."""
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Descriptors (n, d) float32, a row for each tile of the catalogue, in its order.
+
+    `facts` is the footer: "name", "run", "step", "dimension", "normalise", "model" and "tiles" (the
+    fingerprints they were made from) and their own "fingerprint".
+    """
+
+    vectors: NDArray[np.float32]
+    facts: dict[str, Any]
+
+    def save(
+        self, path: Path, tiles: TileTable, outline: Outline, crs: dict[str, Any] | None
+    ) -> None:
+        """Write GeoParquet; see `write`."""
+        write(path, [self.vectors], tiles, outline, crs, self.facts)
+
+    @classmethod
+    def load(cls, path: Path) -> Embeddings:
+        """Read what `save` wrote.
+
+        Raises:
+            StaleError: the file is damaged.
+        """
+        facts = read_facts(path)
+        column = pq.read_table(path, columns=["embedding"])["embedding"]
+        parts = [chunk.flatten().to_numpy() for chunk in column.chunks]
+        flat = np.concatenate([np.empty(0, np.float32), *parts])
+        return cls(flat.reshape(-1, facts["dimension"]), facts)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The footer of an embeddings file."""
+    return geoparquet.read_footer(path, FOOTER, "geomatch embed")
+
+
+def check_fresh(facts: dict[str, Any], tiles: dict[str, Any]) -> None:
+    """See that descriptors were made from the tiles as they are.
+
+    Args:
+        facts: of the embeddings, or of what was made from them.
+        tiles: the manifest of the tiles.
+
+    Raises:
+        StaleError: the tiles changed since.
+    """
+    if facts["tiles"] != tiles["fingerprint"]:
+        raise StaleError(
+            f"the tiles changed since {facts['name']} was embedded",
+            "Run: geomatch embed, then geomatch index",
+        )
+
+
+def write(
+    path: Path,
+    parts: Iterable[NDArray[np.float32]],
+    tiles: TileTable,
+    outline: Outline,
+    crs: dict[str, Any] | None,
+    facts: dict[str, Any],
+) -> None:
+    """Write descriptors part by part, in bounded memory.
+
+    Args:
+        parts: (n_i, d) float32, all of `tiles` in order.
+        outline, crs: see `TileTable.save`.
+        facts: the footer.
+    """
+    schema = pa.schema(
+        [
+            ("id", pa.string()),
+            ("geometry", pa.binary()),
+            ("bbox", geoparquet.BBOX),
+            ("datetime", pa.timestamp("ms", tz="UTC")),
+            ("year", pa.string()),
+            ("embedding", pa.list_(pa.float32(), facts["dimension"])),
+        ]
+    )
+
+    def tables() -> Iterable[pa.Table]:
+        start = 0
+        for part in parts:
+            rows = tiles.arrow(outline, slice(start, start + len(part)))
+            start += len(part)
+            column = pa.FixedSizeListArray.from_arrays(pa.array(part.ravel()), part.shape[1])
+            yield rows.append_column("embedding", column).select(schema.names)
+
+    geoparquet.write(path, schema, tables(), crs, {FOOTER: facts})

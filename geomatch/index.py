@@ -1,0 +1,106 @@
+"""Index: embeddings to a searchable exact index, with what a result's row says of each tile."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from geomatch.data import embeddings
+from geomatch.data.tiles import TileTable
+from geomatch.geo import footprints
+from geomatch.progress import Reporter, silent
+from geomatch.project import FORMAT, Project, latest, replace_folder, write_json
+from geomatch.search import flat
+
+ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """What `index` made: its name and folder, and how many tiles it holds."""
+
+    name: str
+    folder: Path
+    tiles: int
+
+
+def index(project: Project, *, run: str | None = None, report: Reporter = silent) -> Indexed:
+    """Index embeddings for `query`.
+
+    Args:
+        run: name of the embeddings ("RUN@STEP"); by default the latest.
+
+    Raises:
+        GeomatchError: there are no embeddings, or they are stale.
+    """
+    tile_facts = project.tile_facts()
+    name = latest(project.embedding_names(), run, "embeddings", "geomatch embed")
+    source = project.embeddings / f"{name}.parquet"
+    with project.lock(f"index/{name}"):
+        facts = embeddings.read_facts(source)
+        embeddings.check_fresh(facts, tile_facts)
+        tiles = TileTable.load(project.catalogue)
+        partial = project.indexes / f".{name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        counts = [int((tiles.year == year).sum()) for year in range(len(tiles.years))]
+        for year, label in enumerate(tiles.years):
+            flat.write(partial, year, _of_year(source, tiles, year))
+            report(f"indexed {counts[year]} tiles of {label}")
+        _write_rows(partial / "tiles.parquet", tiles)
+        write_json(
+            partial / "manifest.json",
+            {
+                "format": FORMAT,
+                "name": name,
+                "years": tiles.years,
+                "counts": counts,
+                "embeddings": facts["fingerprint"],
+                "placement": tile_facts["placement"],
+                **{key: facts[key] for key in ("tiles", "model", "run", "step", "dimension")},
+            },
+        )
+        replace_folder(partial, project.indexes / name)
+        return Indexed(name, project.indexes / name, len(tiles))
+
+
+def _of_year(source: Path, tiles: TileTable, year: int) -> Iterator[NDArray[np.float32]]:
+    """A year's descriptors, a row group of the file at a time."""
+    file, start = pq.ParquetFile(source), 0
+    for group in range(file.num_row_groups):
+        column = file.read_row_group(group, columns=["embedding"])["embedding"].combine_chunks()
+        vectors = column.flatten().to_numpy().reshape(len(column), -1)
+        yield vectors[tiles.year[start : start + len(vectors)] == year]
+        start += len(vectors)
+
+
+def _write_rows(path: Path, tiles: TileTable) -> None:
+    """Each tile's id, year, place on the ground and row in the pixel store, years in order."""
+    order = np.argsort(tiles.year, kind="stable")
+    writer: Any = None
+    for start in range(0, len(order), ROWS):
+        part = tiles.select(order[start : start + ROWS])
+        centres = part.centres()
+        lonlat = footprints.lonlat(part.epsg, centres)
+        columns = {
+            "id": part.ids(),
+            "year": np.asarray(part.years, object)[part.year],
+            "lon": lonlat[:, 0],
+            "lat": lonlat[:, 1],
+            "epsg": part.epsg,
+            "x": centres[:, 0],
+            "y": centres[:, 1],
+            "store_row": part.store_row,
+        }
+        table = pa.table(columns)
+        writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+        writer.write_table(table)
+    writer.close()

@@ -1,0 +1,260 @@
+"""Query: where is this, in another year? The nearest tiles of an index.
+
+A query by tile id or by a point needs the index alone; only an image needs the encoder, which
+is imported when one comes.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from geomatch.data import embeddings
+from geomatch.errors import GeomatchError, StaleError, UsageError
+from geomatch.progress import Reporter, silent
+from geomatch.project import Project, latest, read_manifest
+from geomatch.search.flat import FlatIndex
+
+POINT = re.compile(r"\s*(-?\d+(?:\.\d*)?)\s*,\s*(-?\d+(?:\.\d*)?)\s*")
+
+
+@dataclass(frozen=True)
+class Match:
+    """One answer.
+
+    Attributes:
+        query: id of the tile asked for, or the image's path.
+        score: cosine similarity, higher is better.
+        distance_m: between tile centres; None without a place of one's own.
+    """
+
+    query: str
+    rank: int
+    tile: str
+    year: str
+    score: float
+    lon: float
+    lat: float
+    distance_m: float | None
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Answers in order of rank, and the rows of the pixel store of the query and of each."""
+
+    matches: tuple[Match, ...]
+    query_row: int | None
+    rows: tuple[int, ...]
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """A list of plain dictionaries."""
+        return [asdict(match) for match in self.matches]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A query: what it is called, its descriptor, place and year, where they are known."""
+
+    name: str
+    vector: NDArray[np.float32]
+    position: int | None = None
+    epsg: int | None = None
+    x: float = 0.0
+    y: float = 0.0
+    year: int | None = None
+
+
+def query(
+    project: Project,
+    target: str,
+    *,
+    top: int = 5,
+    years: tuple[str, ...] = (),
+    same_year: bool = False,
+    from_year: str | None = None,
+    index: str | None = None,
+    report: Reporter = silent,
+) -> Matches:
+    """The `top` nearest tiles to a tile, a point or an image.
+
+    Args:
+        target: a tile's id, "LON,LAT", or an image file.
+        years: search these only.
+        same_year: search the query's own year too (the tile itself is never an answer).
+        from_year: whose tile to take at a point; by default the newest.
+        index: its name; by default the latest.
+
+    Raises:
+        GeomatchError: there is no index, it is stale, or the target is not to be found.
+    """
+    if top < 1:
+        raise UsageError(f"--top {top}: at least 1 is expected")
+    name = latest(project.index_names(), index, "index", "geomatch index")
+    folder = project.indexes / name
+    facts = read_manifest(folder / "manifest.json", "geomatch index")
+    _check_fresh(project, name, facts)
+    known = _year_codes((*years, *([from_year] if from_year else [])), facts["years"])
+    found = FlatIndex(folder, facts["counts"])
+    rows = pq.read_table(folder / "tiles.parquet", memory_map=True)
+    asked = _resolve(project, target, facts, rows, found, from_year, report)
+    if years:
+        searched = known[: len(years)]
+    else:
+        searched = [y for y in range(len(facts["years"])) if same_year or y != asked.year]
+    scores, positions = found.search(asked.vector, searched, top + 1)
+    keep = positions != asked.position if asked.position is not None else slice(None)
+    return _matches(asked, scores[keep][:top], positions[keep][:top], rows, facts)
+
+
+def _check_fresh(project: Project, name: str, facts: dict[str, Any]) -> None:
+    embeddings.check_fresh(facts, project.tile_facts())
+    source = project.embeddings / f"{name}.parquet"
+    if source.exists() and embeddings.read_facts(source)["fingerprint"] != facts["embeddings"]:
+        raise StaleError(f"index {name} was made from other embeddings", "Run: geomatch index")
+
+
+def _year_codes(wanted: tuple[str, ...], years: list[str]) -> list[int]:
+    if unknown := [year for year in wanted if year not in years]:
+        raise UsageError(
+            f"the index has no year {', '.join(unknown)}", f"It has: {', '.join(years)}."
+        )
+    return [years.index(year) for year in wanted]
+
+
+def _resolve(
+    project: Project,
+    target: str,
+    facts: dict[str, Any],
+    rows: Any,
+    found: FlatIndex,
+    from_year: str | None,
+    report: Reporter,
+) -> _Asked:
+    if point := POINT.fullmatch(target):
+        position = _over(rows, float(point[1]), float(point[2]), facts, from_year, project)
+    elif Path(target).is_file():
+        return _image(project, target, facts, report)
+    else:
+        hits = np.flatnonzero(_column(rows, "id") == target)
+        if not len(hits):
+            raise GeomatchError(
+                f"{target} is neither a tile of the index, nor LON,LAT, nor an image file",
+                f"Tile ids look like {rows['id'][0].as_py()}.",
+            )
+        position = int(hits[0])
+    row = {key: rows[key][position].as_py() for key in ("id", "year", "epsg", "x", "y")}
+    return _Asked(
+        row["id"],
+        found.vector(position),
+        position,
+        row["epsg"],
+        row["x"],
+        row["y"],
+        facts["years"].index(row["year"]),
+    )
+
+
+def _column(rows: Any, name: str) -> NDArray[Any]:
+    values: NDArray[Any] = rows[name].to_numpy()
+    return values
+
+
+def _over(
+    rows: Any,
+    lon: float,
+    lat: float,
+    facts: dict[str, Any],
+    from_year: str | None,
+    project: Project,
+) -> int:
+    """Position of the tile over a point, of the year asked for or the newest there."""
+    from geomatch.geo.rasters import project_points
+
+    tile_facts = project.tile_facts()
+    half = tile_facts["size"] * tile_facts["gsd"] / 2
+    epsg, x, y = (_column(rows, name) for name in ("epsg", "x", "y"))
+    years = _column(rows, "year")
+    best: tuple[int, float, int] | None = None
+    for code in np.unique(epsg):
+        px, py = project_points("OGC:CRS84", np.array([lon]), np.array([lat]), f"EPSG:{code}")
+        away = np.maximum(np.abs(x - px[0]), np.abs(y - py[0]))
+        for i in np.flatnonzero((epsg == code) & (away <= half)):
+            if from_year in (None, years[i]):
+                # The newest year first, then the tile whose centre is nearest.
+                ranked = (facts["years"].index(years[i]), -float(away[i]), int(i))
+                best = max(best, ranked) if best else ranked
+    if best is None:
+        of = f" of {from_year}" if from_year else ""
+        raise GeomatchError(
+            f"no tile{of} lies over {lon},{lat}",
+            "The point is LON,LAT in degrees; geomatch info shows what is covered.",
+        )
+    return best[2]
+
+
+def _image(project: Project, path: str, facts: dict[str, Any], report: Reporter) -> _Asked:
+    """An image file as a query: its centre, at the ground sample distance where it has a place."""
+    from geomatch.geo import images
+    from geomatch.geo.grid import Grid
+    from geomatch.nn.describe import describe
+    from geomatch.runs import load_encoder
+
+    folder = Path(facts["run"])
+    own = folder.parent == project.runs.absolute()
+    encoding = load_encoder(
+        project,
+        f"{folder.name}@{facts['step']}" if own else None,
+        None if own else folder,
+    )
+    if encoding.fingerprint != facts["model"]:
+        raise StaleError(
+            f"the index is of another checkpoint than {encoding.name}",
+            "Run: geomatch embed, then geomatch index",
+        )
+    form = encoding.form
+    tiles = project.tile_facts()
+    encoding.check_tiles(tiles)
+    grid = Grid(tiles["crs"], tiles["size"], tiles["gsd"], tiles["stride"])
+    cut = images.read(path, grid, form.image_channels)
+    report(cut.remark)
+    if form.label_channels:
+        report("the query has no labels: they are left unknown")
+    tile = np.zeros((1, form.size, form.size, form.channels), np.uint8)
+    tile[0, ..., : form.image_channels] = cut.pixels
+    vector = next(iter(describe(encoding.model, encoding.variables, [tile], 1)))[0]
+    return _Asked(path, vector, None, cut.epsg, cut.x, cut.y)
+
+
+def _matches(
+    asked: _Asked,
+    scores: NDArray[np.float32],
+    positions: NDArray[np.int64],
+    rows: Any,
+    facts: dict[str, Any],
+) -> Matches:
+    found = []
+    taken = rows.take(positions).to_pylist()
+    for rank, (score, row) in enumerate(zip(scores.tolist(), taken, strict=True), 1):
+        metres = None
+        if asked.epsg is not None and facts["placement"] == "real":
+            from geomatch.geo.footprints import distance
+
+            metres = float(
+                distance(
+                    np.array([asked.epsg]),
+                    np.array([[asked.x, asked.y]]),
+                    np.array([row["epsg"]]),
+                    np.array([[row["x"], row["y"]]]),
+                )[0]
+            )
+        found.append(
+            Match(asked.name, rank, row["id"], row["year"], score, row["lon"], row["lat"], metres)
+        )
+    own = rows["store_row"][asked.position].as_py() if asked.position is not None else None
+    return Matches(tuple(found), own, tuple(row["store_row"] for row in taken))

@@ -1,0 +1,148 @@
+"""Trained runs, as the stages after training use them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from geomatch import config
+from geomatch.errors import GeomatchError, UsageError
+from geomatch.nn.checkpoint import Checkpoints
+from geomatch.nn.encoder import Siamese
+from geomatch.nn.step import TileForm, abstract_state, build
+from geomatch.project import Project, fingerprint, latest, read_manifest
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """An encoder with the weights of one checkpoint.
+
+    Attributes:
+        name: "RUN@STEP", behind its project's name where that is another one.
+        fingerprint: of the weights and what they are applied with.
+        dimension: of descriptors.
+        gsd: metres a pixel of the tiles it was trained on.
+    """
+
+    name: str
+    folder: Path
+    step: int
+    settings: config.Config
+    form: TileForm
+    gsd: float
+    model: Siamese
+    variables: dict[str, Any]
+    dimension: int
+    fingerprint: str
+
+    def check_tiles(self, facts: dict[str, Any]) -> None:
+        """See that tiles are of the form the encoder was trained on.
+
+        Args:
+            facts: the manifest of the tiles.
+
+        Raises:
+            GeomatchError: another size, channels or ground sample distance.
+        """
+        mine = self.form.size, self.form.image_channels, self.form.label_channels, self.gsd
+        channels = facts["channels"]
+        theirs = facts["size"], channels["image"], channels["label"], facts["gsd"]
+        words = ("{} px", "{} image channels", "{} label channels", "{} m a pixel")
+        for own, other, text in zip(mine, theirs, words, strict=True):
+            if own != other:
+                raise GeomatchError(
+                    f"the tiles have {text.format(other)}, {self.name} was trained on "
+                    f"{text.format(own)}",
+                    "Tile to that form, or train a run on these tiles: geomatch train --run NEW",
+                )
+
+
+def read_run(folder: Path) -> tuple[config.Config, TileForm, dict[str, Any]]:
+    """Configuration, tile form and manifest of a run's folder."""
+    path = folder / "config.json"
+    manifest = read_manifest(path, "geomatch train --run NEW")
+    return (
+        config.from_dict(manifest["settings"], str(path)),
+        TileForm(**manifest["form"]),
+        manifest,
+    )
+
+
+def load_encoder(project: Project, run: str | None, model: Path | None) -> Encoding:
+    """The encoder of a run: its best checkpoint, unless a step is named.
+
+    Args:
+        run: "NAME" or "NAME@STEP"; None is the latest run.
+        model: a run's folder, or a project's (its latest run), in place of `run`.
+
+    Raises:
+        GeomatchError: there is no such run or checkpoint.
+        UsageError: both are given, or the step is no number.
+    """
+    if model is not None:
+        if run is not None:
+            raise UsageError("--run and --model exclude each other")
+        folder = _run_folder(model)
+        name = f"{folder.parent.parent.absolute().name}-{folder.name}"
+        step = ""
+    else:
+        wanted, _, step = (run or "").partition("@")
+        name = latest(project.run_names(), wanted or None, "run", "geomatch train")
+        folder = project.run(name)
+    settings, form, manifest = read_run(folder)
+    network = build(settings, form)
+    shapes = abstract_state(network, settings, form)
+    if not (folder / "checkpoints").exists():
+        raise GeomatchError(f"run {name} has no checkpoint yet", "Run: geomatch train")
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        chosen = _step(step, checkpoints, name)
+        variables = checkpoints.restore_model(chosen, shapes)
+    form_of = jax.ShapeDtypeStruct((1, form.size, form.size, form.channels), np.uint8)
+    output = jax.eval_shape(network.apply, variables, form_of)
+    leaves = [fingerprint(np.asarray(leaf).tobytes()) for leaf in jax.tree.leaves(variables)]
+    return Encoding(
+        name=f"{name}@{chosen}",
+        folder=folder,
+        step=chosen,
+        settings=settings,
+        form=form,
+        gsd=manifest["gsd"],
+        model=network,
+        variables=variables,
+        dimension=output.shape[1],
+        fingerprint=fingerprint([leaves, manifest["settings"]["model"], manifest["form"]]),
+    )
+
+
+def _run_folder(model: Path) -> Path:
+    if (model / "config.json").is_file():
+        return model
+    if (model / "geomatch.toml").is_file():
+        other = Project(model)
+        return other.run(latest(other.run_names(), None, f"run in {model}", "geomatch train"))
+    raise GeomatchError(
+        f"{model} is neither the folder of a run nor a project",
+        "Give PROJECT/runs/NAME, or PROJECT for its latest run.",
+    )
+
+
+def _step(text: str, checkpoints: Checkpoints, run: str) -> int:
+    """The step asked for, or the best.
+
+    Raises:
+        GeomatchError: the run has no such checkpoint, or none.
+    """
+    if checkpoints.best is None:
+        raise GeomatchError(f"run {run} has no checkpoint yet", "Run: geomatch train")
+    if not text:
+        return checkpoints.best
+    if not text.isdigit() or int(text) not in checkpoints.steps:
+        raise GeomatchError(
+            f"run {run} has no checkpoint {text}",
+            f"There is: {', '.join(map(str, checkpoints.steps))}.",
+        )
+    return int(text)
