@@ -15,6 +15,17 @@ from geomatch import __version__, config
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.project import Project
 
+UNFORESEEN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
 
 class Commands(TyperGroup):
     """The commands, with every failure told in a line or two instead of a traceback."""
@@ -24,12 +35,18 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except GeomatchError as error:
             failure = error
+        except (typer.Exit, typer.Abort):
+            raise
         except BrokenPipeError:
             # The reader of our output went away (as `head` does): nothing is left to say.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
         except OSError as error:
             failure = _explain(error)
+        except UNFORESEEN as error:
+            if os.environ.get("GEOMATCH_TRACEBACK"):
+                raise
+            failure = _unforeseen(error)
         except KeyboardInterrupt:
             failure = GeomatchError(
                 "interrupted", "What was finished is kept: run the same command to go on."
@@ -39,6 +56,18 @@ class Commands(TyperGroup):
 
         console.failure(failure)
         raise typer.Exit(failure.exit_code)
+
+
+def _unforeseen(error: Exception) -> GeomatchError:
+    text = (str(error).splitlines() or [""])[0]
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+        return GeomatchError(
+            f"out of memory: {text}", "Lower train.batch, or use smaller tiles or a smaller trunk."
+        )
+    return GeomatchError(
+        f"unforeseen {type(error).__name__}: {text}",
+        "A defect of geomatch: set GEOMATCH_TRACEBACK=1 to see where, and report it.",
+    )
 
 
 def _explain(error: OSError) -> GeomatchError:
@@ -269,6 +298,9 @@ def query(
     from geomatch import console
     from geomatch.query import query as stage
 
+    # Unknown options pass, so that a negative longitude can: what is no number is a mistake.
+    if re.match(r"-[^\d.]", target):
+        raise UsageError(f"no such option: {target}", "See: geomatch query --help")
     opened = Project.open(project)
     config.load(opened.config, settings or [])
     with console.progress(quiet) as report:

@@ -65,7 +65,9 @@ class Train:
     epochs: int = _key(120, "one epoch is every training place once as anchor")
     batch: int = _key(6, "anchors per global batch, divisible by the devices")
     lr: float = _key(1e-4, "Adam's learning rate")
-    loss: Literal["bce"] = _key("bce", "binary cross-entropy of the pair head")
+    loss: Literal["bce", "infonce"] = _key(
+        "bce", '"bce": binary cross-entropy of the pair head; "infonce": the whole batch'
+    )
     optimizer: Literal["adam"] = _key("adam", "optimizer")
     seed: int = _key(0, "of weights, batches and augmentation")
     dtype: Literal["float32", "bfloat16"] = _key("float32", "computation in the network")
@@ -186,7 +188,7 @@ def template() -> str:
 
 
 def _template_lines() -> Iterator[str]:
-    yield "# A geomatch project. Commented keys show defaults; --set table.key=value beats this file."
+    yield "# A geomatch project. Commented keys are the defaults; --set table.key=value beats all."
     yield ""
     yield "# One table a year, in order; or on the command line: geomatch tile YEAR=PATH ..."
     yield "# [[source]]"

@@ -26,11 +26,13 @@ import numpy as np
 
 from geomatch import __version__, config
 from geomatch.data.store import TileStore, shard_rows
-from geomatch.data.tiles import SPLITS, TileTable, in_time_order
+from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import GeomatchError, UsageError
-from geomatch.geo import footprints, labels, rasters, splits
-from geomatch.geo.grid import Grid, Ints, utm_epsg
-from geomatch.geo.rasters import GridReader, Raster, Stretch
+from geomatch.geo import footprints, labels, rasters, sources
+from geomatch.geo.grid import Grid, Ints
+from geomatch.geo.plan import Plan, choose_grid, make_plan
+from geomatch.geo.rasters import GridReader, Raster
+from geomatch.geo.sources import Collection
 from geomatch.progress import Reporter, silent
 from geomatch.project import (
     FORMAT,
@@ -40,30 +42,6 @@ from geomatch.project import (
     replace_folder,
     write_json,
 )
-
-
-@dataclass(frozen=True)
-class Collection:
-    """The imagery and labels of one year."""
-
-    year: str
-    images: tuple[Raster, ...]
-    labels: tuple[Raster, ...]
-    vector: str | None
-    stretch: Stretch | None
-    placement: str
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Every tile that may be cut, as parallel arrays in the order of the store's rows."""
-
-    grid: Grid
-    epsg: Ints
-    col: Ints
-    row: Ints
-    year: Ints
-    split: Ints
 
 
 @dataclass(frozen=True)
@@ -93,7 +71,7 @@ class Shard:
     def key(self) -> str:
         """What the shard's pixels depend on: a record with another key is of no use."""
         cells = [a.tolist() for a in (self.epsg, self.col, self.row, self.year)]
-        used = {year: _facts(collection) for year, collection in self.collections.items()}
+        used = {year: sources.facts(collection) for year, collection in self.collections.items()}
         return fingerprint([cells, used, asdict(self.grid), self.channels])
 
 
@@ -124,21 +102,21 @@ def tile(
         )
     partial = project.root / "tiles.partial"
     with project.lock("tiles"):
-        collections = _collections(settings, report)
-        channels = _channels(collections)
-        grid = _grid(settings.grid, collections)
+        collections = sources.collect(settings, report)
+        channels = sources.channels(collections)
+        grid = choose_grid(settings.grid, collections)
         request = fingerprint(
             [
                 asdict(grid),
                 config.as_dict(settings)["split"],
                 settings.grid.min_valid,
-                [_facts(c) for c in collections],
+                [sources.facts(c) for c in collections],
             ]
         )
         if not force and _up_to_date(project, request):
             report("tiles are up to date")
         else:
-            plan = _plan(settings, grid, collections, report)
+            plan = make_plan(settings, grid, collections, report)
             asked = {"source": config.as_dict(settings)["source"], "set": list(overrides)}
             _prepare(partial, plan, channels, asked, force)
             shards = _shards(plan, partial, channels, collections)
@@ -158,216 +136,6 @@ def asked_before(project: Project) -> dict[str, Any]:
             asked: dict[str, Any] = read_manifest(path, "geomatch tile YEAR=PATH")["asked"]
             return asked
     return {"source": [], "set": []}
-
-
-# What there is
-
-
-def _collections(settings: config.Config, report: Reporter) -> list[Collection]:
-    """Sources with their headers read, in time order."""
-    years = [source.year for source in settings.source]
-    if len(set(years)) != len(years):
-        raise UsageError("a year is named twice", "Give each year one folder or glob.")
-    by_year = {source.year: source for source in settings.source}
-    return [
-        _collection(by_year[year], settings.grid.stretch, report) for year in in_time_order(years)
-    ]
-
-
-def _collection(source: config.Source, stretch: str, report: Reporter) -> Collection:
-    paths = rasters.find(source.images, f"year {source.year}")
-    images = []
-    for done, path in enumerate(paths, 1):
-        images.append(rasters.inspect(path))
-        report(f"reading headers of {source.year}", done, len(paths))
-    if rasters.has_palette(paths[0]):
-        raise GeomatchError(
-            f"{paths[0]} holds indices of a colour table",
-            "Expand it first: gdal_translate -expand rgb IN OUT",
-        )
-    _, dtype = rasters.common_form(images, f"year {source.year}")
-    drawn: Stretch | None = None
-    if dtype != "uint8":
-        if not stretch:
-            raise UsageError(
-                f"year {source.year}: {images[0].name} is {dtype}, tiles are uint8",
-                "Say how to stretch it: --stretch 2%,98% or --stretch MIN,MAX",
-            )
-        drawn = rasters.measure_stretch(images, stretch)
-    vector, label_rasters = _labels(source)
-    return Collection(source.year, tuple(images), label_rasters, vector, drawn, source.placement)
-
-
-def _labels(source: config.Source) -> tuple[str | None, tuple[Raster, ...]]:
-    if not source.labels:
-        return None, ()
-    paths = rasters.find(source.labels, f"labels of {source.year}")
-    if labels.is_vector(paths[0]):
-        if len(paths) > 1:
-            raise GeomatchError(
-                f"labels of {source.year}: {len(paths)} vector files match",
-                "Put them as layers into one GeoPackage: ogr2ogr -update all.gpkg FILE",
-            )
-        labels.check_vector(paths[0])
-        return paths[0], ()
-    found = tuple(labels.inspect_raster(path) for path in paths)
-    rasters.common_form(found, f"labels of {source.year}")
-    return None, found
-
-
-def _channels(collections: Sequence[Collection]) -> tuple[int, int]:
-    """(image, label) channels.
-
-    Raises:
-        GeomatchError: years differ in bands.
-    """
-    first = collections[0].images[0]
-    for collection in collections[1:]:
-        other = collection.images[0]
-        if other.bands != first.bands:
-            raise GeomatchError(
-                f"{other.name} ({collection.year}) has {other.bands} bands, "
-                f"{first.name} ({collections[0].year}) has {first.bands}",
-                "Give every year the same bands, for example: gdal_translate -b 1 -b 2 -b 3",
-            )
-    drawn = {1 if c.vector else c.labels[0].bands for c in collections if c.vector or c.labels}
-    if len(drawn) > 1:
-        raise GeomatchError(
-            "label layers of some years have one channel, of others three",
-            "Convert them alike.",
-        )
-    return first.bands, drawn.pop() if drawn else 0
-
-
-def _grid(wanted: config.Grid, collections: Sequence[Collection]) -> Grid:
-    first = collections[0].images[0]
-    metric = rasters.metric_crs(first)
-    if wanted.crs == "auto":
-        crs = metric
-    elif wanted.crs == "utm":
-        crs = "utm"
-    else:
-        crs = rasters.check_grid_crs(wanted.crs)
-    if crs != "utm":
-        for collection in collections:
-            for image in collection.images:
-                rasters.check_zone(image, crs)
-    stride = wanted.size if wanted.stride is None else wanted.stride
-    gsd = rasters.ground_pixel(first, metric) if wanted.gsd is None else wanted.gsd
-    if wanted.size < 8 or gsd <= 0 or not 0 < stride <= wanted.size:
-        raise UsageError(
-            f"grid: size {wanted.size}, gsd {gsd}, stride {stride}",
-            "size is at least 8 px, gsd above 0, stride between 1 and size.",
-        )
-    return Grid(crs, wanted.size, gsd, stride)
-
-
-def _facts(collection: Collection) -> Any:
-    """What identifies a year's files: their paths, sizes and times, and how they are read."""
-    drawn = collection.vector and [collection.vector, os.stat(collection.vector).st_mtime_ns]
-    return [
-        [(r.path, r.stamp) for r in (*collection.images, *collection.labels)],
-        drawn,
-        collection.stretch and asdict(collection.stretch),
-        collection.year,
-        collection.placement,
-    ]
-
-
-# What will be cut
-
-
-def _plan(
-    settings: config.Config, grid: Grid, collections: Sequence[Collection], report: Reporter
-) -> Plan:
-    cells: list[Ints] = []
-    over: dict[tuple[int, int, int], set[str]] = {}
-    for collection in collections:
-        found = []
-        for raster in collection.images:
-            touched = _cells_of(raster, grid)
-            found.append(touched)
-            if settings.split.by == "source":
-                for cell in map(tuple, touched.tolist()):
-                    over.setdefault(cell, set()).add(raster.path)
-        cells.append(np.unique(np.concatenate(found), axis=0))
-    places, counts = np.unique(np.concatenate(cells), axis=0, return_counts=True)
-    if len(collections) > 1 and counts.max() < 2:
-        raise GeomatchError(
-            "no ground is covered in more than one year: "
-            + "; ".join(f"{c.year} {_extent(c)}" for c in collections),
-            "Check the files' CRS and the years' paths.",
-        )
-    split = _split(settings.split, grid, places, over)
-    report(f"grid {grid.id}: {len(places)} places, {np.sum(split < 0)} dropped between splits")
-    rows, years = [], []
-    for code, mine in enumerate(cells):
-        # Tiles of one shard lie together on the ground, so that they share open files.
-        order = np.lexsort((mine[:, 1], mine[:, 2], mine[:, 1] // 16, mine[:, 2] // 16, mine[:, 0]))
-        rows.append(mine[order])
-        years.append(np.full(len(mine), code, np.int64))
-    table, year = np.concatenate(rows), np.concatenate(years)
-    # Both are sorted by cell or looked up in what is.
-    of_place = dict(zip(map(tuple, places.tolist()), split.tolist(), strict=True))
-    own = np.asarray([of_place[tuple(cell)] for cell in table.tolist()], np.int64)
-    kept = own >= 0
-    table, year, own = table[kept], year[kept], own[kept]
-    return Plan(grid, table[:, 0], table[:, 1], table[:, 2], year, own)
-
-
-def _cells_of(raster: Raster, grid: Grid) -> Ints:
-    """(n, 3) EPSG code, column and row of the cells a raster's box touches."""
-    found = []
-    for code in _zones(raster) if grid.crs == "utm" else [int(grid.crs.removeprefix("EPSG:"))]:
-        crs = f"EPSG:{code}"
-        col, row = grid.touching(rasters.project_bounds(raster.crs, raster.bounds, crs))
-        epsg = np.full(len(col), code, np.int64)
-        if grid.crs == "utm":
-            lonlat = footprints.lonlat(epsg, grid.centres(col, row))
-            mine = utm_epsg(lonlat[:, 0], lonlat[:, 1]) == code
-            epsg, col, row = epsg[mine], col[mine], row[mine]
-        found.append(np.stack([epsg, col, row], axis=1))
-    return np.concatenate(found)
-
-
-def _zones(raster: Raster) -> list[int]:
-    left, bottom, right, top = rasters.project_bounds(raster.crs, raster.bounds, "OGC:CRS84")
-    lon = np.append(np.arange(left, right, 6.0), right)
-    zones = [utm_epsg(lon, np.full(len(lon), lat)) for lat in (bottom, top)]
-    return [int(z) for z in np.unique(zones)]
-
-
-def _extent(collection: Collection) -> str:
-    boxes = np.asarray(
-        [rasters.project_bounds(r.crs, r.bounds, "OGC:CRS84") for r in collection.images]
-    )
-    left, bottom = boxes[:, :2].min(axis=0)
-    right, top = boxes[:, 2:].max(axis=0)
-    return f"lies within {left:.4f},{bottom:.4f} to {right:.4f},{top:.4f}"
-
-
-def _split(
-    wanted: config.Split, grid: Grid, places: Ints, over: dict[tuple[int, int, int], set[str]]
-) -> Ints:
-    epsg, col, row = places.T
-    if wanted.by == "blocks":
-        split = splits.by_blocks(grid, epsg, col, row, wanted.block, wanted.seed)
-    elif wanted.by == "source":
-        names = [sorted(over[tuple(cell)]) for cell in places.tolist()]
-        split = splits.by_source(names, wanted.validation, wanted.test)
-    else:
-        crs = "OGC:CRS84" if grid.crs == "utm" else grid.crs
-        areas = [
-            labels.read_areas([p for name in names for p in rasters.find(name, "split")], crs)
-            for names in (wanted.validation, wanted.test)
-        ]
-        split = splits.by_areas(
-            footprints.rings(epsg, grid.bounds(col, row), crs), areas[0], areas[1]
-        )
-    buffer = wanted.buffer
-    if buffer is None:
-        buffer = grid.side if wanted.by == "blocks" else 0.0
-    return splits.keep_apart(grid, epsg, col, row, split, buffer)
 
 
 def _shards(

@@ -55,6 +55,8 @@ DESCRIBE_BATCH = 32
 SAMPLE = 2000
 """Queries of each year that a round's mAP@5 is measured on at the most."""
 
+Batch = tuple[NDArray[np.uint8], NDArray[np.int32]]
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -160,7 +162,7 @@ def _loop(
             f"--set train.batch={max(1, -(-batch // devices)) * devices}",
         )
     training = tiles.select(tiles.split == SPLITS.index("train"))
-    sampler = Sampler(training, batch, settings.train.seed)
+    sampler = Sampler(training, batch, settings.train.seed, settings.train.loss == "bce")
     if len(sampler.places) < 2:
         raise GeomatchError(
             "fewer than two training places are seen in two years",
@@ -171,7 +173,7 @@ def _loop(
     model = build(settings, form)
     store = TileStore.open(project.pixels)
     judge = _Judge(model, store, training, tiles.select(tiles.split == SPLITS.index("validation")))
-    step_fn = make_step(model, settings, form)
+    step_fn = make_step(model, settings, form, tiles.grid.reach)
 
     with Checkpoints(folder / "checkpoints") as checkpoints, contextlib.ExitStack() as stack:
         last = checkpoints.last
@@ -214,7 +216,7 @@ def _loop(
             if step == total:
                 break
 
-            state, loss = step_fn(state, feed.batch(step, hard), np.uint32(step))
+            state, loss = step_fn(state, *feed.batch(step, hard), np.uint32(step))
             step += 1
             pace.stepped(step, loss, batch * feed.roles)
             if _logs(step, per_epoch):
@@ -253,7 +255,7 @@ class _Feed:
         self._sampler, self._store, self._devices = sampler, store, devices
         self._pool = ThreadPoolExecutor(2)
         self._hard: HardPairs | None = None
-        self._ahead: dict[int, Future[NDArray[np.uint8]]] = {}
+        self._ahead: dict[int, Future[Batch]] = {}
         self.roles = 3
 
     def __enter__(self) -> _Feed:
@@ -262,24 +264,29 @@ class _Feed:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def batch(self, step: int, hard: HardPairs | None) -> NDArray[np.uint8]:
-        """Tiles of a step, (devices, roles, b, h, w, c)."""
+    def batch(self, step: int, hard: HardPairs | None) -> Batch:
+        """Tiles (devices, roles, b, h, w, c) of a step, and their cells (..., 3) int32."""
         if hard is not self._hard:
             self._ahead.clear()
             self._hard = hard
         for soon in range(step, step + READ_AHEAD):
             if soon not in self._ahead:
                 self._ahead[soon] = self._pool.submit(self._read, soon, hard)
-        tiles = self._ahead.pop(step).result()
-        self.roles = tiles.shape[1]
-        return tiles
+        batch = self._ahead.pop(step).result()
+        self.roles = batch[0].shape[1]
+        return batch
 
-    def _read(self, step: int, hard: HardPairs | None) -> NDArray[np.uint8]:
+    def _read(self, step: int, hard: HardPairs | None) -> Batch:
         drawn = self._sampler.draw(step, hard)
         roles, batch = drawn.shape
-        tiles = self._store.read(self._sampler.tiles.store_row[drawn.reshape(-1)])
-        shaped = tiles.reshape(roles, self._devices, batch // self._devices, *tiles.shape[1:])
-        return np.moveaxis(shaped, 0, 1)
+        table, rows = self._sampler.tiles, drawn.reshape(-1)
+        cells = np.stack([table.epsg[rows], table.col[rows], table.row[rows]], axis=1)
+        shape = (roles, self._devices, batch // self._devices)
+
+        def shared(values: NDArray[Any]) -> NDArray[Any]:
+            return np.moveaxis(values.reshape(*shape, *values.shape[1:]), 0, 1)
+
+        return shared(self._store.read(table.store_row[rows])), shared(cells.astype(np.int32))
 
 
 class _Judge:
@@ -444,8 +451,9 @@ class _Pace:
             if mines
             else (self._total - step)
         )
-        steps = plain + 2 * (self._total - step - plain)
-        seconds = steps * 3 * train.batch / rate
+        before, after = (3, 6) if train.loss == "bce" else (2, 5)
+        images = (plain * before + (self._total - step - plain) * after) * train.batch
+        seconds = images / rate
         if self._judging_rate:
             validation = self._tiles - self._training
             rounds = (self._total - step) // (self._per_epoch * mining.every) + 1

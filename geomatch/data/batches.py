@@ -24,11 +24,13 @@ class Sampler:
     Attributes:
         tiles: training tiles alone.
         batch: anchors of a batch, over all devices.
+        negatives: draw a random negative for each anchor; a loss over the whole batch needs none.
     """
 
     tiles: TileTable
     batch: int
     seed: int
+    negatives: bool = True
 
     def __post_init__(self) -> None:
         table = by_place(self.tiles)
@@ -50,9 +52,9 @@ class Sampler:
     def draw(self, step: int, hard: HardPairs | None) -> Ints:
         """Tiles of step `step` as (roles, batch) indices.
 
-        Roles are anchor, positive and random negative; and, once pairs were mined, a hard query,
-        its match and one of its hard negatives. A negative is of its positive's year, never of
-        the anchor's own, or the year itself would become the answer.
+        Roles are anchor, positive and, if asked for, random negative; and, once pairs were mined,
+        a hard query, its match and one of its hard negatives. A negative is of its positive's
+        year, never of the anchor's own, or the year itself would become the answer.
         """
         epoch, position = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng([self.seed, EPOCH_ORDER, epoch]).permutation(len(self.places))
@@ -61,7 +63,9 @@ class Sampler:
             order, np.arange(position * self.batch, (position + 1) * self.batch), mode="wrap"
         )
         anchors, positives = self._two_years(rng, self.places[chosen])
-        roles = [anchors, positives, self._negatives(rng, anchors, positives)]
+        roles = [anchors, positives]
+        if self.negatives:
+            roles.append(self._negatives(rng, anchors, positives))
         if hard is not None and len(hard.query):
             row = rng.integers(len(hard.query), size=self.batch)
             column = rng.integers((hard.negatives[row] >= 0).sum(axis=1))

@@ -291,10 +291,10 @@ class GridReader:
     def __enter__(self) -> GridReader:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for source, vrt, _, _ in self._open.values():
-            vrt.close()
-            source.close()
+    def __exit__(self, *error: object) -> None:
+        for opened in self._open.values():
+            opened[1].close()
+            opened[0].close()
         self._open.clear()
 
     def read(self, col: int, row: int) -> tuple[Pixels, NDArray[np.bool_], str]:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
 from geomatch.config import Augment
 
 
-def augment(key: jax.Array, tiles: jax.Array, image_channels: int, settings: Augment) -> jax.Array:
+def augment(
+    key: jax.Array,
+    tiles: jax.Array,
+    image_channels: int,
+    settings: Augment,
+    pairs: Sequence[tuple[int, int]],
+) -> jax.Array:
     """Change tiles at random, those of one place alike.
 
     Args:
-        tiles: (roles, b, h, w, c) uint8. Roles come in threes: anchor, positive, negative;
-            the first two are of one place and are flipped and turned alike, unless
+        tiles: (roles, b, h, w, c) uint8.
+        pairs: roles of one place, which are flipped and turned alike unless
             `settings.independent`.
         image_channels: how many of the channels are image; the rest are labels.
 
@@ -24,7 +32,8 @@ def augment(key: jax.Array, tiles: jax.Array, image_channels: int, settings: Aug
     turn_key, light_key, label_key = jax.random.split(key, 3)
     states = jax.random.randint(turn_key, (roles, batch), 0, 8)
     if not settings.independent:
-        states = states.at[1::3].set(states[0::3])
+        for first, second in pairs:
+            states = states.at[second].set(states[first])
     flip = (states % 2) * settings.flips
     turn = (states // 2) * settings.turns
     flat = tiles.reshape(-1, *tiles.shape[2:])

@@ -102,7 +102,7 @@ class ConvHead(nn.Module):
 
 
 class Siamese(nn.Module):
-    """The encoder, and the pair head sigmoid(Dense(1)(|a - b|))."""
+    """The encoder, the pair head sigmoid(Dense(1)(|a - b|)), and the temperature of cosines."""
 
     encoder: Encoder
 
@@ -111,6 +111,7 @@ class Siamese(nn.Module):
         self.pair_head = nn.Dense(
             1, kernel_init=_near_is_alike, bias_init=nn.initializers.constant(0.5)
         )
+        self.log_temperature = self.param("log_temperature", nn.initializers.constant(-2.3), ())
 
     def __call__(self, tiles: jax.Array, train: bool = False) -> jax.Array:
         """(b, h, w, c) uint8 to (b, d) descriptors."""
@@ -119,6 +120,10 @@ class Siamese(nn.Module):
     def pair(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """Logits (b,) that descriptors `a` and `b`, (b, d) each, are of one place."""
         return self.pair_head(jnp.abs(a - b))[:, 0]
+
+    def temperature(self) -> jax.Array:
+        """Scalar that divides cosines in a loss over the whole batch; at least 0.01."""
+        return jnp.exp(jnp.maximum(self.log_temperature, -4.6))
 
     def both(self, tiles: jax.Array) -> jax.Array:
         """All parts at once, to initialise them."""

@@ -20,6 +20,32 @@ def binary_cross_entropy(logits: jax.Array, matching: jax.Array) -> jax.Array:
     return jnp.mean(jnp.logaddexp(0.0, logits) - logits * matching)
 
 
+def info_nce(
+    queries: jax.Array,
+    candidates: jax.Array,
+    match: jax.Array,
+    neutral: jax.Array,
+    temperature: jax.Array,
+) -> jax.Array:
+    """Cross-entropy of picking each query's match by cosine among candidates.
+
+    van den Oord et al. 2018 (arXiv 1807.03748).
+
+    Args:
+        queries: (n, d) unit vectors.
+        candidates: (m, d) unit vectors.
+        match: (n,) column of each query's match.
+        neutral: (n, m) whether query and candidate lie on common ground; such candidates do not
+            count, the match itself apart.
+        temperature: scalar that divides the cosines.
+    """
+    logits = queries @ candidates.T / temperature
+    own = jnp.arange(candidates.shape[0])[None] == match[:, None]
+    logits = jnp.where(neutral & ~own, -jnp.inf, logits)
+    chosen = jnp.take_along_axis(logits, match[:, None], axis=1)[:, 0]
+    return jnp.mean(jax.nn.logsumexp(logits, axis=1) - chosen)
+
+
 def head_penalty(params: Mapping[str, Any], tile_size: int) -> jax.Array:
     """S1's L2 penalties on its 512 px head: 2e-4 on convolutions, 1e-3 on the Dense layer."""
     head = params.get("encoder", {}).get("head", {})

@@ -14,7 +14,7 @@ import optax
 from geomatch.config import Config
 from geomatch.nn.augment import augment
 from geomatch.nn.encoder import Encoder, Siamese
-from geomatch.nn.losses import binary_cross_entropy, head_penalty
+from geomatch.nn.losses import binary_cross_entropy, head_penalty, info_nce
 
 AXIS = "devices"
 
@@ -91,24 +91,55 @@ def _optimizer(settings: Config) -> optax.GradientTransformation:
     return optax.adam(settings.train.lr)
 
 
+class Roles(NamedTuple):
+    """Which rows of a batch are what; see `Sampler.draw`."""
+
+    anchors: tuple[int, ...]
+    positives: tuple[int, ...]
+    negatives: tuple[int, ...]
+
+    @classmethod
+    def of(cls, loss: str, count: int) -> Roles:
+        """The roles of a batch of `count` rows."""
+        if loss == "bce":
+            return cls(*(tuple(range(first, count, 3)) for first in range(3)))
+        return cls((0, 2)[: count // 2], (1, 3)[: count // 2], (4,) if count == 5 else ())
+
+
 def make_step(
-    model: Siamese, settings: Config, form: TileForm
-) -> Callable[[State, Any, np.uint32], tuple[State, jax.Array]]:
-    """A function (state, tiles, step number) to (new state, loss of each device).
+    model: Siamese, settings: Config, form: TileForm, reach: int
+) -> Callable[[State, Any, Any, np.uint32], tuple[State, jax.Array]]:
+    """A function (state, tiles, cells, step number) to (new state, loss of each device).
 
-    Tiles are (devices, roles, b, h, w, c) uint8; roles are threes of anchor, positive and
-    negative, of which each gives a matching and a non-matching pair. Randomness is a function
-    of the seed and the step number alone.
+    Tiles are (devices, roles, b, h, w, c) uint8, cells (devices, roles, b, 3) int32: zone, column
+    and row, of which two on common ground differ by at most `reach`. Randomness is a function of
+    the seed and the step number alone.
     """
-    optimizer, changes = _optimizer(settings), settings.augment
+    optimizer, changes, loss_name = _optimizer(settings), settings.augment, settings.train.loss
 
-    def step(state: State, tiles: jax.Array, number: jax.Array) -> tuple[State, jax.Array]:
+    def step(
+        state: State, tiles: jax.Array, cells: jax.Array, number: jax.Array
+    ) -> tuple[State, jax.Array]:
+        roles = Roles.of(loss_name, len(tiles))
         key = jax.random.fold_in(jax.random.key(settings.train.seed), number)
         key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
-        tiles = augment(key, tiles, form.image_channels, changes)
+        pairs = list(zip(roles.anchors, roles.positives, strict=True))
+        tiles = augment(key, tiles, form.image_channels, changes, pairs)
 
         def loss_of(params: Any) -> tuple[jax.Array, Any]:
-            return _loss(model, params, state.batch_stats, tiles, form.size)
+            # Both branches of the siamese are one stacked batch through one encoder.
+            descriptors, changed = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                tiles.reshape(-1, *tiles.shape[2:]),
+                train=True,
+                mutable=["batch_stats"],
+            )
+            rows = descriptors.reshape(*tiles.shape[:2], -1)
+            if loss_name == "bce":
+                loss = _pair_loss(model, params, rows, roles)
+            else:
+                loss = _batch_loss(model, params, rows, cells, roles, reach)
+            return loss + head_penalty(params, form.size), changed.get("batch_stats", {})
 
         (loss, stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         gradients = jax.lax.pmean(gradients, AXIS)
@@ -116,25 +147,17 @@ def make_step(
         params = optax.apply_updates(state.params, updates)
         return State(params, stats, optimizer_state), jax.lax.pmean(loss, AXIS)
 
-    return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=(None, 0))
+    return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0, 0, None), out_axes=(None, 0))
 
 
-def _loss(
-    model: Siamese, params: Any, batch_stats: Any, tiles: jax.Array, size: int
-) -> tuple[jax.Array, Any]:
-    """Loss of a batch (roles, b, h, w, c) and the BatchNorm statistics after it."""
-    roles, batch = tiles.shape[:2]
-    # Both branches of the siamese are one stacked batch through one encoder.
-    descriptors, changed = model.apply(
-        {"params": params, "batch_stats": batch_stats},
-        tiles.reshape(-1, *tiles.shape[2:]),
-        train=True,
-        mutable=["batch_stats"],
-    )
-    anchor, positive, negative = (
-        descriptors.reshape(roles, batch, -1)[i::3].reshape(roles // 3 * batch, -1)
-        for i in range(3)
-    )
+def _rows(values: jax.Array, roles: tuple[int, ...]) -> jax.Array:
+    """The rows of some roles of (roles, b, ...), stacked."""
+    return values[jnp.array(roles, int)].reshape(-1, *values.shape[2:])
+
+
+def _pair_loss(model: Siamese, params: Any, rows: jax.Array, roles: Roles) -> jax.Array:
+    """Binary cross-entropy of a matching and a non-matching pair for each anchor."""
+    anchor, positive, negative = (_rows(rows, part) for part in roles)
     logits: Any = model.apply(
         {"params": params},
         jnp.concatenate([anchor, anchor]),
@@ -142,5 +165,27 @@ def _loss(
         method=Siamese.pair,
     )
     matching = jnp.repeat(jnp.array([1.0, 0.0]), len(anchor))
-    loss = binary_cross_entropy(logits, matching) + head_penalty(params, size)
-    return loss, changed.get("batch_stats", {})
+    return binary_cross_entropy(logits, matching)
+
+
+def _batch_loss(
+    model: Siamese, params: Any, rows: jax.Array, cells: jax.Array, roles: Roles, reach: int
+) -> jax.Array:
+    """InfoNCE both ways, the candidates gathered from all devices."""
+    temperature: Any = model.apply({"params": params}, method=Siamese.temperature)
+    rows = rows / jnp.sqrt(jnp.maximum((rows**2).sum(-1, keepdims=True), 1e-12))
+
+    def one_way(asking: tuple[int, ...], answers: tuple[int, ...]) -> jax.Array:
+        # Matches come first among a device's candidates, in the order of the queries.
+        queries, own = _rows(rows, asking), _rows(rows, answers)
+        places, their_places = _rows(cells, asking), _rows(cells, answers)
+        candidates, their_places = (
+            jax.lax.all_gather(values, AXIS, tiled=True) for values in (own, their_places)
+        )
+        apart = jnp.abs(places[:, None] - their_places[None])
+        neutral = (apart[..., 0] == 0) & (apart[..., 1:] <= reach).all(-1)
+        match = jax.lax.axis_index(AXIS) * len(own) + jnp.arange(len(queries))
+        return info_nce(queries, candidates, match, neutral, temperature)
+
+    forward = one_way(roles.anchors, roles.positives + roles.negatives)
+    return (forward + one_way(roles.positives, roles.anchors)) / 2

@@ -1,0 +1,156 @@
+"""The plan: which cell of which year is which row of the store, made from headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from geomatch import config
+from geomatch.errors import GeomatchError, UsageError
+from geomatch.geo import footprints, labels, rasters, splits
+from geomatch.geo.grid import Grid, Ints, utm_epsg
+from geomatch.geo.rasters import Raster
+from geomatch.geo.sources import Collection
+from geomatch.progress import Reporter
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every tile that may be cut, as parallel arrays in the order of the store's rows."""
+
+    grid: Grid
+    epsg: Ints
+    col: Ints
+    row: Ints
+    year: Ints
+    split: Ints
+
+
+def choose_grid(wanted: config.Grid, collections: Sequence[Collection]) -> Grid:
+    """The ground grid asked for, what is left open taken from the first source.
+
+    Raises:
+        GeomatchError: a source lies far outside the grid's CRS.
+        UsageError: the CRS or the sizes make no sense.
+    """
+    first = collections[0].images[0]
+    metric = rasters.metric_crs(first)
+    if wanted.crs == "auto":
+        crs = metric
+    elif wanted.crs == "utm":
+        crs = "utm"
+    else:
+        crs = rasters.check_grid_crs(wanted.crs)
+    if crs != "utm":
+        for collection in collections:
+            for image in collection.images:
+                rasters.check_zone(image, crs)
+    stride = wanted.size if wanted.stride is None else wanted.stride
+    gsd = rasters.ground_pixel(first, metric) if wanted.gsd is None else wanted.gsd
+    if wanted.size < 8 or gsd <= 0 or not 0 < stride <= wanted.size:
+        raise UsageError(
+            f"grid: size {wanted.size}, gsd {gsd}, stride {stride}",
+            "size is at least 8 px, gsd above 0, stride between 1 and size.",
+        )
+    return Grid(crs, wanted.size, gsd, stride)
+
+
+def make_plan(
+    settings: config.Config, grid: Grid, collections: Sequence[Collection], report: Reporter
+) -> Plan:
+    """Every cell that a raster of a year touches, less those dropped between splits.
+
+    Raises:
+        GeomatchError: no ground is covered in two years.
+        UsageError: the split makes no sense.
+    """
+    cells: list[Ints] = []
+    over: dict[tuple[int, int, int], set[str]] = {}
+    for collection in collections:
+        found = []
+        for raster in collection.images:
+            touched = _cells_of(raster, grid)
+            found.append(touched)
+            if settings.split.by == "source":
+                for cell in map(tuple, touched.tolist()):
+                    over.setdefault(cell, set()).add(raster.path)
+        cells.append(np.unique(np.concatenate(found), axis=0))
+    places, counts = np.unique(np.concatenate(cells), axis=0, return_counts=True)
+    if len(collections) > 1 and counts.max() < 2:
+        raise GeomatchError(
+            "no ground is covered in more than one year: "
+            + "; ".join(f"{c.year} {_extent(c)}" for c in collections),
+            "Check the files' CRS and the years' paths.",
+        )
+    split = _split(settings.split, grid, places, over)
+    report(f"grid {grid.id}: {len(places)} places, {np.sum(split < 0)} dropped between splits")
+    rows, years = [], []
+    for code, mine in enumerate(cells):
+        # Tiles of one shard lie together on the ground, so that they share open files.
+        order = np.lexsort((mine[:, 1], mine[:, 2], mine[:, 1] // 16, mine[:, 2] // 16, mine[:, 0]))
+        rows.append(mine[order])
+        years.append(np.full(len(mine), code, np.int64))
+    table, year = np.concatenate(rows), np.concatenate(years)
+    # Both are sorted by cell or looked up in what is.
+    of_place = dict(zip(map(tuple, places.tolist()), split.tolist(), strict=True))
+    own = np.asarray([of_place[tuple(cell)] for cell in table.tolist()], np.int64)
+    kept = own >= 0
+    table, year, own = table[kept], year[kept], own[kept]
+    return Plan(grid, table[:, 0], table[:, 1], table[:, 2], year, own)
+
+
+def _cells_of(raster: Raster, grid: Grid) -> Ints:
+    """(n, 3) EPSG code, column and row of the cells a raster's box touches."""
+    found = []
+    for code in _zones(raster) if grid.crs == "utm" else [int(grid.crs.removeprefix("EPSG:"))]:
+        crs = f"EPSG:{code}"
+        col, row = grid.touching(rasters.project_bounds(raster.crs, raster.bounds, crs))
+        epsg = np.full(len(col), code, np.int64)
+        if grid.crs == "utm":
+            lonlat = footprints.lonlat(epsg, grid.centres(col, row))
+            mine = utm_epsg(lonlat[:, 0], lonlat[:, 1]) == code
+            epsg, col, row = epsg[mine], col[mine], row[mine]
+        found.append(np.stack([epsg, col, row], axis=1))
+    return np.concatenate(found)
+
+
+def _zones(raster: Raster) -> list[int]:
+    left, bottom, right, top = rasters.project_bounds(raster.crs, raster.bounds, "OGC:CRS84")
+    lon = np.append(np.arange(left, right, 6.0), right)
+    zones = [utm_epsg(lon, np.full(len(lon), lat)) for lat in (bottom, top)]
+    return [int(z) for z in np.unique(zones)]
+
+
+def _extent(collection: Collection) -> str:
+    boxes = np.asarray(
+        [rasters.project_bounds(r.crs, r.bounds, "OGC:CRS84") for r in collection.images]
+    )
+    left, bottom = boxes[:, :2].min(axis=0)
+    right, top = boxes[:, 2:].max(axis=0)
+    return f"lies within {left:.4f},{bottom:.4f} to {right:.4f},{top:.4f}"
+
+
+def _split(
+    wanted: config.Split, grid: Grid, places: Ints, over: dict[tuple[int, int, int], set[str]]
+) -> Ints:
+    epsg, col, row = places.T
+    if wanted.by == "blocks":
+        split = splits.by_blocks(grid, epsg, col, row, wanted.block, wanted.seed)
+    elif wanted.by == "source":
+        names = [sorted(over[tuple(cell)]) for cell in places.tolist()]
+        split = splits.by_source(names, wanted.validation, wanted.test)
+    else:
+        crs = "OGC:CRS84" if grid.crs == "utm" else grid.crs
+        areas = [
+            labels.read_areas([p for name in names for p in rasters.find(name, "split")], crs)
+            for names in (wanted.validation, wanted.test)
+        ]
+        split = splits.by_areas(
+            footprints.rings(epsg, grid.bounds(col, row), crs), areas[0], areas[1]
+        )
+    buffer = wanted.buffer
+    if buffer is None:
+        buffer = grid.side if wanted.by == "blocks" else 0.0
+    return splits.keep_apart(grid, epsg, col, row, split, buffer)

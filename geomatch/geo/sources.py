@@ -1,0 +1,120 @@
+"""Sources: the imagery and label files of each year, with their headers read and compared."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from geomatch import config
+from geomatch.data.tiles import in_time_order
+from geomatch.errors import GeomatchError, UsageError
+from geomatch.geo import labels, rasters
+from geomatch.geo.rasters import Raster, Stretch
+from geomatch.progress import Reporter
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The imagery and labels of one year."""
+
+    year: str
+    images: tuple[Raster, ...]
+    labels: tuple[Raster, ...]
+    vector: str | None
+    stretch: Stretch | None
+    placement: str
+
+
+def collect(settings: config.Config, report: Reporter) -> list[Collection]:
+    """Every year's collection, in time order.
+
+    Raises:
+        GeomatchError: a file is missing or damaged, or a collection is not of one form.
+        UsageError: a year is named twice, or a stretch is wanted.
+    """
+    years = [source.year for source in settings.source]
+    if len(set(years)) != len(years):
+        raise UsageError("a year is named twice", "Give each year one folder or glob.")
+    by_year = {source.year: source for source in settings.source}
+    return [
+        _collection(by_year[year], settings.grid.stretch, report) for year in in_time_order(years)
+    ]
+
+
+def _collection(source: config.Source, stretch: str, report: Reporter) -> Collection:
+    paths = rasters.find(source.images, f"year {source.year}")
+    images = []
+    for done, path in enumerate(paths, 1):
+        images.append(rasters.inspect(path))
+        report(f"reading headers of {source.year}", done, len(paths))
+    if rasters.has_palette(paths[0]):
+        raise GeomatchError(
+            f"{paths[0]} holds indices of a colour table",
+            "Expand it first: gdal_translate -expand rgb IN OUT",
+        )
+    _, dtype = rasters.common_form(images, f"year {source.year}")
+    drawn: Stretch | None = None
+    if dtype != "uint8":
+        if not stretch:
+            raise UsageError(
+                f"year {source.year}: {images[0].name} is {dtype}, tiles are uint8",
+                "Say how to stretch it: --stretch 2%,98% or --stretch MIN,MAX",
+            )
+        drawn = rasters.measure_stretch(images, stretch)
+    vector, label_rasters = _labels(source)
+    return Collection(source.year, tuple(images), label_rasters, vector, drawn, source.placement)
+
+
+def _labels(source: config.Source) -> tuple[str | None, tuple[Raster, ...]]:
+    if not source.labels:
+        return None, ()
+    paths = rasters.find(source.labels, f"labels of {source.year}")
+    if labels.is_vector(paths[0]):
+        if len(paths) > 1:
+            raise GeomatchError(
+                f"labels of {source.year}: {len(paths)} vector files match",
+                "Put them as layers into one GeoPackage: ogr2ogr -update all.gpkg FILE",
+            )
+        labels.check_vector(paths[0])
+        return paths[0], ()
+    found = tuple(labels.inspect_raster(path) for path in paths)
+    rasters.common_form(found, f"labels of {source.year}")
+    return None, found
+
+
+def channels(collections: Sequence[Collection]) -> tuple[int, int]:
+    """(image, label) channels.
+
+    Raises:
+        GeomatchError: years differ in bands.
+    """
+    first = collections[0].images[0]
+    for collection in collections[1:]:
+        other = collection.images[0]
+        if other.bands != first.bands:
+            raise GeomatchError(
+                f"{other.name} ({collection.year}) has {other.bands} bands, "
+                f"{first.name} ({collections[0].year}) has {first.bands}",
+                "Give every year the same bands, for example: gdal_translate -b 1 -b 2 -b 3",
+            )
+    drawn = {1 if c.vector else c.labels[0].bands for c in collections if c.vector or c.labels}
+    if len(drawn) > 1:
+        raise GeomatchError(
+            "label layers of some years have one channel, of others three",
+            "Convert them alike.",
+        )
+    return first.bands, drawn.pop() if drawn else 0
+
+
+def facts(collection: Collection) -> Any:
+    """What identifies a year's files: their paths, sizes and times, and how they are read."""
+    drawn = collection.vector and [collection.vector, os.stat(collection.vector).st_mtime_ns]
+    return [
+        [(r.path, r.stamp) for r in (*collection.images, *collection.labels)],
+        drawn,
+        collection.stretch and asdict(collection.stretch),
+        collection.year,
+        collection.placement,
+    ]

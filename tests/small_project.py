@@ -1,0 +1,238 @@
+"""One tiny learnable project, made and trained once, that many tests look at.
+
+A test file asks for it with `pytest_plugins = ["small_project"]`. What the fixtures of a whole
+session give is read, never changed: a test that writes takes `copied` first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.transform import from_origin
+
+from geomatch import config
+from geomatch.data.tiles import TileTable
+from geomatch.embed import Embedded, embed
+from geomatch.geo.grid import Grid
+from geomatch.index import index
+from geomatch.project import Project
+from geomatch.tile import tile
+from geomatch.train import Trained, train
+
+SIZE = 32
+CRS = "EPSG:32630"
+LEFT, BOTTOM = 500_000, 5_000_000
+"""South-west corner: whole tiles from the origin of the CRS, at a negative longitude."""
+SHEETS = {"train": (6, 4), "validation": (2, 4), "test": (3, 4)}
+"""Columns and rows of each split, side by side from west to east with an empty column between."""
+YEARS = ("2010", "2020")
+SPLIT = ("split.by=source", "split.validation=validation*", "split.test=test*")
+QUICK = (
+    "model.trunk=resnet10",
+    "model.head=pool",
+    "train.epochs=3",
+    "train.batch=4",
+    "train.lr=2e-3",
+    "train.save_minutes=0.0",
+    "mining.every=1",
+    "mining.truth_within=1",
+    "augment.brightness=0.05",
+    "augment.contrast=0.05",
+)
+
+
+def settings(*overrides: str) -> config.Config:
+    """The tests' usual configuration, with others laid over it."""
+    return config.with_overrides(config.Config(), [*QUICK, *SPLIT, *overrides])
+
+
+def write_imagery(folder: Path, seed: int = 0, size: int = SIZE) -> None:
+    """Sheets `SPLIT_YEAR.tif`, and `labels_SPLIT_YEAR.tif`, of patches that differ by place.
+
+    Both years show the same patches; the later one is lighter, and each has its own noise.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    start = 0
+    for name, (cols, rows) in SHEETS.items():
+        patches = rng.integers(40, 200, (3, 4 * rows, 4 * cols))
+        ground = patches.repeat(size // 4, axis=1).repeat(size // 4, axis=2)
+        origin = (LEFT + start * size, BOTTOM + rows * size)
+        for i, year in enumerate(YEARS):
+            noise = rng.normal(0, 4, ground.shape)
+            pixels = np.clip(ground + 30 * i + noise, 0, 255).astype(np.uint8)
+            write_tiff(folder / f"{name}_{year}.tif", pixels, origin)
+            labels = np.where(ground[:1] > 120, 200, 60).astype(np.uint8)
+            write_tiff(folder / f"labels_{name}_{year}.tif", labels, origin)
+        start += cols + 1
+
+
+def write_tiff(path: Path, pixels: np.ndarray, origin: tuple[float, float]) -> None:
+    """A GeoTIFF of 1 m pixels from `origin` (left, top) on."""
+    form = {"driver": "GTiff", "count": len(pixels), "dtype": pixels.dtype, "crs": CRS}
+    height, width = pixels.shape[1:]
+    place = from_origin(*origin, 1.0, 1.0)
+    with rasterio.open(path, "w", height=height, width=width, transform=place, **form) as target:
+        target.write(pixels)
+
+
+def make_project(
+    root: Path, imagery: Path, *overrides: str, labels: bool = False, placement: str = "real"
+) -> Project:
+    """A project in `root` with the sheets of `imagery` tiled."""
+    root.mkdir(parents=True, exist_ok=True)
+    project = Project(root)
+    project.config.write_text("")
+    retile(project, imagery, *overrides, labels=labels, placement=placement)
+    return project
+
+
+def retile(
+    project: Project,
+    imagery: Path,
+    *overrides: str,
+    labels: bool = False,
+    placement: str = "real",
+) -> TileTable:
+    """Tile a project (again)."""
+    sources = [
+        config.Source(
+            year=year,
+            images=str(imagery / f"[!l]*_{year}.tif"),
+            labels=str(imagery / f"labels_*_{year}.tif") if labels else "",
+            placement=placement,  # type: ignore[arg-type]
+        )
+        for year in YEARS
+    ]
+    wanted = [f"grid.size={SIZE}", *SPLIT, *overrides]
+    return tile(
+        project,
+        config.with_sources(config.with_overrides(config.Config(), wanted), sources),
+        overrides=wanted,
+        workers=1,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Small:
+    """A project, the imagery it was tiled from, and what was made of it."""
+
+    project: Project
+    imagery: Path
+    tiles: TileTable
+    trained: Trained | None = None
+    embedded: Embedded | None = None
+
+    @property
+    def root(self) -> Path:
+        return self.project.root
+
+    @property
+    def figures(self) -> list[dict[str, Any]]:
+        return figures(self.project)
+
+
+def figures(project: Project, run: str = "run1", timed: bool = False) -> list[dict[str, Any]]:
+    """Lines of a run's `metrics.jsonl`, without the speed, which no two runs share."""
+    text = (project.run(run) / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    return [
+        {k: v for k, v in line.items() if timed or k != "train/images_per_s"} for line in lines
+    ]
+
+
+@pytest.fixture(scope="session")
+def tiled(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    """The small project, tiled."""
+    root = tmp_path_factory.mktemp("small")
+    write_imagery(root / "imagery")
+    project = make_project(root / "project", root / "imagery")
+    return Small(project, root / "imagery", TileTable.load(project.catalogue))
+
+
+@pytest.fixture(scope="session")
+def trained(tiled: Small, tmp_path_factory: pytest.TempPathFactory) -> Small:
+    """The small project with a run, trained without interruption on two devices."""
+    root = tmp_path_factory.mktemp("trained") / "project"
+    shutil.copytree(tiled.root, root)
+    project = Project(root)
+    result = train(project, settings())
+    return Small(project, tiled.imagery, tiled.tiles, result)
+
+
+@pytest.fixture(scope="session")
+def indexed(trained: Small, tmp_path_factory: pytest.TempPathFactory) -> Small:
+    """The small project trained, embedded and indexed."""
+    root = tmp_path_factory.mktemp("indexed") / "project"
+    shutil.copytree(trained.root, root)
+    project = Project(root)
+    made = embed(project)
+    index(project)
+    return Small(project, trained.imagery, trained.tiles, trained.trained, made)
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Callable[[Small], Project]:
+    """A function that copies a project, for a test to change."""
+
+    def copy(small: Small) -> Project:
+        shutil.copytree(small.root, tmp_path / "copy")
+        return Project(tmp_path / "copy")
+
+    return copy
+
+
+def python(*arguments: str, devices: int = 2, **options: Any) -> subprocess.Popen[str]:
+    """A Python process of its own, with that many virtual devices."""
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]),
+    }
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 300) -> str:
+    """What a process prints, once it has ended well."""
+    out, err = process.communicate(timeout=timeout)
+    assert process.returncode == 0, err
+    return out
+
+
+def hand_made_tiles(
+    col: list[int], row: list[int], year: list[int], split: list[int] | None = None, stride: int = 8
+) -> TileTable:
+    """Tiles of 8 px at 1 m in EPSG:32630, every `stride` px, of as many years as are named."""
+    n = len(col)
+    return TileTable(
+        grid=Grid(CRS, 8, 1.0, stride),
+        years=("2000", "2010", "2020")[: max(year) + 1],
+        sources=("sheet.tif",),
+        epsg=np.full(n, 32630),
+        col=np.array(col),
+        row=np.array(row),
+        year=np.array(year),
+        split=np.array(split if split is not None else [0] * n),
+        source=np.zeros(n, np.int64),
+        valid=np.ones(n, np.float32),
+        store_row=np.arange(n),
+    )
