@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -60,6 +61,8 @@ class Commands(TyperGroup):
 
 def _unforeseen(error: Exception) -> GeomatchError:
     text = (str(error).splitlines() or [""])[0]
+    if "No space left" in str(error):
+        return _explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         return GeomatchError(
             f"out of memory: {text}", "Lower train.batch, or use smaller tiles or a smaller trunk."
@@ -174,8 +177,8 @@ def tile(
         "grid.stride": stride,
         "grid.stretch": stretch,
         "split.by": split,
-        "split.validation": validation,
-        "split.test": test,
+        "split.validation": _areas(split, validation),
+        "split.test": _areas(split, test),
     }
     overrides = [
         f"{name}={config.toml(value)}" for name, value in options.items() if value is not None
@@ -185,7 +188,7 @@ def tile(
     if sources:
         named = _parse_sources(sources, "fictitious" if fictitious else "real")
     elif in_file.source:
-        named = tuple(config.located(source, opened.root) for source in in_file.source)
+        named = in_file.source
     else:
         named = config.from_dict({"source": before["source"]}, str(opened.tiles)).source
         overrides = before["set"] + overrides
@@ -442,6 +445,13 @@ def demo(
             "seconds": round(result.seconds),
         }
     )
+
+
+def _areas(split: str | None, given: list[str] | None) -> list[str] | None:
+    """Polygon files typed on a command line, from the current folder; globs as they are."""
+    if split != "file" or given is None:
+        return given
+    return [str(Path(path).expanduser().absolute()) for path in given]
 
 
 def _parse_sources(texts: list[str], placement: str) -> tuple[config.Source, ...]:

@@ -166,14 +166,25 @@ def with_sources(config: Config, sources: Iterable[Source]) -> Config:
     return dataclasses.replace(config, source=tuple(sources))
 
 
-def located(source: Source, root: Path) -> Source:
-    """`source` with its paths taken from `root`, where they are relative."""
+def located(config: Config, root: Path) -> Config:
+    """`config` with relative paths of sources and split areas taken from `root`."""
     base = root.absolute()
-    return dataclasses.replace(
-        source,
-        images=str(base / source.images),
-        labels=str(base / source.labels) if source.labels else "",
+    sources = tuple(
+        dataclasses.replace(
+            source,
+            images=str(base / source.images),
+            labels=str(base / source.labels) if source.labels else "",
+        )
+        for source in config.source
     )
+    split = config.split
+    if split.by == "file":
+        split = dataclasses.replace(
+            split,
+            validation=tuple(str(base / path) for path in split.validation),
+            test=tuple(str(base / path) for path in split.test),
+        )
+    return dataclasses.replace(config, source=sources, split=split)
 
 
 def differences(old: Config, new: Config, tables: Iterable[str]) -> list[str]:

@@ -86,6 +86,8 @@ def tile(
 ) -> TileTable:
     """Cut the tiles of `settings.source` and return their catalogue.
 
+    Relative paths in `settings` are taken from the project's folder.
+
     Args:
         overrides: the "table.key=value" strings within `settings` that `geomatch.toml` does not
             hold; kept, with the sources, so that the same tiles can be asked for again.
@@ -100,6 +102,7 @@ def tile(
         raise UsageError(
             "no imagery is named", "Run: geomatch tile 2010=PATH 2020=PATH, or add [[source]]."
         )
+    settings = config.located(settings, project.root)
     partial = project.root / "tiles.partial"
     with project.lock("tiles"):
         collections = sources.collect(settings, report)

@@ -72,7 +72,7 @@ def read_geometries(path: str, layer: str, crs: str, bounds: Bounds | None) -> n
 def read_areas(paths: Sequence[str], crs: str) -> shapely.Geometry:
     """The union of all polygons of vector files, in `crs`."""
     shapes = [read_geometries(path, layer, crs, None) for path in paths for layer in _layers(path)]
-    return shapely.union_all(np.concatenate(shapes))
+    return shapely.union_all(np.concatenate([np.empty(0, object), *shapes]))
 
 
 def _layers(path: str) -> list[str]:

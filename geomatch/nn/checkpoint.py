@@ -40,6 +40,7 @@ class Checkpoints:
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 best_fn=lambda metrics: metrics[METRIC],
                 read_only=read_only,
+                cleanup_tmp_directories=not read_only,
                 create=not read_only,
             ),
         )
