@@ -32,9 +32,10 @@ SETTINGS = (
     "grid.size=64",
     "grid.gsd=1.0",
     "model.trunk=resnet10",
+    "train.loss=infonce",
     "train.epochs=20",
-    "train.batch=16",
-    "train.lr=5e-4",
+    "train.batch=32",
+    "train.lr=1e-3",
     "mining.every=5",
 )
 

@@ -124,14 +124,12 @@ def _join(
         "fingerprint": digest,
         **made_from,
     }
-    crs = "OGC:CRS84" if tiles.grid.crs == "utm" else tiles.grid.crs
     with replacing(path) as temporary:
         embeddings.write(
             temporary,
             (np.load(file) for file in files),
             tiles,
-            lambda epsg, bounds: footprints.rings(epsg, bounds, crs),
-            None if crs == "OGC:CRS84" else footprints.projjson(crs),
+            *footprints.drawing(tiles.grid),
             facts,
         )
     return digest

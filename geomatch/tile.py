@@ -367,12 +367,7 @@ def _finish(
     facts: dict[str, Any],
 ) -> None:
     """Write the catalogue and, last, the manifest."""
-    crs = "OGC:CRS84" if table.grid.crs == "utm" else table.grid.crs
-    table.save(
-        folder / "tiles.parquet",
-        lambda epsg, bounds: footprints.rings(epsg, bounds, crs),
-        None if crs == "OGC:CRS84" else footprints.projjson(crs),
-    )
+    table.save(folder / "tiles.parquet", *footprints.drawing(table.grid))
     fictitious = any(c.placement == "fictitious" for c in collections)
     contents = [
         asdict(table.grid),

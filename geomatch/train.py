@@ -183,14 +183,14 @@ def _loop(
             step = last
             if step >= total:
                 report(f"run {name} is finished: {total} steps ({settings.train.epochs} epochs)")
-                return _result(name, checkpoints)
+                return _finish(folder, name, checkpoints)
             state = checkpoints.restore(step, abstract_state(model, settings, form))
             (folder / "finished.json").unlink(missing_ok=True)
             report(f"run {name}: going on from step {step} of {total}")
         log = stack.enter_context(_Log(folder, step if last is not None else -1))
         feed = stack.enter_context(_Feed(sampler, store, devices))
         hard = _mined(folder)
-        pace = _Pace(step, total, settings, len(tiles), len(training), per_epoch, report)
+        pace = _Pace(total, settings, len(tiles), len(training), per_epoch, report)
         saved_at = time.monotonic()
 
         while True:
@@ -222,9 +222,7 @@ def _loop(
             if _logs(step, per_epoch):
                 log.write(step, pace.window(step))
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        result = _result(name, checkpoints)
-    write_json(folder / "finished.json", {"format": FORMAT, **asdict(result), "steps": total})
-    return result
+        return _finish(folder, name, checkpoints)
 
 
 def _logs(step: int, per_epoch: int) -> bool:
@@ -232,10 +230,13 @@ def _logs(step: int, per_epoch: int) -> bool:
     return step % per_epoch % LOG_STEPS == 0
 
 
-def _result(name: str, checkpoints: Checkpoints) -> Trained:
+def _finish(folder: Path, name: str, checkpoints: Checkpoints) -> Trained:
+    """Mark a run as finished."""
     best = checkpoints.best
     assert best is not None
-    return Trained(name, best, checkpoints.metric(best))
+    result = Trained(name, best, checkpoints.metric(best))
+    write_json(folder / "finished.json", {"format": FORMAT, **asdict(result)})
+    return result
 
 
 def _mining_file(folder: Path, step: int) -> Path:
@@ -395,7 +396,6 @@ class _Pace:
 
     def __init__(
         self,
-        step: int,
         total: int,
         settings: config.Config,
         tiles: int,
@@ -403,7 +403,7 @@ class _Pace:
         per_epoch: int,
         report: Reporter,
     ) -> None:
-        self._first, self._total, self._per_epoch = step, total, per_epoch
+        self._total, self._per_epoch = total, per_epoch
         self._settings, self._tiles, self._training = settings, tiles, training
         self._report = report
         self._losses: list[jax.Array] = []

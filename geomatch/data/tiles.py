@@ -102,22 +102,6 @@ class TileTable:
         """(n, 2) in metres of each tile's own CRS."""
         return self.grid.centres(self.col, self.row)
 
-    def find(self, tile: str) -> int | None:
-        """Index of the tile with this id, or None."""
-        cell, _, year = tile.rpartition("@")
-        parts = cell.split("_")
-        wanted = 3 if self.grid.crs == "utm" else 2
-        if year not in self.years or len(parts) != wanted:
-            return None
-        if not all(re.fullmatch(r"-?\d+", part) for part in parts):
-            return None
-        *epsg, col, row = (int(part) for part in parts)
-        same = (self.col == col) & (self.row == row) & (self.year == self.years.index(year))
-        if epsg:
-            same &= self.epsg == epsg[0]
-        found = np.flatnonzero(same)
-        return int(found[0]) if len(found) else None
-
     def arrow(self, outline: Outline, rows: slice = slice(None)) -> pa.Table:
         """The catalogue's columns of `rows`."""
         part = self.select(np.arange(len(self))[rows])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,9 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from geomatch.geo import rasters
-from geomatch.geo.grid import Floats, Ints
+from geomatch.geo.grid import Floats, Grid, Ints
+
+CRS84 = "OGC:CRS84"
 
 
 def rings(epsg: Ints, bounds: Floats, target: str) -> Floats:
@@ -35,7 +38,7 @@ def rings(epsg: Ints, bounds: Floats, target: str) -> Floats:
 
 def lonlat(epsg: Ints, centres: Floats) -> Floats:
     """(n, 2) longitude and latitude of points (n, 2), each in its own CRS."""
-    return _by_zone(epsg, centres, "OGC:CRS84")
+    return _by_zone(epsg, centres, CRS84)
 
 
 def _by_zone(epsg: Ints, points: Floats, target: str) -> Floats:
@@ -50,10 +53,23 @@ def _by_zone(epsg: Ints, points: Floats, target: str) -> Floats:
     return result
 
 
-def projjson(crs: str) -> dict[str, Any]:
-    """A CRS as GeoParquet wants it."""
-    result: dict[str, Any] = CRS.from_user_input(crs).to_dict(projjson=True)
-    return result
+def drawing(
+    grid: Grid,
+) -> tuple[Callable[[Ints, Floats], Floats], dict[str, Any] | None]:
+    """How tiles of a grid are drawn in a GeoParquet file.
+
+    Returns:
+        A function of EPSG codes (n,) and bounds (n, 4) that gives outlines (n, 5, 2), and the
+        PROJJSON of their CRS; None for OGC:CRS84, where a "utm" grid is drawn.
+    """
+    crs = file_crs(grid)
+    projjson = None if crs == CRS84 else CRS.from_user_input(crs).to_dict(projjson=True)
+    return lambda epsg, bounds: rings(epsg, bounds, crs), projjson
+
+
+def file_crs(grid: Grid) -> str:
+    """The CRS that tiles of a grid are drawn in."""
+    return CRS84 if grid.crs == "utm" else grid.crs
 
 
 def distance(epsg_a: Ints, points_a: Floats, epsg_b: Ints, points_b: Floats) -> NDArray[np.float64]:

@@ -142,7 +142,7 @@ def _split(
         names = [sorted(over[tuple(cell)]) for cell in places.tolist()]
         split = splits.by_source(names, wanted.validation, wanted.test)
     else:
-        crs = "OGC:CRS84" if grid.crs == "utm" else grid.crs
+        crs = footprints.file_crs(grid)
         areas = [
             labels.read_areas([p for name in names for p in rasters.find(name, "split")], crs)
             for names in (wanted.validation, wanted.test)
