@@ -124,7 +124,7 @@ def init(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> None:
         raise UsageError(f"{project.config} is there already")
     folder.mkdir(parents=True, exist_ok=True)
     project.config.write_text(config.template(), encoding="utf-8")
-    print(f"Made {project.config}. Next: geomatch tile -p {folder} YEAR=PATH YEAR=PATH")
+    typer.echo(f"Made {project.config}. Next: geomatch tile -p {folder} YEAR=PATH ...", err=True)
 
 
 @app.command()
@@ -183,13 +183,13 @@ def tile(
     overrides = [
         f"{name}={config.toml(value)}" for name, value in options.items() if value is not None
     ] + (settings or [])
-    before = asked_before(opened)
     in_file = config.load(opened.config)
     if sources:
         named = _parse_sources(sources, "fictitious" if fictitious else "real")
     elif in_file.source:
         named = in_file.source
     else:
+        before = asked_before(opened)
         named = config.from_dict({"source": before["source"]}, str(opened.tiles)).source
         overrides = before["set"] + overrides
     wanted = config.with_sources(config.load(opened.config, overrides), named)
@@ -465,8 +465,6 @@ def _parse_sources(texts: list[str], placement: str) -> tuple[config.Source, ...
                 f"{text}: not of the form YEAR=PATH or YEAR:labels=PATH",
                 "For example: geomatch tile 2010=ortho/2010 2010:labels=landcover.tif",
             )
-        if re.search(r"[@/\s]", year):
-            raise UsageError(f"{text}: a year's name has no '@', '/' or white space")
         entry = found.setdefault(year, {"year": year, "placement": placement})
         key = kind or "images"
         if key in entry:

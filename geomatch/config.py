@@ -172,7 +172,7 @@ def located(config: Config, root: Path) -> Config:
     sources = tuple(
         dataclasses.replace(
             source,
-            images=str(base / source.images),
+            images=str(base / source.images) if source.images else "",
             labels=str(base / source.labels) if source.labels else "",
         )
         for source in config.source

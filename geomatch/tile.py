@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from geomatch import __version__, config
+from geomatch.data import geoparquet
 from geomatch.data.store import TileStore, shard_rows
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import GeomatchError, UsageError
@@ -112,6 +113,7 @@ def tile(
             [
                 asdict(grid),
                 config.as_dict(settings)["split"],
+                sources.area_stamps(settings.split),
                 settings.grid.min_valid,
                 [sources.facts(c) for c in collections],
             ]
@@ -204,12 +206,17 @@ def _prepare(
 ) -> None:
     """Make the unfinished folder, or keep the one whose store has the same shape."""
     shape = [len(plan.col), plan.grid.size, sum(channels)]
-    path = partial / "plan.json"
-    if force or not path.exists() or read_manifest(path, "geomatch tile --force")["shape"] != shape:
+    path, pixels = partial / "plan.json", partial / "tiles" / "pixels.zarr"
+    # Killed while the folder took its place, what is left are records of pixels that moved.
+    if force or not pixels.exists() or _asked_shape(path) != shape:
         shutil.rmtree(partial, ignore_errors=True)
         (partial / "shards").mkdir(parents=True)
     write_json(path, {"format": FORMAT, "shape": shape, "asked": asked})
-    TileStore.create(partial / "tiles" / "pixels.zarr", *shape)
+    TileStore.create(pixels, *shape)
+
+
+def _asked_shape(path: Path) -> Any:
+    return read_manifest(path, "geomatch tile --force")["shape"] if path.exists() else None
 
 
 def _cut(shards: list[Shard], workers: int, report: Reporter) -> list[dict[str, Any]]:
@@ -239,13 +246,14 @@ def _results(shards: list[Shard], workers: int) -> Iterator[tuple[Shard, dict[st
         yield from ((shard, _cut_shard(shard)) for shard in shards)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(os.getpid(),))
+    pool = ProcessPoolExecutor(workers, context, initializer=_watch, initargs=(os.getpid(),))
     try:
         # A territory has many thousands of shards: keep only a few queued.
         waiting = iter(shards)
         running: dict[Future[dict[str, Any]], Shard] = {}
-        for shard in itertools.islice(waiting, 4 * workers):
-            running[pool.submit(_cut_shard, shard)] = shard
+        with _interrupts_ignored():  # for the workers to inherit while they start
+            for shard in itertools.islice(waiting, 4 * workers):
+                running[pool.submit(_cut_shard, shard)] = shard
         while running:
             future = next(as_completed(running))
             yield running.pop(future), future.result()
@@ -260,9 +268,21 @@ def _results(shards: list[Shard], workers: int) -> Iterator[tuple[Shard, dict[st
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker(parent: int) -> None:
-    """Leave Ctrl-C to the parent, and end with it even when it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Leave Ctrl-C to this process: children started within never see it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _watch(parent: int) -> None:
+    """End a worker with its parent, even when that is killed."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -407,6 +427,9 @@ def _finish(
 
 
 def _up_to_date(project: Project, request: str) -> bool:
-    if not project.tiles_manifest.exists():
+    try:
+        facts = project.tile_facts()
+        geoparquet.read_footer(project.catalogue, "geomatch", "geomatch tile")
+    except GeomatchError:
         return False
-    return read_manifest(project.tiles_manifest, "geomatch tile --force")["request"] == request
+    return facts["request"] == request

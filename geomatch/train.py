@@ -475,6 +475,6 @@ class _Pace:
             "epoch": step / self._per_epoch,
             "train/loss": loss,
             "train/lr": self._settings.train.lr,
-            "train/images_per_s": self._images / elapsed if elapsed > 0 else None,
+            "train/images_per_s": self._images / elapsed if self._images else None,
         }
         return figures

@@ -1,34 +1,27 @@
-"""One tiny learnable project, made and trained once, that many tests look at.
-
-A test file asks for it with `pytest_plugins = ["small_project"]`. What the fixtures of a whole
-session give is read, never changed: a test that writes takes `copied` first.
-"""
+"""A tiny learnable project, and what it takes to make one; `small_fixtures` has it made once."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
-import pytest
 import rasterio
 from rasterio.transform import from_origin
 
 from geomatch import config
 from geomatch.data.tiles import TileTable
-from geomatch.embed import Embedded, embed
+from geomatch.embed import Embedded
 from geomatch.geo.grid import Grid
-from geomatch.index import index
 from geomatch.project import Project
 from geomatch.tile import tile
-from geomatch.train import Trained, train
+from geomatch.train import Trained
 
 SIZE = 32
 CRS = "EPSG:32630"
@@ -147,50 +140,7 @@ def figures(project: Project, run: str = "run1", timed: bool = False) -> list[di
     """Lines of a run's `metrics.jsonl`, without the speed, which no two runs share."""
     text = (project.run(run) / "metrics.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
-    return [
-        {k: v for k, v in line.items() if timed or k != "train/images_per_s"} for line in lines
-    ]
-
-
-@pytest.fixture(scope="session")
-def tiled(tmp_path_factory: pytest.TempPathFactory) -> Small:
-    """The small project, tiled."""
-    root = tmp_path_factory.mktemp("small")
-    write_imagery(root / "imagery")
-    project = make_project(root / "project", root / "imagery")
-    return Small(project, root / "imagery", TileTable.load(project.catalogue))
-
-
-@pytest.fixture(scope="session")
-def trained(tiled: Small, tmp_path_factory: pytest.TempPathFactory) -> Small:
-    """The small project with a run, trained without interruption on two devices."""
-    root = tmp_path_factory.mktemp("trained") / "project"
-    shutil.copytree(tiled.root, root)
-    project = Project(root)
-    result = train(project, settings())
-    return Small(project, tiled.imagery, tiled.tiles, result)
-
-
-@pytest.fixture(scope="session")
-def indexed(trained: Small, tmp_path_factory: pytest.TempPathFactory) -> Small:
-    """The small project trained, embedded and indexed."""
-    root = tmp_path_factory.mktemp("indexed") / "project"
-    shutil.copytree(trained.root, root)
-    project = Project(root)
-    made = embed(project)
-    index(project)
-    return Small(project, trained.imagery, trained.tiles, trained.trained, made)
-
-
-@pytest.fixture
-def copied(tmp_path: Path) -> Callable[[Small], Project]:
-    """A function that copies a project, for a test to change."""
-
-    def copy(small: Small) -> Project:
-        shutil.copytree(small.root, tmp_path / "copy")
-        return Project(tmp_path / "copy")
-
-    return copy
+    return [{k: v for k, v in line.items() if timed or k != "train/images_per_s"} for line in lines]
 
 
 def python(*arguments: str, devices: int = 2, **options: Any) -> subprocess.Popen[str]:
@@ -199,7 +149,10 @@ def python(*arguments: str, devices: int = 2, **options: Any) -> subprocess.Pope
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     return subprocess.Popen(
         [sys.executable, *arguments],

@@ -113,7 +113,10 @@ class TileTable:
             "col": part.col,
             "row": part.row,
             "year": years,
-            "datetime": pa.array([dates[y] for y in years], pa.timestamp("ms", tz="UTC")),
+            "datetime": pa.array(
+                np.asarray([dates[year] for year in years], "datetime64[ms]"),
+                pa.timestamp("ms", tz="UTC"),
+            ),
             "source": np.asarray(part.sources, object)[part.source],
             **geoparquet.geometry_columns(outline(part.epsg, part.bounds())),
             "valid": part.valid,

@@ -45,9 +45,12 @@ def check_vector(path: str) -> None:
     """Open a vector file.
 
     Raises:
-        GeomatchError: it cannot be read, or a layer has no CRS.
+        GeomatchError: it cannot be read, holds no shapes, or a layer has no CRS.
     """
-    for layer in _layers(path):
+    layers = _layers(path)
+    if not layers:
+        raise GeomatchError(f"{path} has no layer with shapes", "Check the file with ogrinfo.")
+    for layer in layers:
         if pyogrio.read_info(path, layer=layer)["crs"] is None:
             raise GeomatchError(
                 f"{path} (layer {layer}) has no CRS", "Assign one with: ogr2ogr -a_srs EPSG:n"
@@ -70,7 +73,13 @@ def read_geometries(path: str, layer: str, crs: str, bounds: Bounds | None) -> n
 
 
 def read_areas(paths: Sequence[str], crs: str) -> shapely.Geometry:
-    """The union of all polygons of vector files, in `crs`."""
+    """The union of all polygons of vector files, in `crs`.
+
+    Raises:
+        GeomatchError: as `check_vector`.
+    """
+    for path in paths:
+        check_vector(path)
     shapes = [read_geometries(path, layer, crs, None) for path in paths for layer in _layers(path)]
     return shapely.union_all(np.concatenate([np.empty(0, object), *shapes]))
 

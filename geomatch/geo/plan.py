@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from geomatch.geo.grid import Grid, Ints, utm_epsg
 from geomatch.geo.rasters import Raster
 from geomatch.geo.sources import Collection
 from geomatch.progress import Reporter
+
+MOST_CELLS = 1e8
+"""Of one raster: beyond, a unit was mistaken."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ def choose_grid(wanted: config.Grid, collections: Sequence[Collection]) -> Grid:
                 rasters.check_zone(image, crs)
     stride = wanted.size if wanted.stride is None else wanted.stride
     gsd = rasters.ground_pixel(first, metric) if wanted.gsd is None else wanted.gsd
-    if wanted.size < 8 or gsd <= 0 or not 0 < stride <= wanted.size:
+    if wanted.size < 8 or not 0 < gsd < math.inf or not 0 < stride <= wanted.size:
         raise UsageError(
             f"grid: size {wanted.size}, gsd {gsd}, stride {stride}",
             "size is at least 8 px, gsd above 0, stride between 1 and size.",
@@ -66,12 +70,13 @@ def make_plan(
         GeomatchError: no ground is covered in two years.
         UsageError: the split makes no sense.
     """
+    buffer = _buffer(settings.split, grid)
     cells: list[Ints] = []
     over: dict[tuple[int, int, int], set[str]] = {}
     for collection in collections:
         found = []
         for raster in collection.images:
-            touched = _cells_of(raster, grid)
+            touched = _cells_of(raster, grid, buffer)
             found.append(touched)
             if settings.split.by == "source":
                 for cell in map(tuple, touched.tolist()):
@@ -85,6 +90,8 @@ def make_plan(
             "Check the files' CRS and the years' paths.",
         )
     split = _split(settings.split, grid, places, over)
+    epsg, col, row = places.T
+    split = splits.keep_apart(grid, epsg, col, row, split, buffer)
     report(f"grid {grid.id}: {len(places)} places, {np.sum(split < 0)} dropped between splits")
     rows, years = [], []
     for code, mine in enumerate(cells):
@@ -101,16 +108,31 @@ def make_plan(
     return Plan(grid, table[:, 0], table[:, 1], table[:, 2], year, own)
 
 
-def _cells_of(raster: Raster, grid: Grid) -> Ints:
-    """(n, 3) EPSG code, column and row of the cells a raster's box touches."""
+def _cells_of(raster: Raster, grid: Grid, buffer: float) -> Ints:
+    """(n, 3) EPSG code, column and row of the cells a raster's box touches.
+
+    Where each place has its own zone, cells nearer than `buffer` metres to the zone's border are
+    left out, so that no ground is in cells of two zones.
+
+    Raises:
+        UsageError: they are beyond number.
+    """
     found = []
     for code in _zones(raster) if grid.crs == "utm" else [int(grid.crs.removeprefix("EPSG:"))]:
         crs = f"EPSG:{code}"
-        col, row = grid.touching(rasters.project_bounds(raster.crs, raster.bounds, crs))
+        box = rasters.project_bounds(raster.crs, raster.bounds, crs)
+        count = (box[2] - box[0]) * (box[3] - box[1]) / grid.step**2
+        if count > MOST_CELLS:
+            raise UsageError(
+                f"{raster.name} would make {count:.3g} tiles of {grid.side:g} m",
+                "Check grid.gsd (metres a pixel) and grid.stride.",
+            )
+        col, row = grid.touching(box)
         epsg = np.full(len(col), code, np.int64)
         if grid.crs == "utm":
-            lonlat = footprints.lonlat(epsg, grid.centres(col, row))
-            mine = utm_epsg(lonlat[:, 0], lonlat[:, 1]) == code
+            grown = grid.bounds(col, row) + buffer * np.array([-1, -1, 1, 1])
+            corners = footprints.rings(epsg, grown, footprints.CRS84)
+            mine = (utm_epsg(corners[..., 0], corners[..., 1]) == code).all(axis=1)
             epsg, col, row = epsg[mine], col[mine], row[mine]
         found.append(np.stack([epsg, col, row], axis=1))
     return np.concatenate(found)
@@ -150,7 +172,12 @@ def _split(
         split = splits.by_areas(
             footprints.rings(epsg, grid.bounds(col, row), crs), areas[0], areas[1]
         )
-    buffer = wanted.buffer
-    if buffer is None:
-        buffer = grid.side if wanted.by == "blocks" else 0.0
-    return splits.keep_apart(grid, epsg, col, row, split, buffer)
+    return split
+
+
+def _buffer(wanted: config.Split, grid: Grid) -> float:
+    if wanted.buffer is None:
+        return grid.side if wanted.by == "blocks" else 0.0
+    if not 0 <= wanted.buffer < math.inf:
+        raise UsageError(f"split.buffer = {wanted.buffer}", "Metres, 0 or more, are expected.")
+    return wanted.buffer

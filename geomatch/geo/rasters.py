@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
+import math
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.transform import from_origin
+from rasterio.transform import from_origin, xy
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform, transform_bounds
 from rasterio.windows import Window
@@ -36,7 +38,9 @@ STRETCH_FILES, STRETCH_SIDE = 256, 256
 class Raster:
     """What the header of a georeferenced raster says.
 
-    `bands` leaves out an alpha band; `bounds` are left, bottom, right, top in its own CRS.
+    `bands` leaves out an alpha band; `bounds` are left, bottom, right, top in its own CRS;
+    `palette` says that values are indices of a colour table, which cannot be interpolated; `stamp`
+    are the file's size and time.
     """
 
     path: str
@@ -45,6 +49,7 @@ class Raster:
     bands: int
     dtype: str
     alpha: bool
+    palette: bool
     stamp: tuple[int, int]
 
     @property
@@ -74,7 +79,9 @@ def find(pattern: str, what: str) -> list[str]:
         GeomatchError: nothing is there.
     """
     path = Path(pattern).expanduser()
-    if path.is_dir():
+    if path.is_file():  # ahead of globs: a name may hold brackets
+        found = [str(path)]
+    elif path.is_dir():
         found = [str(p) for p in path.iterdir() if p.suffix.lower() in RASTER_SUFFIXES]
     else:
         found = [p for p in glob.glob(str(path), recursive=True) if os.path.isfile(p)]
@@ -90,7 +97,7 @@ def inspect(path: str) -> Raster:
     """Read a raster's header.
 
     Raises:
-        GeomatchError: it cannot be opened, has no CRS, or holds colour-table indices.
+        GeomatchError: it cannot be opened or has no CRS.
     """
     with _open(path) as source:
         if source.crs is None:
@@ -99,16 +106,17 @@ def inspect(path: str) -> Raster:
                 "Assign the one it is in, for example: gdal_edit.py -a_srs EPSG:2154 FILE",
             )
         alpha = ColorInterp.alpha in source.colorinterp
-        corners = [source.transform * (x, y) for x in (0, source.width) for y in (0, source.height)]
-        xs, ys = [c[0] for c in corners], [c[1] for c in corners]
+        rows, cols = (0, 0, source.height, source.height), (0, source.width, 0, source.width)
+        xs, ys = xy(source.transform, rows, cols, offset="ul")
         stat = os.stat(path)
         return Raster(
             path=path,
             crs=source.crs.to_wkt(),
-            bounds=(min(xs), min(ys), max(xs), max(ys)),
+            bounds=(float(min(xs)), float(min(ys)), float(max(xs)), float(max(ys))),
             bands=source.count - alpha,
             dtype=source.dtypes[0],
             alpha=alpha,
+            palette=source.colorinterp[0] == ColorInterp.palette,
             stamp=(stat.st_size, stat.st_mtime_ns),
         )
 
@@ -120,12 +128,6 @@ def is_georeferenced(path: str) -> bool:
             return source.crs is not None
     except GeomatchError:
         return False
-
-
-def has_palette(path: str) -> bool:
-    """Whether band values are indices of a colour table, which cannot be interpolated."""
-    with _open(path) as source:
-        return bool(source.colorinterp[0] == ColorInterp.palette)
 
 
 def _open(path: str) -> Any:
@@ -237,26 +239,41 @@ def measure_stretch(rasters: Sequence[Raster], text: str) -> Stretch:
         UsageError: `text` is neither.
     """
     parts = [part.strip() for part in text.split(",")]
-    percent = all(part.endswith("%") for part in parts)
+    percent = [part.endswith("%") for part in parts]
     try:
-        low, high = (float(part.rstrip("%")) for part in parts)
+        low, high = (float(part.removesuffix("%")) for part in parts)
     except ValueError:
-        low, high = 1.0, 0.0
-    if high <= low:
+        low, high = math.nan, math.nan
+    sound = low < high < math.inf and low > -math.inf
+    if any(percent):
+        sound = all(percent) and 0 <= low < high <= 100
+    if not sound:
         raise UsageError(f"--stretch {text}: not of the form MIN,MAX or 2%,98%")
     bands = rasters[0].bands
-    if not percent:
+    if not any(percent):
         return Stretch((low,) * bands, (high,) * bands)
     chosen = np.unique(np.linspace(0, len(rasters) - 1, STRETCH_FILES).astype(int))
     samples: list[list[NDArray[Any]]] = [[] for _ in range(bands)]
     for raster in (rasters[i] for i in chosen):
-        with _open(raster.path) as source:
+        with _open(raster.path) as source, _naming(raster):
             shape = (min(source.height, STRETCH_SIDE), min(source.width, STRETCH_SIDE))
             for band in range(bands):
                 values = source.read(band + 1, out_shape=shape, masked=True).compressed()
                 samples[band].append(values[np.isfinite(values)])
     limits = [np.percentile(np.concatenate(band), [low, high]) for band in samples]
     return Stretch(tuple(float(v[0]) for v in limits), tuple(float(v[1]) for v in limits))
+
+
+@contextlib.contextmanager
+def _naming(raster: Raster) -> Iterator[None]:
+    """Tell which raster could not be read."""
+    try:
+        yield
+    except RasterioError as error:
+        raise GeomatchError(
+            f"{raster.path} is damaged: {error.__cause__ or error}",
+            "Replace the file or leave it out, then run the same command again.",
+        ) from error
 
 
 class GridReader:
@@ -323,18 +340,13 @@ class GridReader:
 
     def _window(self, i: int, col: int, row: int) -> tuple[Pixels, NDArray[np.bool_]]:
         raster, grid = self._rasters[i], self._grid
-        try:
+        with _naming(raster):
             if i not in self._open:
                 self._open[i] = self._warp(i)
             _, vrt, first_col, last_row = self._open[i]
             offset_x = (col - first_col) * grid.stride
             offset_y = (last_row - row) * grid.stride
             values = vrt.read(window=Window(offset_x, offset_y, grid.size, grid.size))
-        except RasterioError as error:
-            raise GeomatchError(
-                f"{raster.path} is damaged: {error.__cause__ or error}",
-                "Replace the file or leave it out, then run the same command again.",
-            ) from error
         mask = values[raster.bands] > 0
         data = values[: raster.bands]
         if self._stretch is not None:

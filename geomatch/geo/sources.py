@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -35,6 +36,14 @@ def collect(settings: config.Config, report: Reporter) -> list[Collection]:
         UsageError: a year is named twice, or a stretch is wanted.
     """
     years = [source.year for source in settings.source]
+    for source in settings.source:
+        if not source.year or re.search(r"[@/\\\s]", source.year):
+            raise UsageError(
+                f"source: {source.year!r} is no name of a year",
+                "Give each source a year, without '@', slashes or white space.",
+            )
+        if not source.images:
+            raise UsageError(f"source {source.year} has no images", f"Add {source.year}=PATH.")
     if len(set(years)) != len(years):
         raise UsageError("a year is named twice", "Give each year one folder or glob.")
     by_year = {source.year: source for source in settings.source}
@@ -48,12 +57,12 @@ def _collection(source: config.Source, stretch: str, report: Reporter) -> Collec
     images = []
     for done, path in enumerate(paths, 1):
         images.append(rasters.inspect(path))
+        if images[-1].palette:
+            raise GeomatchError(
+                f"{path} holds indices of a colour table",
+                "Expand it first: gdal_translate -expand rgb IN OUT",
+            )
         report(f"reading headers of {source.year}", done, len(paths))
-    if rasters.has_palette(paths[0]):
-        raise GeomatchError(
-            f"{paths[0]} holds indices of a colour table",
-            "Expand it first: gdal_translate -expand rgb IN OUT",
-        )
     _, dtype = rasters.common_form(images, f"year {source.year}")
     drawn: Stretch | None = None
     if dtype != "uint8":
@@ -106,6 +115,14 @@ def channels(collections: Sequence[Collection]) -> tuple[int, int]:
             "Convert them alike.",
         )
     return first.bands, drawn.pop() if drawn else 0
+
+
+def area_stamps(split: config.Split) -> list[Any]:
+    """Sizes and times of the polygon files that set splits apart."""
+    if split.by != "file":
+        return []
+    paths = [p for name in (*split.validation, *split.test) for p in rasters.find(name, "split")]
+    return [[path, os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in paths]
 
 
 def facts(collection: Collection) -> Any:

@@ -1,0 +1,238 @@
+"""The command line: exit codes, streams, import time, and how failures are told."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from geomatch import __version__, config
+from geomatch.cli import app
+from geomatch.project import Project
+
+Write = Callable[..., Path]
+
+COMMANDS = ["init", "tile", "train", "embed", "index", "query", "eval", "info", "demo"]
+
+
+def invoke(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def geomatch(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "geomatch", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False, **options
+    )
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    code, _, stderr = invoke("init", tmp_path / "project")
+    assert code == 0, stderr
+    return Project.open(tmp_path / "project")
+
+
+@pytest.fixture
+def imagery(write_raster: Write) -> Path:
+    return write_raster("a.tif", np.full((3, 64, 64), 90, np.uint8))
+
+
+def test_version() -> None:
+    assert invoke("--version") == (0, f"geomatch {__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
+def test_help_of_every_command(command: list[str]) -> None:
+    code, stdout, stderr = invoke(*command, "--help")
+    assert code == 0
+    assert "Usage" in stdout
+    assert stderr == ""
+
+
+def test_help_lists_the_commands_in_the_order_of_the_pipeline() -> None:
+    _, stdout, _ = invoke("--help")
+    listed = [
+        next((i for i, line in enumerate(stdout.splitlines()) if name in line.split()), -1)
+        for name in COMMANDS
+    ]
+    assert -1 not in listed
+    assert listed == sorted(listed)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = ["jax", "numpy", "rasterio", "sklearn", "faiss", "orbax", "pyarrow", "tensorstore"]
+    code = (
+        "import sys\n"
+        "from geomatch.cli import app\n"
+        "try:\n    app(['--help'])\nexcept SystemExit as end:\n    assert not end.code\n"
+        f"print([name for name in {heavy} if name in sys.modules], file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "Usage" in done.stdout
+    assert done.stderr.strip() == "[]"
+
+
+def test_help_is_quick() -> None:
+    """Half a second on an idle machine; twice that is allowed, for tests share their cores."""
+    seconds = []
+    for _ in range(3):
+        started = time.monotonic()
+        assert geomatch("--help").returncode == 0
+        seconds.append(time.monotonic() - started)
+    assert min(seconds) < 1.0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("fly",),
+        ("tile", "--wings"),
+        ("tile", "--size", "big"),
+        ("tile", "--workers", "0", "2010=a"),
+        ("query",),
+        ("init",),
+    ],
+)
+def test_wrong_use_is_2(project: Project, arguments: tuple[str, ...]) -> None:
+    done = geomatch(*arguments, cwd=project.root)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "embed", "index", "eval", "query"])
+def test_without_tiles_the_next_command_is_named(project: Project, command: str) -> None:
+    """Failed, not wrong: 1. One line of error, one of hint."""
+    target = ["1_2@2010"] if command == "query" else []
+    code, stdout, stderr = invoke(command, *target, "-p", project.root)
+    assert code == 1
+    assert stdout == ""
+    error, hint = stderr.splitlines()
+    assert error.startswith("error: ")
+    assert hint.startswith("hint: ")
+    assert "geomatch" in hint
+
+
+@pytest.mark.parametrize("command", ["tile", "train", "embed", "index", "eval", "info"])
+def test_outside_a_project_init_is_named(tmp_path: Path, command: str) -> None:
+    code, stdout, stderr = invoke(command, "-p", tmp_path)
+    assert code == 2
+    assert stdout == ""
+    error, hint = stderr.splitlines()
+    assert str(tmp_path) in error
+    assert "geomatch init" in hint
+
+
+@pytest.mark.parametrize("command", ["tile", "train", "embed", "index", "eval", "info"])
+def test_unknown_keys_are_refused_by_every_command(project: Project, command: str) -> None:
+    code, _, stderr = invoke(command, "-p", project.root, "--set", "grid.sise=3")
+    assert code == 2
+    assert "grid.size" in stderr
+    project.config.write_text("[grid]\nsise = 3\n")
+    code, _, stderr = invoke(command, "-p", project.root)
+    assert code == 2
+    assert "geomatch.toml" in stderr
+    assert "grid.size" in stderr
+
+
+def test_init_makes_a_project_of_defaults(tmp_path: Path) -> None:
+    root = tmp_path / "deep" / "project"
+    code, _, stderr = invoke("init", root)
+    assert code == 0, stderr
+    assert config.load(root / "geomatch.toml") == config.Config()
+
+
+def test_init_refuses_an_existing_project(project: Project) -> None:
+    project.config.write_text("[grid]\nsize = 32\n")
+    code, stdout, stderr = invoke("init", project.root)
+    assert code == 2
+    assert stdout == ""
+    assert "geomatch.toml" in stderr
+    assert project.config.read_text() == "[grid]\nsize = 32\n"
+
+
+def test_only_data_go_to_stdout(project: Project, imagery: Path) -> None:
+    options = ["-p", project.root, "--size", 16, "--split", "source", "--workers", 1]
+    code, stdout, stderr = invoke("tile", f"2010={imagery}", *options)
+    assert code == 0, stderr
+    assert stdout == ""
+    assert "16 tiles" in stderr
+    code, stdout, _ = invoke("info", "-p", project.root, "--json")
+    assert code == 0
+    assert json.loads(stdout)["tiles"]["tiles"] == 16
+
+
+def test_quiet_has_no_progress(project: Project, imagery: Path) -> None:
+    options = ["-p", project.root, "--size", 16, "--split", "source", "--workers", 1]
+    code, _, stderr = invoke("tile", f"2010={imagery}", *options, "-q")
+    assert code == 0
+    assert len(stderr.splitlines()) <= 1
+
+
+def test_the_project_is_the_current_folder_or_the_environments(
+    project: Project, imagery: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [f"2010={imagery}", "--size", 16, "--split", "source", "--workers", 1]
+    monkeypatch.chdir(project.root)
+    assert invoke("tile", *options)[0] == 0
+    first = project.catalogue.stat().st_mtime_ns
+    monkeypatch.chdir(tmp_path)
+    assert invoke("tile", *options)[0] == 2
+    monkeypatch.setenv("GEOMATCH_PROJECT", str(project.root))
+    assert invoke("tile", *options, "--force")[0] == 0
+    assert project.catalogue.stat().st_mtime_ns > first
+
+
+def test_options_and_set_beat_the_file(project: Project, imagery: Path) -> None:
+    before = '[grid]\nsize = 32\n[split]\nby = "source"\n'
+    project.config.write_text(before)
+    command = ["tile", f"2010={imagery}", "-p", project.root, "--workers", 1]
+    assert invoke(*command)[0] == 0
+    assert project.tile_facts()["size"] == 32
+    assert invoke(*command, "--set", "grid.size=16")[0] == 0
+    assert project.tile_facts()["size"] == 16
+    assert invoke(*command, "--size", 8)[0] == 0
+    assert project.tile_facts()["size"] == 8
+    assert project.config.read_text() == before, "the command line never rewrites the file"
+
+
+def test_markup_in_names_is_shown_as_it_is(project: Project, tmp_path: Path) -> None:
+    """Rich would take [red] for a colour."""
+    code, _, stderr = invoke("tile", "-p", project.root, f"2010={tmp_path}/[red]none[x].tif")
+    assert code == 1
+    assert "[red]none[x].tif" in stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written(project: Project, imagery: Path) -> None:
+    project.root.chmod(0o500)
+    try:
+        code, _, stderr = invoke("tile", "-p", project.root, f"2010={imagery}")
+    finally:
+        project.root.chmod(0o700)
+    assert code == 1
+    assert "Permission" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_a_reader_that_goes_away_is_no_traceback(project: Project) -> None:
+    """As in `geomatch info | head -0`."""
+    command = [sys.executable, "-m", "geomatch", "info", "-p", str(project.root), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        stderr = process.stderr.read().decode()
+    assert "Traceback" not in stderr
+    assert "Error" not in stderr

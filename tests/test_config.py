@@ -1,0 +1,193 @@
+"""Configuration: TOML, `--set`, defaults, and what is said about mistakes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from geomatch import config
+from geomatch.config import Config
+from geomatch.errors import UsageError
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "geomatch.toml"
+    path.write_text(text)
+    return path
+
+
+def test_absent_file_gives_the_defaults(tmp_path: Path) -> None:
+    assert config.load(tmp_path / "none.toml") == Config()
+
+
+@pytest.mark.parametrize(
+    ("text", "nearest"),
+    [
+        ("[grid]\nsise = 3", "grid.size"),
+        ("[gird]\nsize = 3", "grid"),
+        ("[train]\nepoch = 3", "train.epochs"),
+        ('[[source]]\nyear = "1"\nimage = "a.tif"', "source.images"),
+        ("[mining]\nthruth_within = 3", "mining.truth_within"),
+    ],
+)
+def test_unknown_key_names_the_nearest(tmp_path: Path, text: str, nearest: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(UsageError) as caught:
+        config.load(path)
+    assert str(path) in caught.value.message
+    assert f"{nearest}?" in caught.value.hint
+
+
+def test_unknown_key_far_from_all_lists_the_known(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        config.load(write(tmp_path, "[grid]\nxyzzy = 3"))
+    assert "grid.size" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [("grid.sise=3", "grid.size"), ("girt.size=3", "grid"), ("train.loss_=3", "train.loss")],
+)
+def test_unknown_set_names_the_nearest(override: str, nearest: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        config.with_overrides(Config(), [override])
+    assert "--set" in caught.value.message
+    assert f"{nearest}?" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('[grid]\nsize = "big"', "grid.size"),
+        ("[grid]\nsize = 256.5", "grid.size"),
+        ("[grid]\nsize = true", "grid.size"),
+        ('[grid]\ngsd = "half"', "grid.gsd"),
+        ("[grid]\ncrs = [1]", "grid.crs"),
+        ("[augment]\nflips = 1", "augment.flips"),
+        ('[split]\nby = "colour"', "split.by"),
+        ("[split]\nyears = 3", "split.years"),
+        ("grid = 3", "grid"),
+        ("source = 3", "source"),
+        ('[[source]]\nyear = "1"\nimages = 3.5', "source.images"),
+        ('[[source]]\nyear = "1"\nplacement = "guessed"', "source.placement"),
+        ("[train]\nlr = [0.1]", "train.lr"),
+    ],
+)
+def test_wrong_type_or_choice_names_the_key(tmp_path: Path, text: str, key: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(UsageError) as caught:
+        config.load(path)
+    assert str(path) in caught.value.message
+    assert key in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_wrong_choice_lists_the_right_ones(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        config.load(write(tmp_path, '[model]\ntrunk = "resnet12"'))
+    assert "resnet50" in caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["[grid\nsize = 3", "size ===", b"\xff\xfe"])
+def test_toml_that_does_not_parse_names_the_file(tmp_path: Path, text: str | bytes) -> None:
+    path = tmp_path / "geomatch.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UsageError, match=r"geomatch\.toml"):
+        config.load(path)
+
+
+@pytest.mark.parametrize("text", ["grid.size", "size=3", "a.b.c=3", "=3", "source.year=2010", ""])
+def test_set_of_another_form_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--set"):
+        config.with_overrides(Config(), [text])
+
+
+def test_set_beats_the_file_which_beats_the_default(tmp_path: Path) -> None:
+    path = write(tmp_path, "[grid]\nsize = 64\nmin_valid = 0.5\n")
+    assert Config().grid.size == 256
+    loaded = config.load(path, ["grid.size=32", "train.lr=1"])
+    assert loaded.grid.size == 32
+    assert loaded.grid.min_valid == 0.5
+    assert loaded.grid.crs == "auto"
+    assert loaded.train.lr == 1.0
+    assert isinstance(loaded.train.lr, float)
+    assert config.load(path, ["grid.size=32", "grid.size=16"]).grid.size == 16
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("grid.crs=utm", "utm"),
+        ('grid.crs="utm"', "utm"),
+        ("grid.crs=2154", "2154"),
+        ("grid.crs=EPSG:2154", "EPSG:2154"),
+        ("grid.stretch=0,255", "0,255"),
+        ("grid.stretch=2%,98%", "2%,98%"),
+        ("grid.gsd = 0.5", 0.5),
+        ("split.test=a*.tif", ("a*.tif",)),
+        ('split.test=["a.tif", "b.tif"]', ("a.tif", "b.tif")),
+        ("split.years=[2010, 2020]", ("2010", "2020")),
+        ("augment.flips=false", False),
+    ],
+)
+def test_set_reads_toml_or_bare_strings(override: str, value: object) -> None:
+    table, key = override.split("=")[0].strip().split(".")
+    loaded = config.with_overrides(Config(), [override])
+    assert getattr(getattr(loaded, table), key) == value
+
+
+def test_years_may_be_bare_numbers(tmp_path: Path) -> None:
+    loaded = config.load(write(tmp_path, '[[source]]\nyear = 2010\nimages = "a.tif"'))
+    assert loaded.source == (config.Source(year="2010", images="a.tif"),)
+
+
+def test_template_parses_and_is_the_defaults(tmp_path: Path) -> None:
+    assert config.load(write(tmp_path, config.template())) == Config()
+
+
+def test_template_shows_every_key_with_its_default() -> None:
+    """Uncommented, it still is the defaults, but for those it shows as unset."""
+    lines = []
+    for line in config.template().splitlines():
+        text = line.removeprefix("# ")
+        if line.startswith(("# A geomatch", "# One table")):
+            continue
+        lines.append("" if " = ..." in text else text)
+    values = tomllib.loads("\n".join(lines))
+    del values["source"]
+    assert config.from_dict(values, "template") == Config()
+    for table in dataclasses.fields(Config):
+        if table.name == "source":
+            continue
+        for key in dataclasses.fields(getattr(Config(), table.name)):
+            assert f"# {key.name} = " in config.template()
+
+
+def test_round_trip_through_json() -> None:
+    wanted = config.with_overrides(
+        Config(source=(config.Source("2010", "a/*.tif", "l.gpkg"), config.Source("2020", "b"))),
+        ["grid.gsd=0.25", "split.test=a.tif", "grid.stride=64", "model.normalise=true"],
+    )
+    values = json.loads(json.dumps(config.as_dict(wanted)))
+    assert config.from_dict(values, "config.json") == wanted
+    assert config.from_dict(config.as_dict(Config()), "config.json") == Config()
+
+
+def test_from_dict_names_its_file() -> None:
+    with pytest.raises(UsageError, match=r"runs/a/config\.json"):
+        config.from_dict({"grid": {"sise": 3}}, "runs/a/config.json")
+
+
+def test_differences_name_keys_within_the_tables_asked() -> None:
+    other = config.with_overrides(Config(), ["train.epochs=7", "train.lr=1.0", "grid.size=32"])
+    assert config.differences(Config(), other, ["train"]) == ["train.epochs", "train.lr"]
+    assert config.differences(Config(), other, ["model"]) == []
+
+
+def test_configuration_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().grid.size = 3  # type: ignore[misc]

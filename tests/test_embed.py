@@ -1,0 +1,199 @@
+"""Embedding: the encoder's own values, in parts that survive, in a file others read."""
+
+from __future__ import annotations
+
+import json
+
+import geopandas
+import jax
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from small_project import CRS, make_project, settings
+
+from geomatch import embed as module
+from geomatch.data.embeddings import Embeddings
+from geomatch.data.store import TileStore
+from geomatch.embed import embed
+from geomatch.errors import GeomatchError, UsageError
+from geomatch.nn.describe import describe
+from geomatch.runs import load_encoder
+from geomatch.train import train
+
+pytest_plugins = ["small_fixtures"]
+
+
+class BrokenOffError(Exception):
+    """What ends embedding from within."""
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Parts of 20 tiles; counts those begun, and breaks off before one that is named."""
+    monkeypatch.setattr(module, "PART", 20)
+
+    class Parts:
+        begun = 0
+        stop = None
+
+    def describe_or_raise(*arguments):
+        if Parts.begun == Parts.stop:
+            raise BrokenOffError
+        Parts.begun += 1
+        return describe(*arguments)
+
+    monkeypatch.setattr(module, "describe", describe_or_raise)
+    return Parts
+
+
+def test_values_are_the_encoder_s_in_the_order_of_the_catalogue(indexed):
+    found = Embeddings.load(indexed.embedded.path)
+    encoding = load_encoder(indexed.project, None, None)
+    pixels = TileStore.open(indexed.project.pixels).read(indexed.tiles.store_row)
+    forward = jax.jit(lambda tiles: encoding.model.apply(encoding.variables, tiles))
+    wanted = np.asarray(forward(pixels))
+    assert found.vectors.shape == (len(indexed.tiles), 192)
+    assert found.vectors.dtype == np.float32
+    np.testing.assert_allclose(found.vectors, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+    # Different tiles differ by far more.
+    assert np.abs(wanted[0] - wanted[1]).max() > 0.01 * np.abs(wanted).max()
+    assert found.facts["step"] == indexed.trained.best
+    assert found.facts["tiles"] == indexed.project.tile_facts()["fingerprint"]
+    assert found.facts["dimension"] == 192
+
+
+@pytest.mark.parametrize("size", [3, 4, 7])
+def test_batches_of_any_length_are_described_alike(indexed, size):
+    encoding = load_encoder(indexed.project, None, None)
+    pixels = TileStore.open(indexed.project.pixels).read(indexed.tiles.store_row[:7])
+    batches = [pixels[start : start + size] for start in range(0, 7, size)]
+    parts = list(describe(encoding.model, encoding.variables, batches, size))
+    assert [len(part) for part in parts] == [len(batch) for batch in batches]
+    wanted = Embeddings.load(indexed.embedded.path).vectors[:7]
+    scale = np.abs(wanted).max()
+    np.testing.assert_allclose(np.concatenate(parts), wanted, rtol=1e-4, atol=1e-4 * scale)
+
+
+def test_a_broken_command_goes_on_and_ends_alike(trained, copied, counted, tmp_path):
+    project = copied(trained)
+    counted.stop = 3
+    with pytest.raises(BrokenOffError):
+        embed(project)
+    assert not list(project.embeddings.glob("*.parquet"))
+    counted.stop = None
+    again = embed(project)
+    # 88 tiles are five parts, of which three were kept.
+    assert counted.begun == 5
+    assert not list(project.embeddings.glob("*.partial"))
+    broken = Embeddings.load(again.path)
+    again.path.unlink()
+    whole = Embeddings.load(embed(project).path)
+    assert counted.begun == 10
+    assert broken.facts == whole.facts
+    np.testing.assert_array_equal(broken.vectors, whole.vectors)
+
+
+def test_parts_of_another_origin_are_not_used(trained, copied, counted):
+    project = copied(trained)
+    counted.stop = 2
+    with pytest.raises(BrokenOffError):
+        embed(project)
+    (record,) = project.embeddings.glob("*.partial/origin.json")
+    record.write_text(json.dumps({**json.loads(record.read_text()), "model": "of another"}))
+    for part in record.parent.glob("*.npy"):
+        np.save(part, np.zeros_like(np.load(part)))
+    counted.begun, counted.stop = 0, None
+    made = Embeddings.load(embed(project).path)
+    assert counted.begun == 5
+    assert (np.abs(made.vectors).max(axis=1) > 0).all()
+
+
+def test_what_is_up_to_date_is_left_alone(indexed, counted):
+    before, notes = indexed.embedded.path.stat(), []
+    made = embed(indexed.project, report=lambda task, *_: notes.append(task))
+    assert made == indexed.embedded
+    assert notes == [f"embeddings {made.name} are up to date"]
+    assert counted.begun == 0
+    after = made.path.stat()
+    assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)
+
+
+def test_another_checkpoint_is_embedded_beside(trained, copied):
+    project = copied(trained)
+    train(project, settings("train.epochs=0"), run="untrained")
+    first, second = embed(project), embed(project, run="run1")
+    assert first.name == "untrained@0"
+    assert second.name == f"run1@{trained.trained.best}"
+    a, b = (Embeddings.load(made.path) for made in (first, second))
+    assert a.facts["model"] != b.facts["model"]
+    assert a.facts["fingerprint"] != b.facts["fingerprint"]
+    assert np.abs(a.vectors - b.vectors).max() > 0.01
+
+
+def test_embed_before_train_names_the_command(tiled):
+    with pytest.raises(GeomatchError) as failed:
+        embed(tiled.project)
+    assert failed.value.hint == "Run: geomatch train"
+
+
+@pytest.mark.parametrize("run", ["nope", "run1@7", "run1@x"])
+def test_a_run_that_there_is_not_is_told_with_what_there_is(trained, run):
+    with pytest.raises(GeomatchError) as failed:
+        embed(trained.project, run=run)
+    assert "There is: " in failed.value.hint
+
+
+def test_run_and_model_exclude_each_other(trained):
+    with pytest.raises(UsageError):
+        embed(trained.project, run="run1", model=trained.root)
+
+
+@pytest.mark.parametrize(
+    ("options", "labels", "words"),
+    [
+        (["grid.size=16"], False, "16 px, run1@.* was trained on 32 px"),
+        (["grid.gsd=0.5"], False, "0.5 m a pixel"),
+        ([], True, "1 label channels"),
+    ],
+)
+def test_a_model_of_other_tiles_is_refused(trained, tmp_path, options, labels, words):
+    other = make_project(tmp_path / "other", trained.imagery, *options, labels=labels)
+    words = words.replace("run1@", "project-run1@")
+    with pytest.raises(GeomatchError, match=words) as failed:
+        embed(other, model=trained.root)
+    assert "geomatch train --run NEW" in failed.value.hint
+
+
+@pytest.mark.parametrize("folder", ["", "runs/run1"])
+def test_a_model_of_another_project_describes_these_tiles(indexed, copied, tiled, folder):
+    project = copied(tiled)
+    made = embed(project, model=indexed.root / folder)
+    assert made.name == f"project-run1@{indexed.trained.best}"
+    np.testing.assert_array_equal(
+        Embeddings.load(made.path).vectors, Embeddings.load(indexed.embedded.path).vectors
+    )
+
+
+def test_a_model_that_is_none_is_refused(tiled, tmp_path):
+    with pytest.raises(GeomatchError, match="neither the folder of a run nor a project"):
+        embed(tiled.project, model=tmp_path)
+
+
+def test_the_file_is_geoparquet_that_others_read(indexed):
+    frame = geopandas.read_parquet(indexed.embedded.path)
+    assert frame.crs == CRS
+    assert frame["id"].tolist() == indexed.tiles.ids()
+    np.testing.assert_allclose(frame.geometry.bounds.to_numpy(), indexed.tiles.bounds())
+    assert len(frame["embedding"][0]) == 192
+    assert frame["year"].tolist() == [indexed.tiles.years[y] for y in indexed.tiles.year]
+    assert [date.year for date in frame["datetime"]] == [int(y) for y in frame["year"]]
+
+
+def test_the_footer_says_what_the_descriptors_are(indexed):
+    metadata = pq.read_schema(indexed.embedded.path).metadata
+    facts = json.loads(metadata[b"emb"])
+    assert facts == Embeddings.load(indexed.embedded.path).facts
+    assert facts["name"] == f"run1@{indexed.trained.best}"
+    assert (facts["dimension"], facts["normalise"]) == (192, False)
+    assert facts["run"] == str(indexed.project.run("run1").absolute())
+    assert json.loads(metadata[b"geo"])["version"] == "1.1.0"

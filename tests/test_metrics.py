@@ -1,0 +1,162 @@
+"""Ranks and figures: by hand, by brute force, and by scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import label_ranking_average_precision_score
+
+from geomatch.search import metrics
+from geomatch.search.exact import neighbours, unit
+from geomatch.search.metrics import map_at, median, rank_truth, recall_at
+
+NONE = (np.empty(0, np.int64), np.empty(0, np.int64))
+
+
+def ranked(scores, truth, neutral=NONE):
+    """Rank a matrix of scores (q, n), as the inner products of unit vectors with a basis."""
+    scores = np.asarray(scores, np.float32)
+    queries, database = scores, np.eye(scores.shape[1], dtype=np.float32)
+    return rank_truth(queries, database, np.array(truth), neutral)
+
+
+def brute_force(scores, truth, neutral):
+    """Rank and first answer of each query, in plain loops; the match loses every tie."""
+    out = set(zip(*(part.tolist() for part in neutral), strict=True))
+    ranks, firsts = [], []
+    for i, row in enumerate(scores.tolist()):
+        others = [j for j in range(len(row)) if j != truth[i] and (i, j) not in out]
+        ahead = [j for j in others if row[j] >= row[truth[i]] - metrics.TIE]
+        ranks.append(1 + len(ahead))
+        firsts.append(max(ahead, key=lambda j, row=row: row[j]) if ahead else truth[i])
+    return ranks, firsts
+
+
+def test_the_match_at_each_place():
+    found = ranked([[0.9, 0.5, 0.1], [0.9, 0.5, 0.1], [0.9, 0.5, 0.1]], [0, 1, 2])
+    assert found.rank.tolist() == [1, 2, 3]
+    assert found.first.tolist() == [0, 0, 0]
+
+
+def test_ties_never_help():
+    found = ranked([[0.5, 0.5, 0.5, 0.2], [0.5, 0.5, 0.7, 0.2]], [0, 1])
+    assert found.rank.tolist() == [3, 3]
+    assert found.first[0] in (1, 2)
+    assert found.first[1] == 2
+
+
+def test_blank_tiles_that_are_all_alike_come_last():
+    blank = unit(np.ones((6, 4), np.float32))
+    found = rank_truth(blank, blank, np.arange(6), NONE)
+    assert found.rank.tolist() == [6] * 6
+    empty = np.zeros((6, 4), np.float32)
+    assert rank_truth(unit(empty), unit(empty), np.arange(6), NONE).rank.tolist() == [6] * 6
+
+
+def test_identical_tiles_tie_in_spite_of_rounding():
+    vectors = np.random.default_rng(0).normal(size=(50, 333)).astype(np.float32)
+    database = unit(np.repeat(vectors, 2, axis=0))
+    found = rank_truth(unit(vectors), database, np.arange(0, 100, 2), NONE)
+    assert found.rank.tolist() == [2] * 50
+    assert found.first.tolist() == list(range(1, 100, 2))
+
+
+def test_neutral_tiles_are_taken_out():
+    scores = [[0.9, 0.8, 0.7, 0.6], [0.9, 0.8, 0.7, 0.6]]
+    found = ranked(scores, [3, 3], (np.array([1, 1]), np.array([0, 2])))
+    assert found.rank.tolist() == [4, 2]
+    assert found.first.tolist() == [0, 1]
+    found = ranked(scores, [3, 3], (np.array([1, 0, 1, 0, 1, 0]), np.array([0, 0, 1, 1, 2, 2])))
+    assert found.rank.tolist() == [1, 1]
+    assert found.first.tolist() == [3, 3]
+
+
+def test_scores_below_zero_are_ranked_too():
+    found = ranked([[-0.9, -0.5, -0.1]], [1])
+    assert found.rank.tolist() == [2]
+    assert found.first.tolist() == [2]
+
+
+@pytest.mark.parametrize("broken", ["query", "match", "all"])
+def test_descriptors_that_are_no_numbers_are_not_found(broken):
+    rng = np.random.default_rng(0)
+    queries = unit(rng.normal(size=(3, 4)).astype(np.float32))
+    database = queries.copy()
+    if broken in ("query", "all"):
+        queries[1] = np.nan
+    if broken in ("match", "all"):
+        database[1] = np.nan
+    assert rank_truth(queries, database, np.arange(3), NONE).rank[1] > 1
+
+
+@pytest.mark.parametrize("blocks", [(512, 65_536), (3, 4), (1, 1), (7, 5)])
+def test_blocks_change_nothing(monkeypatch, blocks):
+    monkeypatch.setattr(metrics, "QUERY_BLOCK", blocks[0])
+    monkeypatch.setattr(metrics, "DATABASE_BLOCK", blocks[1])
+    rng = np.random.default_rng(1)
+    # Few distinct values, so that there are ties within and across blocks.
+    queries = rng.integers(-3, 4, (17, 5)).astype(np.float32)
+    database = rng.integers(-3, 4, (23, 5)).astype(np.float32)
+    truth = np.where(np.arange(17) % 2, (queries @ database.T).argmax(1), rng.integers(23, size=17))
+    pairs = np.unique(rng.integers([0, 0], [17, 23], (60, 2)), axis=0)
+    pairs = pairs[pairs[:, 1] != truth[pairs[:, 0]]]
+    neutral = tuple(rng.permutation(pairs).T)
+    found = rank_truth(queries, database, truth, neutral)
+    scores = queries @ database.T
+    ranks, firsts = brute_force(scores, truth, neutral)
+    assert found.rank.tolist() == ranks
+    # Among equal answers any may be the first.
+    rows = np.arange(17)
+    np.testing.assert_array_equal(scores[rows, found.first], scores[rows, firsts])
+    wrong = np.array(ranks) > 1
+    assert (found.first[wrong] != truth[wrong]).all()
+    assert (found.first[~wrong] == truth[~wrong]).all()
+    assert 0 < wrong.sum() < 17
+    assert not set(zip(rows.tolist(), found.first.tolist(), strict=True)) & set(
+        map(tuple, pairs.tolist())
+    )
+
+
+def test_figures_by_hand():
+    rank = np.array([1, 2, 5, 6, 10, 11])
+    assert map_at(rank, 5) == pytest.approx((1 + 1 / 2 + 1 / 5) / 6)
+    assert map_at(rank, 1) == pytest.approx(1 / 6)
+    assert recall_at(rank, 1) == pytest.approx(1 / 6)
+    assert recall_at(rank, 5) == pytest.approx(3 / 6)
+    assert recall_at(rank, 10) == pytest.approx(5 / 6)
+    assert median(rank) == 5.5
+
+
+def test_figures_of_nothing_are_undefined():
+    none = np.empty(0, np.int64)
+    assert map_at(none, 5) is None
+    assert recall_at(none, 5) is None
+    assert median(none) is None
+
+
+def test_map_equals_scikit_learn_s():
+    rng = np.random.default_rng(0)
+    queries, database = (unit(rng.normal(size=(n, 6)).astype(np.float32)) for n in (12, 30))
+    truth = rng.integers(30, size=12)
+    relevant = np.zeros((12, 30), int)
+    relevant[np.arange(12), truth] = 1
+    wanted = label_ranking_average_precision_score(relevant, queries @ database.T)
+    rank = rank_truth(queries, database, truth, NONE).rank
+    assert map_at(rank, 30) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_unit_keeps_directions_and_leaves_zeros():
+    vectors = np.array([[3, 4], [0, 0], [1e-3, 0]], np.float32)
+    np.testing.assert_allclose(unit(vectors), [[0.6, 0.8], [0, 0], [1, 0]], atol=1e-6)
+
+
+def test_neighbours_are_the_largest_products():
+    rng = np.random.default_rng(0)
+    queries, database = (unit(rng.normal(size=(n, 8)).astype(np.float32)) for n in (5, 40))
+    scores, positions = neighbours(queries, database, 7)
+    wanted = np.argsort(-(queries @ database.T), axis=1)[:, :7]
+    np.testing.assert_array_equal(positions, wanted)
+    np.testing.assert_allclose(
+        scores, np.take_along_axis(queries @ database.T, wanted, 1), rtol=1e-5, atol=1e-6
+    )
+    assert neighbours(queries, database[:3], 7)[1].shape == (5, 3)

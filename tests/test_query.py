@@ -1,0 +1,421 @@
+"""Index and query: exact answers, from an index alone, and none from a stale one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import rasterio
+from PIL import Image
+from rasterio.warp import transform
+from small_project import CRS, SIZE, finish, python, write_tiff
+from typer.testing import CliRunner
+
+from geomatch.cli import app
+from geomatch.data.embeddings import Embeddings
+from geomatch.errors import GeomatchError, StaleError, UsageError
+from geomatch.geo import footprints
+from geomatch.index import index
+from geomatch.query import query
+from geomatch.search import flat
+
+pytest_plugins = ["small_fixtures"]
+
+KEYS = ["query", "rank", "tile", "year", "score", "lon", "lat", "distance_m"]
+
+
+@pytest.fixture(scope="module")
+def cosines(indexed):
+    """(n, n) similarity of all tiles, computed apart."""
+    vectors = Embeddings.load(indexed.embedded.path).vectors.astype(np.float64)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors @ vectors.T
+
+
+def lonlat(tiles, i, east=0.0, north=0.0):
+    """Degrees of a point so many metres off the centre of a tile."""
+    x, y = tiles.centres()[i] + [east, north]
+    (lon,), (lat,) = transform(CRS, "OGC:CRS84", [x], [y])
+    return f"{lon:.8f},{lat:.8f}"
+
+
+def of_year(tiles, year):
+    return np.flatnonzero(tiles.year == tiles.years.index(year))
+
+
+def assert_nearest(indexed, cosines, found, asked, searched):
+    """The answers are the best of the tiles searched, by similarity, in order."""
+    ids = indexed.tiles.ids()
+    best = np.sort(cosines[asked][searched])[::-1][: len(found.matches)]
+    np.testing.assert_allclose([m.score for m in found.matches], best, atol=1e-5)
+    for rank, match in enumerate(found.matches, 1):
+        position = ids.index(match.tile)
+        assert match.rank == rank
+        assert position in searched
+        assert match.score == pytest.approx(cosines[asked, position], abs=1e-5)
+    assert len({match.tile for match in found.matches}) == len(found.matches)
+
+
+# By tile
+
+
+@pytest.mark.parametrize("asked", [0, 17, 50, 87])
+def test_answers_are_the_nearest_of_the_other_year(indexed, cosines, asked):
+    tiles = indexed.tiles
+    searched = np.flatnonzero(tiles.year != tiles.year[asked])
+    found = query(indexed.project, tiles.ids()[asked], top=7)
+    assert len(found.matches) == 7
+    assert_nearest(indexed, cosines, found, asked, searched)
+    assert {match.query for match in found.matches} == {tiles.ids()[asked]}
+
+
+@pytest.mark.parametrize("asked", [3, 60])
+def test_the_own_year_is_searched_on_request_without_the_tile_itself(indexed, cosines, asked):
+    searched = np.setdiff1d(np.arange(88), [asked])
+    found = query(indexed.project, indexed.tiles.ids()[asked], top=87, same_year=True)
+    assert len(found.matches) == 87
+    assert_nearest(indexed, cosines, found, asked, searched)
+
+
+@pytest.mark.parametrize("year", ["2010", "2020"])
+def test_a_year_named_is_searched_alone(indexed, cosines, year):
+    asked = int(of_year(indexed.tiles, "2010")[4])
+    searched = np.setdiff1d(of_year(indexed.tiles, year), [asked])
+    found = query(indexed.project, indexed.tiles.ids()[asked], years=(year,))
+    assert_nearest(indexed, cosines, found, asked, searched)
+
+
+def test_no_more_answers_than_tiles(indexed, cosines):
+    found = query(indexed.project, indexed.tiles.ids()[0], top=1000)
+    assert len(found.matches) == 44
+    assert_nearest(indexed, cosines, found, 0, np.flatnonzero(indexed.tiles.year == 1))
+
+
+def test_places_and_distances_are_of_tile_centres(indexed):
+    tiles, ids = indexed.tiles, indexed.tiles.ids()
+    found = query(indexed.project, ids[5])
+    centres, degrees = tiles.centres(), footprints.lonlat(tiles.epsg, tiles.centres())
+    for match in found.matches:
+        i = ids.index(match.tile)
+        assert match.distance_m == pytest.approx(np.hypot(*(centres[i] - centres[5])))
+        assert (match.lon, match.lat) == pytest.approx(tuple(degrees[i]))
+        assert match.year == tiles.years[tiles.year[i]]
+    assert found.query_row == tiles.store_row[5]
+    assert list(found.rows) == [tiles.store_row[ids.index(m.tile)] for m in found.matches]
+
+
+def test_a_trained_encoder_finds_most_test_places(indexed):
+    tiles = indexed.tiles
+    asked = [tiles.ids()[i] for i in np.flatnonzero((tiles.split == 2) & (tiles.year == 0))]
+    first = [query(indexed.project, tile).matches[0].tile for tile in asked]
+    right = [a.split("@")[0] == b.split("@")[0] for a, b in zip(asked, first, strict=True)]
+    assert np.mean(right) > 0.5
+
+
+def test_many_segments_answer_as_one(indexed, copied, cosines, monkeypatch):
+    monkeypatch.setattr(flat, "SEGMENT", 10)
+    real = Embeddings.load(indexed.embedded.path).vectors
+    folder = indexed.root.parent / "segments"
+    folder.mkdir()
+    counts = [44, 44]
+    for year in (0, 1):
+        mine = real[indexed.tiles.year == year]
+        flat.write(folder, year, (mine[i : i + 7] for i in range(0, 44, 7)))
+    assert len(list(folder.glob("year0-*.faiss"))) == 4
+    found = flat.FlatIndex(folder, counts)
+    order = np.argsort(indexed.tiles.year, kind="stable")
+    for asked in (0, 30, 87):
+        position = int(np.flatnonzero(order == asked)[0])
+        unit = real[asked] / np.linalg.norm(real[asked])
+        np.testing.assert_allclose(found.vector(position), unit, rtol=1e-5, atol=1e-6)
+        scores, positions = found.search(real[asked], [0, 1], 9)
+        np.testing.assert_allclose(scores, np.sort(cosines[asked])[::-1][:9], atol=1e-5)
+        np.testing.assert_allclose(scores, cosines[asked][order[positions]], atol=1e-5)
+
+
+def test_a_query_by_tile_needs_no_jax(indexed):
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from geomatch.project import Project; from geomatch.query import query\n"
+        "found = query(Project(Path(sys.argv[1])), sys.argv[2])\n"
+        "assert len(found.matches) == 5\n"
+        "print(sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    out = finish(python("-c", script, str(indexed.root), indexed.tiles.ids()[0]))
+    assert "'faiss'" in out
+    for heavy in ("jax", "flax", "orbax", "optax"):
+        assert f"'{heavy}'" not in out
+
+
+# By point
+
+
+@pytest.mark.parametrize(("east", "north"), [(0, 0), (15, 15), (-15, -15), (15, -15)])
+def test_a_point_asks_for_the_newest_tile_over_it(indexed, east, north):
+    i = int(of_year(indexed.tiles, "2020")[20])
+    found = query(indexed.project, lonlat(indexed.tiles, i, east, north))
+    assert found.matches[0].query == indexed.tiles.ids()[i]
+    assert {match.year for match in found.matches} == {"2010"}
+
+
+def test_a_point_asks_for_the_tile_of_a_year_that_is_named(indexed):
+    i = int(of_year(indexed.tiles, "2010")[20])
+    found = query(indexed.project, lonlat(indexed.tiles, i), from_year="2010")
+    assert found.matches == query(indexed.project, indexed.tiles.ids()[i]).matches
+
+
+def test_a_point_beside_all_tiles_is_told(indexed):
+    west = int(np.argmin(indexed.tiles.col))
+    with pytest.raises(GeomatchError, match="no tile lies over"):
+        query(indexed.project, lonlat(indexed.tiles, west, east=-17))
+    with pytest.raises(GeomatchError, match="no tile of 2010 lies over"):
+        query(indexed.project, "2.0,48.0", from_year="2010")
+
+
+# By image
+
+
+def image_of(indexed, path, i, margin=0, off=(0, 0)):
+    """A GeoTIFF cut from the imagery around a tile, `margin` px larger on each side."""
+    tiles = indexed.tiles
+    left, bottom, right, top = tiles.bounds()[i] + np.tile(off, 2)
+    source = indexed.imagery / tiles.sources[tiles.source[i]]
+    with rasterio.open(source) as sheet:
+        box = (left - margin, bottom - margin, right + margin, top + margin)
+        window = sheet.window(*box).round_offsets().round_lengths()
+        pixels = sheet.read(window=window, boundless=True)
+    write_tiff(path, pixels, (box[0], box[3]))
+    return pixels
+
+
+def inner(tiles):
+    """A training tile of 2010 with others all around."""
+    (i,) = np.flatnonzero(
+        (tiles.year == 0) & (tiles.col == tiles.col.min() + 2) & (tiles.row == tiles.row.min() + 2)
+    )
+    return int(i)
+
+
+@pytest.mark.parametrize("margin", [0, 20])
+def test_a_georeferenced_image_is_the_tile_over_its_centre(indexed, tmp_path, margin):
+    i, notes = inner(indexed.tiles), []
+    image_of(indexed, tmp_path / "cut.tif", i, margin)
+    found = query(
+        indexed.project,
+        str(tmp_path / "cut.tif"),
+        report=lambda task, *_: notes.append(task),
+    )
+    best = found.matches[0]
+    assert (best.tile, best.distance_m) == (indexed.tiles.ids()[i], 0)
+    assert best.score == pytest.approx(1, abs=1e-4)
+    assert best.query == str(tmp_path / "cut.tif")
+    assert found.query_row is None
+    assert "the cell over its centre" in notes[0]
+
+
+def test_an_image_off_the_grid_is_asked_for_as_it_lies(indexed, tmp_path):
+    i, notes = inner(indexed.tiles), []
+    image_of(indexed, tmp_path / "cut.tif", i, off=(5, -7))
+    found = query(
+        indexed.project,
+        str(tmp_path / "cut.tif"),
+        top=88,
+        report=lambda task, *_: notes.append(task),
+    )
+    assert "off the grid" in notes[0]
+    metres = {match.tile: match.distance_m for match in found.matches}
+    assert metres[indexed.tiles.ids()[i]] == pytest.approx(np.hypot(5, 7))
+
+
+def test_an_image_smaller_than_a_tile_is_refused(indexed, tmp_path):
+    write_tiff(tmp_path / "small.tif", np.zeros((3, 20, 20), np.uint8), (500_000, 5_000_000))
+    with pytest.raises(GeomatchError, match="covers 20 x 20 m, a tile 32 m"):
+        query(indexed.project, str(tmp_path / "small.tif"))
+
+
+def test_an_image_of_other_bands_is_refused(indexed, tmp_path):
+    write_tiff(tmp_path / "grey.tif", np.zeros((1, 40, 40), np.uint8), (500_000, 5_000_000))
+    with pytest.raises(GeomatchError, match="1 bands of uint8, the model takes 3"):
+        query(indexed.project, str(tmp_path / "grey.tif"))
+
+
+def test_a_plain_image_is_its_centre_square_without_a_place(indexed, tmp_path):
+    i, notes = inner(indexed.tiles), []
+    pixels = np.moveaxis(image_of(indexed, tmp_path / "cut.tif", i), 0, -1)
+    wide = np.zeros((SIZE, SIZE + 16, 3), np.uint8)
+    wide[:, 8:-8] = pixels
+    Image.fromarray(wide).save(tmp_path / "plain.png")
+    found = query(
+        indexed.project,
+        str(tmp_path / "plain.png"),
+        report=lambda task, *_: notes.append(task),
+    )
+    assert found.matches[0].tile == indexed.tiles.ids()[i]
+    assert found.matches[0].score == pytest.approx(1, abs=1e-4)
+    assert {match.distance_m for match in found.matches} == {None}
+    assert "no place on the ground" in notes[0]
+
+
+def test_an_image_query_searches_the_years_that_are_named(indexed, tmp_path):
+    image_of(indexed, tmp_path / "cut.tif", inner(indexed.tiles))
+    found = query(indexed.project, str(tmp_path / "cut.tif"), years=("2020",))
+    assert {match.year for match in found.matches} == {"2020"}
+
+
+# What is refused
+
+
+def test_wrong_use_is_told(indexed):
+    tile = indexed.tiles.ids()[0]
+    for top in (0, -1):
+        with pytest.raises(UsageError, match=f"--top {top}"):
+            query(indexed.project, tile, top=top)
+    with pytest.raises(UsageError, match="no year 1999") as failed:
+        query(indexed.project, tile, years=("1999",))
+    assert failed.value.hint == "It has: 2010, 2020."
+    with pytest.raises(UsageError, match="no year 1999"):
+        query(indexed.project, tile, from_year="1999")
+    with pytest.raises(GeomatchError, match="neither a tile of the index, nor") as failed:
+        query(indexed.project, "nowhere")
+    assert indexed.tiles.ids()[0].partition("@")[0][:3] in failed.value.hint
+    with pytest.raises(GeomatchError, match="there is no index 'nope'"):
+        query(indexed.project, tile, index="nope")
+
+
+def test_query_before_index_and_index_before_embed_name_the_command(trained):
+    with pytest.raises(GeomatchError) as failed:
+        query(trained.project, "0_0@2010")
+    assert failed.value.hint == "Run: geomatch index"
+    with pytest.raises(GeomatchError) as failed:
+        index(trained.project)
+    assert failed.value.hint == "Run: geomatch embed"
+
+
+def test_an_index_of_embeddings_that_changed_is_stale(indexed, copied):
+    project = copied(indexed)
+    path = project.embeddings / indexed.embedded.path.name
+    old = Embeddings.load(path)
+    new = dataclasses.replace(
+        old, vectors=old.vectors[:, ::-1].copy(), facts={**old.facts, "fingerprint": "another"}
+    )
+    new.save(
+        path, indexed.tiles, lambda e, b: footprints.rings(e, b, CRS), footprints.projjson(CRS)
+    )
+    tile = indexed.tiles.ids()[0]
+    with pytest.raises(StaleError) as failed:
+        query(project, tile)
+    assert failed.value.hint == "Run: geomatch index"
+    index(project)
+    assert len(query(project, tile).matches) == 5
+
+
+def test_an_image_is_not_asked_of_an_index_of_another_checkpoint(indexed, copied, tmp_path):
+    project = copied(indexed)
+    (manifest,) = project.indexes.glob("*/manifest.json")
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "model": "another"}))
+    image_of(indexed, tmp_path / "cut.tif", 0)
+    with pytest.raises(StaleError, match="of another checkpoint") as failed:
+        query(project, str(tmp_path / "cut.tif"))
+    assert failed.value.hint == "Run: geomatch embed, then geomatch index"
+    # A tile needs no encoder.
+    assert query(project, indexed.tiles.ids()[0]).matches
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut off"])
+def test_a_damaged_index_is_told(indexed, copied, damage):
+    project = copied(indexed)
+    (segment,) = project.indexes.glob("*/year1-0000.faiss")
+    if damage == "missing":
+        segment.unlink()
+    else:
+        segment.write_bytes(segment.read_bytes()[:20])
+    with pytest.raises(StaleError) as failed:
+        query(project, indexed.tiles.ids()[0])
+    assert failed.value.hint == "Run: geomatch index"
+
+
+# The command
+
+
+def run_command(indexed, *arguments):
+    return CliRunner().invoke(app, ["query", "-p", str(indexed.root), *arguments])
+
+
+def test_json_follows_the_contract(indexed):
+    tile = indexed.tiles.ids()[0]
+    result = run_command(indexed, tile, "--json", "--top", "3")
+    assert result.exit_code == 0
+    rows = json.loads(result.stdout)
+    assert [list(row) for row in rows] == [KEYS] * 3
+    wanted = [dataclasses.asdict(match) for match in query(indexed.project, tile, top=3).matches]
+    assert rows == wanted
+
+
+def test_json_of_a_plain_image_has_null_distances(indexed, tmp_path):
+    Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(tmp_path / "plain.png")
+    result = run_command(indexed, str(tmp_path / "plain.png"), "--json", "--quiet")
+    rows = json.loads(result.stdout)
+    assert [row["distance_m"] for row in rows] == [None] * 5
+    assert "NaN" not in result.stdout
+
+
+def test_a_negative_longitude_needs_no_escape(indexed):
+    result = run_command(indexed, "-1.5,47.2")
+    assert result.exit_code == 1
+    assert "no tile lies over -1.5,47.2" in result.output
+    inside = lonlat(indexed.tiles, 20)
+    assert inside.startswith("-2.")
+    result = run_command(indexed, inside, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)[0]["query"].startswith(indexed.tiles.cells()[20])
+
+
+def test_answers_are_shown_as_a_table_too(indexed):
+    found = query(indexed.project, indexed.tiles.ids()[0], top=2)
+    result = run_command(indexed, indexed.tiles.ids()[0], "--top", "2")
+    assert result.exit_code == 0
+    for match in found.matches:
+        assert match.tile in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["TILE", "--top", "0"], 2),
+        (["TILE", "--top", "x"], 2),
+        (["TILE", "--year", "1999"], 2),
+        ([], 2),
+        (["nowhere"], 1),
+        (["TILE", "--index", "nope"], 1),
+    ],
+)
+def test_exit_codes(indexed, arguments, code):
+    arguments = [indexed.tiles.ids()[0] if a == "TILE" else a for a in arguments]
+    result = run_command(indexed, *arguments)
+    assert result.exit_code == code
+    assert result.stdout == ""
+
+
+def test_a_moved_project_still_answers(indexed, tmp_path):
+    shutil.copytree(indexed.root, tmp_path / "moved")
+    moved = dataclasses.replace(indexed.project, root=tmp_path / "moved")
+    tile = indexed.tiles.ids()[0]
+    assert query(moved, tile).matches == query(indexed.project, tile).matches
+
+
+def test_an_image_is_asked_of_a_project_moved_elsewhere(indexed, tmp_path):
+    """The run's folder is kept as a path; a project that was moved must find its run again."""
+    shutil.copytree(indexed.root, tmp_path / "first")
+    first = dataclasses.replace(indexed.project, root=tmp_path / "first")
+    (manifest,) = first.indexes.glob("*/manifest.json")
+    facts = json.loads(manifest.read_text())
+    facts["run"] = str(first.run("run1").absolute())
+    manifest.write_text(json.dumps(facts))
+    (tmp_path / "first").rename(tmp_path / "second")
+    second = dataclasses.replace(indexed.project, root=tmp_path / "second")
+    image_of(indexed, tmp_path / "cut.tif", inner(indexed.tiles))
+    found = query(second, str(tmp_path / "cut.tif"))
+    assert found.matches[0].tile == indexed.tiles.ids()[inner(indexed.tiles)]
