@@ -26,7 +26,8 @@ from rich.table import Table
 from geomatch.errors import GeomatchError
 from geomatch.progress import Reporter
 
-out = Console()
+# Piped into a file, a table has all the width it needs.
+out = Console(width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True)
 
 PLAIN_SECONDS = 15.0
@@ -111,13 +112,18 @@ def table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], numbers: Sequence[str] = ()
 ) -> None:
     """A table on stdout; `numbers` names the columns to align right."""
-    shown = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = Table(
+        title=escape(title),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for column in columns:
         shown.add_column(column, justify="right" if column in numbers else "left", no_wrap=True)
     for row in rows:
         shown.add_row(*(escape(_text(value)) for value in row))
-    # Piped into a file, a table has all the width it needs.
-    out.print(shown, width=None if out.is_terminal else 200)
+    out.print(shown)
 
 
 def facts(values: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from geomatch import __version__
 from geomatch.data import embeddings
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import TileTable
+from geomatch.errors import StaleError
 from geomatch.geo import footprints
 from geomatch.nn.describe import describe
 from geomatch.progress import Reporter, silent
@@ -58,11 +59,9 @@ def embed(
     path = project.embeddings / f"{name}.parquet"
     with project.lock(f"embeddings/{name}"):
         made_from = {"tiles": facts["fingerprint"], "model": encoding.fingerprint}
-        if path.exists():
-            before = embeddings.read_facts(path)
-            if all(before.get(key) == value for key, value in made_from.items()):
-                report(f"embeddings {name} are up to date")
-                return Embedded(name, path, facts["tiles"])
+        if _up_to_date(path, made_from):
+            report(f"embeddings {name} are up to date")
+            return Embedded(name, path, facts["tiles"])
         tiles = TileTable.load(project.catalogue)
         parts = project.embeddings / f"{name}.partial"
         _prepare(parts, made_from)
@@ -71,6 +70,14 @@ def embed(
         shutil.rmtree(parts)
         report(f"embeddings {name}: {len(tiles)} tiles, fingerprint {digest}")
         return Embedded(name, path, len(tiles))
+
+
+def _up_to_date(path: Path, made_from: dict[str, str]) -> bool:
+    try:
+        before = embeddings.read_facts(path)
+    except StaleError:  # damaged, or not there
+        return False
+    return all(before.get(key) == value for key, value in made_from.items())
 
 
 def _prepare(parts: Path, made_from: dict[str, str]) -> None:

@@ -154,13 +154,13 @@ def read_manifest(path: Path, command: str) -> dict[str, Any]:
         StaleError: it is damaged or of another version; `command` is the remedy.
     """
     try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StaleError(f"{path} cannot be read: {error}", f"Run: {command}") from error
-    if value.get("format") != FORMAT:
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        found = value.get("format") if isinstance(value, dict) else None
         raise StaleError(
-            f"{path} is of format {value.get('format')}, this geomatch writes {FORMAT}",
-            f"Run: {command}",
+            f"{path} is of format {found}, this geomatch writes {FORMAT}", f"Run: {command}"
         )
     return value
 

@@ -206,12 +206,12 @@ def _image(project: Project, path: str, facts: dict[str, Any], report: Reporter)
     from geomatch.runs import load_encoder
 
     folder = Path(facts["run"])
-    own = folder.parent == project.runs.absolute()
-    encoding = load_encoder(
-        project,
-        f"{folder.name}@{facts['step']}" if own else None,
-        None if own else folder,
-    )
+    own = f"{folder.name}@{facts['step']}"
+    # Embeddings of the project's own runs bear the run's name alone, wherever the project moved.
+    if facts["name"] == own:
+        encoding = load_encoder(project, own, None)
+    else:
+        encoding = load_encoder(project, None, folder)
     if encoding.fingerprint != facts["model"]:
         raise StaleError(
             f"the index is of another checkpoint than {encoding.name}",

@@ -93,8 +93,9 @@ def train(
     with project.lock(f"runs/{name}"):
         tiles = _training_view(TileTable.load(project.catalogue), settings.split.years)
         form = TileForm(facts["size"], facts["channels"]["image"], facts["channels"]["label"])
+        sampler = _sampler(settings, tiles)
         _open_run(project, name, settings, facts, form)
-        return _loop(project, name, settings, tiles, form, report)
+        return _loop(project, name, settings, tiles, sampler, form, report)
 
 
 def _training_view(tiles: TileTable, years: tuple[str, ...]) -> TileTable:
@@ -141,20 +142,8 @@ def _open_run(
     write_json(path, manifest)
 
 
-def _next_name(project: Project) -> str:
-    taken = project.run_names()
-    return next(f"run{i}" for i in range(1, len(taken) + 2) if f"run{i}" not in taken)
-
-
-def _loop(
-    project: Project,
-    name: str,
-    settings: config.Config,
-    tiles: TileTable,
-    form: TileForm,
-    report: Reporter,
-) -> Trained:
-    folder = project.run(name)
+def _sampler(settings: config.Config, tiles: TileTable) -> Sampler:
+    """What batches are drawn from, once the settings are seen to fit."""
     devices, batch = jax.local_device_count(), settings.train.batch
     if batch < 1 or batch % devices:
         raise UsageError(
@@ -168,6 +157,25 @@ def _loop(
             "fewer than two training places are seen in two years",
             "See geomatch info: more imagery, another split, or a lower grid.min_valid.",
         )
+    return sampler
+
+
+def _next_name(project: Project) -> str:
+    taken = project.run_names()
+    return next(f"run{i}" for i in range(1, len(taken) + 2) if f"run{i}" not in taken)
+
+
+def _loop(
+    project: Project,
+    name: str,
+    settings: config.Config,
+    tiles: TileTable,
+    sampler: Sampler,
+    form: TileForm,
+    report: Reporter,
+) -> Trained:
+    folder = project.run(name)
+    devices, training = jax.local_device_count(), sampler.tiles
     per_epoch = sampler.steps_per_epoch
     total = per_epoch * settings.train.epochs
     model = build(settings, form)
@@ -218,7 +226,7 @@ def _loop(
 
             state, loss = step_fn(state, *feed.batch(step, hard), np.uint32(step))
             step += 1
-            pace.stepped(step, loss, batch * feed.roles)
+            pace.stepped(step, loss, settings.train.batch * feed.roles)
             if _logs(step, per_epoch):
                 log.write(step, pace.window(step))
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:

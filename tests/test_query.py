@@ -7,10 +7,12 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import rasterio
 from PIL import Image
 from rasterio.warp import transform
+from rasterio.windows import Window
 from small_project import CRS, SIZE, finish, python, write_tiff
 from typer.testing import CliRunner
 
@@ -185,7 +187,8 @@ def image_of(indexed, path, i, margin=0, off=(0, 0)):
     source = indexed.imagery / tiles.sources[tiles.source[i]]
     with rasterio.open(source) as sheet:
         box = (left - margin, bottom - margin, right + margin, top + margin)
-        window = sheet.window(*box).round_offsets().round_lengths()
+        left_px, top_px = (round(v) for v in ~sheet.transform @ (box[0], box[3]))
+        window = Window(left_px, top_px, SIZE + 2 * margin, SIZE + 2 * margin)
         pixels = sheet.read(window=window, boundless=True)
     write_tiff(path, pixels, (box[0], box[3]))
     return pixels
@@ -296,14 +299,11 @@ def test_query_before_index_and_index_before_embed_name_the_command(trained):
 
 def test_an_index_of_embeddings_that_changed_is_stale(indexed, copied):
     project = copied(indexed)
-    path = project.embeddings / indexed.embedded.path.name
-    old = Embeddings.load(path)
-    new = dataclasses.replace(
-        old, vectors=old.vectors[:, ::-1].copy(), facts={**old.facts, "fingerprint": "another"}
-    )
-    new.save(
-        path, indexed.tiles, lambda e, b: footprints.rings(e, b, CRS), footprints.projjson(CRS)
-    )
+    (path,) = project.embeddings.glob("*.parquet")
+    table = pq.read_table(path)
+    metadata = table.schema.metadata
+    facts = {**json.loads(metadata[b"emb"]), "fingerprint": "another"}
+    pq.write_table(table.replace_schema_metadata({**metadata, b"emb": json.dumps(facts)}), path)
     tile = indexed.tiles.ids()[0]
     with pytest.raises(StaleError) as failed:
         query(project, tile)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from geomatch.data.mining import HardPairs
 from geomatch.data.pairs import are_neutral, by_place
 from geomatch.data.tiles import TileTable
+from geomatch.errors import GeomatchError
 
 Ints = NDArray[np.int64]
 
@@ -86,9 +87,18 @@ class Sampler:
         negatives = np.empty_like(anchors)
         for i, (anchor, positive) in enumerate(zip(anchors, positives, strict=True)):
             pool = by_year[self.tiles.year[positive]]
-            while True:
-                other = pool[rng.integers(len(pool))]
-                if not are_neutral(self.tiles, anchor, other):
-                    break
-            negatives[i] = other
+            # Few of a territory's tiles are neutral: look through all only where draws fail.
+            apart = self._apart(anchor, pool[rng.integers(len(pool), size=8)])
+            if not len(apart):
+                apart = self._apart(anchor, rng.permutation(pool))
+            if not len(apart):
+                raise GeomatchError(
+                    "a training place has no negative: all tiles of the other year overlap it",
+                    "Train on more ground, or with a larger grid.stride.",
+                )
+            negatives[i] = apart[0]
         return negatives
+
+    def _apart(self, anchor: int, others: Ints) -> Ints:
+        """Those of `others` that share no ground with the anchor."""
+        return others[~are_neutral(self.tiles, np.asarray(anchor), others)]

@@ -44,7 +44,7 @@ class HardPairs:
                     ("match", pa.int64()),
                     ("negatives", pa.list_(pa.int64())),
                 ],
-                metadata={"asked": str(self.asked)},
+                metadata={"asked": str(self.asked), "k": str(self.negatives.shape[1])},
             ),
         )
         pq.write_table(table, path, compression="zstd")
@@ -53,12 +53,13 @@ class HardPairs:
     def load(cls, path: Path) -> HardPairs:
         """Read what `save` wrote."""
         table = pq.read_table(path)
-        rows = table["negatives"].to_pylist()
+        metadata = table.schema.metadata
+        negatives = np.asarray(table["negatives"].to_pylist(), np.int64)
         return cls(
             table["query"].to_numpy(),
             table["match"].to_numpy(),
-            np.asarray(rows, np.int64).reshape(len(rows), -1),
-            int(table.schema.metadata[b"asked"]),
+            negatives.reshape(len(table), int(metadata[b"k"])),
+            int(metadata[b"asked"]),
         )
 
 

@@ -50,13 +50,16 @@ def rank_truth(
             scores = block @ database[begin : begin + DATABASE_BLOCK].T
             inside = (out_positions >= begin) & (out_positions < begin + scores.shape[1])
             scores[out_rows[inside], out_positions[inside] - begin] = -np.inf
-            rank[start : start + len(block)] += (scores >= goal[:, None] - TIE).sum(axis=1)
+            # Written so that what is no number counts as ahead.
+            rank[start : start + len(block)] += (~(scores < goal[:, None] - TIE)).sum(axis=1)
             top = scores.argmax(axis=1)
             value = scores[np.arange(len(block)), top]
             better = value > best
             best[better] = value[better]
             ahead = better & (value >= goal - TIE)
             first[start : start + len(block)][ahead] = top[ahead] + begin
+        # A query that is no number finds nothing.
+        rank[start : start + len(block)][~np.isfinite(goal)] = len(database)
     return Ranking(rank, first)
 
 

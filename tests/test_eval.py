@@ -1,0 +1,274 @@
+"""Evaluation: figures of hand-made descriptors, counted again in plain loops."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+
+import numpy as np
+import pytest
+from small_project import make_project, retile
+from typer.testing import CliRunner
+
+from geomatch.cli import app
+from geomatch.data.embeddings import Embeddings
+from geomatch.data.tiles import SPLITS, TileTable
+from geomatch.errors import GeomatchError, StaleError, UsageError
+from geomatch.evaluate import Report, evaluate
+from geomatch.geo import footprints
+
+pytest_plugins = ["small_fixtures"]
+
+FIGURES = [
+    "queries",
+    "database",
+    "map@5",
+    "recall@1",
+    "recall@5",
+    "recall@10",
+    "median_rank",
+    "median_error_m",
+]
+
+
+def describe_by_hand(project, vectors):
+    """Put descriptors in a project's place for them, as `hand@1`."""
+    facts = {
+        "format": 1,
+        "name": "hand@1",
+        "run": "hand",
+        "step": 1,
+        "dimension": vectors.shape[1],
+        "normalise": False,
+        "model": "none",
+        "tiles": project.tile_facts()["fingerprint"],
+        "fingerprint": "by hand",
+    }
+    project.embeddings.mkdir(exist_ok=True)
+    tiles = TileTable.load(project.catalogue)
+
+    def outline(epsg, bounds):
+        return footprints.rings(epsg, bounds, "OGC:CRS84")
+
+    Embeddings(vectors.astype(np.float32), facts).save(
+        project.embeddings / "hand@1.parquet", tiles, outline, None
+    )
+    return tiles
+
+
+@pytest.fixture(scope="module")
+def vectors(tiled):
+    """Descriptors that find some places and miss others, with a few blank and equal ones."""
+    rng = np.random.default_rng(5)
+    place = tiled.tiles.places()
+    ground = rng.normal(size=(place.max() + 1, 6))
+    found = ground[place] + rng.normal(0, 0.7, (len(place), 6))
+    found[rng.choice(len(place), 6, replace=False)] = 0
+    found[rng.choice(len(place), 6, replace=False)] = found[1]
+    return found
+
+
+def count_again(tiles, vectors, split, wider=False, same_year=False, years=("2010", "2020")):
+    """A split's figures after the protocol, in plain loops over pairs of tiles."""
+    ids, code = tiles.cells(), SPLITS.index(split)
+    lengths = np.linalg.norm(vectors, axis=1)
+    unit = vectors / np.maximum(lengths, 1e-12)[:, None]
+    centres = tiles.centres()
+    ranks, errors, searched, pairs = [], [], set(), []
+    for a in range(2):
+        b = 1 - a
+        if tiles.years[b] not in years:
+            continue
+        mine = []
+        database = [
+            j
+            for j in range(len(tiles))
+            if (wider or tiles.split[j] == code) and (tiles.year[j] == b or same_year)
+        ]
+        for i in range(len(tiles)):
+            if tiles.split[i] != code or tiles.year[i] != a:
+                continue
+            matches = [j for j in database if ids[j] == ids[i] and tiles.year[j] == b]
+            if not matches:
+                continue
+            goal = unit[i] @ unit[matches[0]]
+            rank, best, first = 1, -math.inf, matches[0]
+            for j in database:
+                if ids[j] == ids[i]:
+                    continue
+                score = unit[i] @ unit[j]
+                if score >= goal - 1e-6:
+                    rank += 1
+                    if score > best:
+                        best, first = score, j
+            mine.append((rank, math.dist(centres[i], centres[first])))
+        searched |= set(database)
+        pairs.append(
+            {
+                "query_year": tiles.years[a],
+                "database_year": tiles.years[b],
+                **summary([r for r, _ in mine], [e for _, e in mine], len(database)),
+            }
+        )
+        ranks += [r for r, _ in mine]
+        errors += [e for _, e in mine]
+    return {**summary(ranks, errors, len(searched)), "pairs": pairs}
+
+
+def summary(ranks, errors, database):
+    n = len(ranks)
+    return {
+        "queries": n,
+        "database": database,
+        "map@5": sum(1 / r for r in ranks if r <= 5) / n,
+        "recall@1": sum(r <= 1 for r in ranks) / n,
+        "recall@5": sum(r <= 5 for r in ranks) / n,
+        "recall@10": sum(r <= 10 for r in ranks) / n,
+        "median_rank": statistics.median(ranks),
+        "median_error_m": statistics.median(errors),
+    }
+
+
+def assert_figures(found, wanted, skipped=()):
+    assert list(found) == [*FIGURES, "pairs"]
+    assert len(found["pairs"]) == len(wanted["pairs"])
+    for mine, theirs in ((found, wanted), *zip(found["pairs"], wanted["pairs"], strict=True)):
+        assert set(mine) == set(theirs)
+        for key in set(mine) - {"pairs", *skipped}:
+            expected = theirs[key]
+            wanted_value = expected if isinstance(expected, str) else pytest.approx(expected)
+            assert mine[key] == wanted_value, key
+
+
+@pytest.mark.parametrize("wider", [False, True])
+@pytest.mark.parametrize("same_year", [False, True])
+def test_figures_equal_those_counted_again(tiled, copied, vectors, wider, same_year):
+    project = copied(tiled)
+    tiles = describe_by_hand(project, vectors)
+    found = evaluate(project, database="all" if wider else "split", same_year=same_year)
+    assert found.embeddings == "hand@1"
+    assert list(found.splits) == ["train", "validation", "test"]
+    # A first answer among equal ones is any of them, so metres are compared elsewhere.
+    for split in SPLITS:
+        wanted = count_again(tiles, vectors, split, wider, same_year)
+        assert 0 < wanted["map@5"] < 1
+        assert_figures(found.splits[split], wanted, skipped=["median_error_m"])
+    assert found.splits["test"]["database"] == (88 if wider else 24)
+    assert Report.load(project.reports / "hand@1" / "report.json") == found
+
+
+def test_metres_are_to_the_first_answer(tiled, copied):
+    project = copied(tiled)
+    # No two are equal, so that the first answer is one tile.
+    vectors = np.random.default_rng(1).normal(size=(88, 6))
+    tiles = describe_by_hand(project, vectors)
+    found = evaluate(project)
+    for split in SPLITS:
+        wanted = count_again(tiles, vectors, split)
+        assert wanted["median_error_m"] > 0
+        assert_figures(found.splits[split], wanted)
+
+
+def test_perfect_descriptors_have_perfect_figures(tiled, copied):
+    project = copied(tiled)
+    describe_by_hand(project, np.eye(44)[tiled.tiles.places()])
+    for split, figures in evaluate(project, database="all").splits.items():
+        expected = {"map@5": 1, "recall@1": 1, "recall@5": 1, "recall@10": 1}
+        expected |= {"median_rank": 1, "median_error_m": 0, "database": 88}
+        assert {key: figures[key] for key in expected} == expected, split
+
+
+def test_blank_descriptors_come_last(tiled, copied):
+    project = copied(tiled)
+    describe_by_hand(project, np.zeros((88, 4)))
+    test = evaluate(project).splits["test"]
+    assert test["median_rank"] == 12
+    assert test["map@5"] == 0
+
+
+def test_a_year_named_is_searched_alone(tiled, copied, vectors):
+    project = copied(tiled)
+    tiles = describe_by_hand(project, vectors)
+    found = evaluate(project, years=("2010",)).splits["test"]
+    wanted = count_again(tiles, vectors, "test", years=("2010",))
+    assert_figures(found, wanted, skipped=["median_error_m"])
+    assert [pair["database_year"] for pair in found["pairs"]] == ["2010"]
+
+
+def test_fictitious_placement_has_no_metres(tmp_path, tiled, vectors):
+    project = make_project(tmp_path / "nowhere", tiled.imagery, placement="fictitious")
+    describe_by_hand(project, vectors)
+    for figures in evaluate(project).splits.values():
+        assert figures["median_error_m"] is None
+        assert [pair["median_error_m"] for pair in figures["pairs"]] == [None, None]
+        assert figures["map@5"] > 0
+
+
+def test_undefined_figures_are_null(tmp_path, tiled):
+    project = make_project(tmp_path / "open", tiled.imagery, "split.validation=[]")
+    describe_by_hand(project, np.eye(44)[tiled.tiles.places()])
+    evaluate(project)
+    text = (project.reports / "hand@1" / "report.json").read_text()
+    assert "NaN" not in text
+    figures = json.loads(text)["splits"]["validation"]
+    assert figures["queries"] == 0
+    assert figures["pairs"] == []
+    for key in FIGURES[2:]:
+        assert figures[key] is None
+
+
+def test_json_follows_the_contract(tiled, copied, vectors):
+    project = copied(tiled)
+    describe_by_hand(project, vectors)
+    arguments = ["eval", "-p", str(project.root), "--json", "--quiet"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["splits"] == json.loads(json.dumps(evaluate(project).splits))
+    assert list(found["splits"]["test"]) == [*FIGURES, "pairs"]
+    wider = CliRunner().invoke(app, [*arguments, "--database", "all", "--same-year"])
+    assert json.loads(wider.stdout)["splits"]["test"]["database"] == 88
+
+
+def test_figures_are_shown_as_a_table_too(tiled, copied, vectors):
+    project = copied(tiled)
+    describe_by_hand(project, vectors)
+    result = CliRunner().invoke(app, ["eval", "-p", str(project.root), "--quiet"])
+    assert result.exit_code == 0
+    for text in ("test", "validation", "2010 in 2020", "mAP@5"):
+        assert text in result.stdout
+    assert f"{evaluate(project).splits['test']['map@5']:.3f}" in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--database", "some"], ["--year", "1999"]])
+def test_wrong_use_is_told(tiled, copied, vectors, arguments):
+    project = copied(tiled)
+    describe_by_hand(project, vectors)
+    result = CliRunner().invoke(app, ["eval", "-p", str(project.root), *arguments])
+    assert result.exit_code == 2
+    assert result.stdout == ""
+
+
+def test_eval_before_embed_and_of_unknown_years_is_told(tiled, copied, vectors):
+    project = copied(tiled)
+    with pytest.raises(GeomatchError) as failed:
+        evaluate(project)
+    assert failed.value.hint == "Run: geomatch embed"
+    describe_by_hand(project, vectors)
+    with pytest.raises(UsageError, match="no tiles of 1999"):
+        evaluate(project, years=("1999",))
+
+
+def test_embeddings_of_other_tiles_are_stale(tiled, copied, vectors):
+    project = copied(tiled)
+    describe_by_hand(project, vectors)
+    retile(project, tiled.imagery, "grid.size=16")
+    with pytest.raises(StaleError) as failed:
+        evaluate(project)
+    assert failed.value.hint == "Run: geomatch embed, then geomatch index"
+
+
+def test_training_and_evaluation_agree_on_the_validation_split(indexed):
+    found = evaluate(indexed.project).splits["validation"]["map@5"]
+    assert found == pytest.approx(indexed.trained.map5, abs=0.05)
