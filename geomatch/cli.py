@@ -52,7 +52,6 @@ class Commands(TyperGroup):
             failure = GeomatchError(
                 "interrupted", "What was finished is kept: run the same command to go on."
             )
-            failure.exit_code = 130
         from geomatch import console
 
         console.failure(failure)
@@ -117,13 +116,19 @@ def _main(
 
 
 @app.command()
-def init(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> None:
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    preset: Annotated[
+        str | None, typer.Option(help="Begin with the settings of an example.", metavar="NAME")
+    ] = None,
+) -> None:
     """Make a project folder with a commented geomatch.toml."""
     project = Project(folder)
+    text = config.template() if preset is None else _preset(preset)
     if project.config.exists():
         raise UsageError(f"{project.config} is there already")
     folder.mkdir(parents=True, exist_ok=True)
-    project.config.write_text(config.template(), encoding="utf-8")
+    project.config.write_text(text, encoding="utf-8")
     typer.echo(f"Made {project.config}. Next: geomatch tile -p {folder} YEAR=PATH ...", err=True)
 
 
@@ -445,6 +450,19 @@ def demo(
             "seconds": round(result.seconds),
         }
     )
+
+
+def _preset(name: str) -> str:
+    """The settings of an example."""
+    package = Path(__file__).parent
+    # Examples are packed into a wheel; in a checkout they stand beside the package.
+    for folder in (package / "examples", package.parent / "examples"):
+        if folder.is_dir():
+            known = sorted(path.parent.name for path in folder.glob("*/geomatch.toml"))
+            if name in known:
+                return (folder / name / "geomatch.toml").read_text(encoding="utf-8")
+            raise UsageError(f"there is no preset {name!r}", f"There is: {', '.join(known)}.")
+    raise GeomatchError("this installation has no examples", "Install geomatch anew.")
 
 
 def _areas(split: str | None, given: list[str] | None) -> list[str] | None:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,56 +146,45 @@ def asked_before(project: Project) -> dict[str, Any]:
 def _shards(
     plan: Plan, folder: Path, channels: tuple[int, int], collections: Sequence[Collection]
 ) -> list[Shard]:
-    step = shard_rows(plan.grid.size, sum(channels))
-    boxes: dict[tuple[str, int], rasters.Bounds] = {}
-
-    def near(files: tuple[Raster, ...], part: Ints, cells: np.ndarray) -> tuple[Raster, ...]:
-        """The rasters that any of these cells may need."""
-        kept = []
-        for file in files:
-            for code in np.unique(part):
-                key = (file.path, int(code))
-                if key not in boxes:
-                    boxes[key] = rasters.project_bounds(file.crs, file.bounds, f"EPSG:{code}")
-                left, bottom, right, top = boxes[key]
-                mine = cells[part == code]
-                touching = (mine[:, 0] < right) & (mine[:, 2] > left)
-                if (touching & (mine[:, 1] < top) & (mine[:, 3] > bottom)).any():
-                    kept.append(file)
-                    break
-        return tuple(kept)
-
+    rows = shard_rows(plan.grid.size, sum(channels))
+    # Boxes of images and of labels of each year, by zone.
+    boxes: list[tuple[Boxes, Boxes]] = [({}, {}) for _ in collections]
     shards = []
-    for number, start in enumerate(range(0, len(plan.col), step)):
-        rows = slice(start, start + step)
-        epsg, year = plan.epsg[rows], plan.year[rows]
-        bounds = plan.grid.bounds(plan.col[rows], plan.row[rows])
+    for number, start in enumerate(range(0, len(plan.col), rows)):
+        part = slice(start, start + rows)
+        epsg, col, row, year = plan.epsg[part], plan.col[part], plan.row[part], plan.year[part]
+        bounds = plan.grid.bounds(col, row)
         needed = {}
         for code in np.unique(year).tolist():
-            mine, c = year == code, collections[code]
-            needed[code] = Collection(
-                c.year,
-                near(c.images, epsg[mine], bounds[mine]),
-                near(c.labels, epsg[mine], bounds[mine]),
-                c.vector,
-                c.stretch,
-                c.placement,
+            collection, mine = collections[code], year == code
+            needed[code] = replace(
+                collection,
+                images=_near(collection.images, boxes[code][0], epsg[mine], bounds[mine]),
+                labels=_near(collection.labels, boxes[code][1], epsg[mine], bounds[mine]),
             )
         shards.append(
-            Shard(
-                number,
-                start,
-                folder,
-                plan.grid,
-                channels,
-                epsg,
-                plan.col[rows],
-                plan.row[rows],
-                year,
-                needed,
-            )
+            Shard(number, start, folder, plan.grid, channels, epsg, col, row, year, needed)
         )
     return shards
+
+
+Boxes = dict[int, np.ndarray]
+"""(n, 4) left, bottom, right, top of n rasters, by EPSG code."""
+
+
+def _near(
+    files: tuple[Raster, ...], boxes: Boxes, epsg: Ints, bounds: np.ndarray
+) -> tuple[Raster, ...]:
+    """The rasters whose box meets that of some cells, in any of their zones."""
+    wanted = np.zeros(len(files), bool)
+    for zone in np.unique(epsg).tolist():
+        if zone not in boxes:
+            projected = [rasters.project_bounds(f.crs, f.bounds, f"EPSG:{zone}") for f in files]
+            boxes[zone] = np.asarray(projected, np.float64).reshape(-1, 4)
+        cells = bounds[epsg == zone]
+        low, high = cells[:, :2].min(axis=0), cells[:, 2:].max(axis=0)
+        wanted |= ((boxes[zone][:, :2] < high) & (boxes[zone][:, 2:] > low)).all(axis=1)
+    return tuple(itertools.compress(files, wanted))
 
 
 # Cutting

@@ -176,6 +176,9 @@ def _loop(
 ) -> Trained:
     folder = project.run(name)
     devices, training = jax.local_device_count(), sampler.tiles
+    dropout = settings.augment.label_dropout
+    if form.label_channels and dropout:
+        report(f"{dropout:.0%} of tiles learn without labels, so that queries without them work")
     per_epoch = sampler.steps_per_epoch
     total = per_epoch * settings.train.epochs
     model = build(settings, form)

@@ -20,6 +20,7 @@ from geomatch.project import Project
 
 Write = Callable[..., Path]
 
+EXAMPLES = Path(__file__).parent.parent / "examples"
 COMMANDS = ["init", "tile", "train", "embed", "index", "query", "eval", "info", "demo"]
 
 
@@ -151,6 +152,23 @@ def test_init_makes_a_project_of_defaults(tmp_path: Path) -> None:
     code, _, stderr = invoke("init", root)
     assert code == 0, stderr
     assert config.load(root / "geomatch.toml") == config.Config()
+
+
+@pytest.mark.parametrize("preset", sorted(p.name for p in EXAMPLES.iterdir()))
+def test_init_with_a_preset_begins_with_its_settings(tmp_path: Path, preset: str) -> None:
+    code, _, stderr = invoke("init", tmp_path / "project", "--preset", preset)
+    assert code == 0, stderr
+    settings = config.load(tmp_path / "project" / "geomatch.toml")
+    assert settings == config.load(EXAMPLES / preset / "geomatch.toml")
+    assert len(settings.source) == 2
+
+
+def test_an_unknown_preset_is_told_with_the_known_ones(tmp_path: Path) -> None:
+    code, _, stderr = invoke("init", tmp_path / "project", "--preset", "nowhere")
+    assert code == 2
+    assert "nowhere" in stderr
+    assert "levir" in stderr
+    assert not (tmp_path / "project").exists()
 
 
 def test_init_refuses_an_existing_project(project: Project) -> None:
