@@ -85,7 +85,8 @@ def evaluate(
         splits[split] = _figures(tiles, outcomes, facts["placement"] == "real")
     report("evaluating", len(SPLITS), len(SPLITS))
     result = Report(name, database, splits)
-    result.save(project.reports / name / "report.json")
+    told = [*(["all"] if database == "all" else []), *years, *(["same-year"] if same_year else [])]
+    result.save(project.reports / "-".join([name, *told]) / "report.json")
     return result
 
 
