@@ -16,17 +16,6 @@ from geomatch import __version__, config
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.project import Project
 
-UNFORESEEN = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-
 
 class Commands(TyperGroup):
     """The commands, with every failure told in a line or two instead of a traceback."""
@@ -44,8 +33,9 @@ class Commands(TyperGroup):
             raise typer.Exit(1) from None
         except OSError as error:
             failure = _explain(error)
-        except UNFORESEEN as error:
-            if os.environ.get("GEOMATCH_TRACEBACK"):
+        except Exception as error:
+            # Typer's own, of a wrong option, know how to show themselves.
+            if hasattr(error, "show") or os.environ.get("GEOMATCH_TRACEBACK"):
                 raise
             failure = _unforeseen(error)
         except KeyboardInterrupt:
@@ -182,13 +172,15 @@ def tile(
         "grid.stride": stride,
         "grid.stretch": stretch,
         "split.by": split,
-        "split.validation": _areas(split, validation),
-        "split.test": _areas(split, test),
     }
     overrides = [
         f"{name}={config.toml(value)}" for name, value in options.items() if value is not None
     ] + (settings or [])
     in_file = config.load(opened.config)
+    rule = config.load(opened.config, overrides).split.by
+    for name, given in (("validation", validation), ("test", test)):
+        if given:
+            overrides.append(f"split.{name}={config.toml(_areas(rule, given))}")
     if sources:
         named = _parse_sources(sources, "fictitious" if fictitious else "real")
     elif in_file.source:
@@ -465,9 +457,18 @@ def _preset(name: str) -> str:
     raise GeomatchError("this installation has no examples", "Install geomatch anew.")
 
 
-def _areas(split: str | None, given: list[str] | None) -> list[str] | None:
-    """Polygon files typed on a command line, from the current folder; globs as they are."""
-    if split != "file" or given is None:
+def _areas(rule: str, given: list[str]) -> list[str]:
+    """What --validation or --test name: polygon files from the current folder, globs as they are.
+
+    Raises:
+        UsageError: the split is by blocks, which are drawn.
+    """
+    if rule == "blocks":
+        raise UsageError(
+            "--validation and --test name files, but the split is by blocks",
+            "Add --split source (globs of imagery) or --split file (polygons).",
+        )
+    if rule == "source":
         return given
     return [str(Path(path).expanduser().absolute()) for path in given]
 

@@ -16,8 +16,8 @@ from typing import Any, Literal
 from geomatch.errors import UsageError
 
 
-def _key(default: Any, doc: str) -> Any:
-    return field(default=default, metadata={"doc": doc})
+def _key(default: Any, doc: str, least: float | None = None) -> Any:
+    return field(default=default, metadata={"doc": doc, "least": least})
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Grid:
     gsd: float | None = _key(None, "ground sample distance in metres; unset: the first source's")
     crs: str = _key("auto", 'EPSG code; "auto": the first source\'s; "utm": a zone per place')
     stride: int | None = _key(None, "pixels between tiles; unset: the tile side, no overlap")
-    min_valid: float = _key(0.99, "least share of valid pixels of a tile")
+    min_valid: float = _key(0.99, "least share of valid pixels of a tile", least=0)
     stretch: str = _key("", 'to uint8, for other dtypes: "MIN,MAX" or "2%,98%"')
 
 
@@ -56,30 +56,32 @@ class Model:
     )
     pooling: Literal["max", "mean"] = _key("max", 'global pooling of the "pool" head')
     head: Literal["conv", "pool"] = _key("conv", '"conv": two 3x3 convolutions, Dense; or "pool"')
-    descriptor: int = _key(128, 'descriptor size of the "conv" head; "pool" has the trunk\'s width')
+    descriptor: int = _key(
+        128, 'descriptor size of the "conv" head; "pool" has the trunk\'s width', least=1
+    )
     normalise: bool = _key(False, "L2-normalise descriptors inside the network")
 
 
 @dataclass(frozen=True)
 class Train:
-    epochs: int = _key(120, "one epoch is every training place once as anchor")
-    batch: int = _key(6, "anchors per global batch, divisible by the devices")
-    lr: float = _key(1e-4, "Adam's learning rate")
+    epochs: int = _key(120, "one epoch is every training place once as anchor", least=0)
+    batch: int = _key(6, "anchors per global batch, divisible by the devices", least=1)
+    lr: float = _key(1e-4, "Adam's learning rate", least=0)
     loss: Literal["bce", "infonce"] = _key(
         "bce", '"bce": binary cross-entropy of the pair head; "infonce": the whole batch'
     )
     optimizer: Literal["adam"] = _key("adam", "optimizer")
     seed: int = _key(0, "of weights, batches and augmentation")
     dtype: Literal["float32", "bfloat16"] = _key("float32", "computation in the network")
-    save_minutes: float = _key(5.0, "a checkpoint at least this often")
+    save_minutes: float = _key(5.0, "a checkpoint at least this often", least=0)
 
 
 @dataclass(frozen=True)
 class Mining:
     rule: Literal["knn", "none"] = _key("knn", "how hard pairs are found")
-    every: int = _key(5, "epochs between mining (and validation) rounds")
-    k: int = _key(5, "neighbours looked at for each query")
-    truth_within: int = _key(2, "a query is hard when its match is not among so many")
+    every: int = _key(5, "epochs between mining (and validation) rounds", least=1)
+    k: int = _key(5, "neighbours looked at for each query", least=1)
+    truth_within: int = _key(2, "a query is hard when its match is not among so many", least=0)
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,9 @@ class Augment:
     flips: bool = _key(True, "mirror tiles at random")
     turns: bool = _key(True, "quarter turns at random")
     independent: bool = _key(False, "flips and turns drawn apart for each year of a place")
-    brightness: float = _key(0.2, "largest change, as a share of full scale")
-    contrast: float = _key(0.2, "largest relative change")
-    label_dropout: float = _key(0.1, "share of tiles that lose their labels")
+    brightness: float = _key(0.2, "largest change, as a share of full scale", least=0)
+    contrast: float = _key(0.2, "largest relative change", least=0)
+    label_dropout: float = _key(0.1, "share of tiles that lose their labels", least=0)
 
 
 @dataclass(frozen=True)
@@ -238,12 +240,17 @@ def _build(cls: type, values: Mapping[str, Any], where: str, table: str = "") ->
         if key not in hints:
             prefix = f"{table}." if table else ""
             raise _unknown(prefix + key, [prefix + known for known in hints], where)
-    return cls(
+    built = cls(
         **{
             key: _convert(value, hints[key], where, f"{table}.{key}" if table else key)
             for key, value in values.items()
         }
     )
+    for item in dataclasses.fields(cls):
+        value, least = getattr(built, item.name), item.metadata.get("least")
+        if least is not None and not value >= least:
+            raise UsageError(f"{where}: {table}.{item.name} = {value}", f"At least {least}.")
+    return built
 
 
 def _convert(value: Any, hint: Any, where: str, name: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from geomatch.evaluate import evaluate
 from geomatch.geo.landscape import write_landscape
 from geomatch.index import index
 from geomatch.progress import Reporter, silent
-from geomatch.project import Project, write_json
+from geomatch.project import FORMAT, Project, read_manifest, replace_folder, replacing, write_json
 from geomatch.query import Matches, query
 from geomatch.report.pictures import Thumbnail, sheet
 from geomatch.tile import tile
@@ -28,16 +28,39 @@ QUERIES = 5
 MARK = "demo.json"
 """Its presence says that a folder is the demo's own."""
 
-SETTINGS = (
-    "grid.size=64",
-    "grid.gsd=1.0",
-    "model.trunk=resnet10",
-    "train.loss=infonce",
-    "train.epochs=15",
-    "train.batch=32",
-    "train.lr=1e-3",
-    "mining.every=5",
-)
+SETTINGS = """\
+# The demo's own settings: every command works in this folder as it is.
+
+[[source]]
+year = "before"
+images = "imagery/images_before.tif"
+labels = "imagery/labels_before.tif"
+
+[[source]]
+year = "after"
+images = "imagery/images_after.tif"
+labels = "imagery/labels_after.tif"
+
+[grid]
+size = 64
+gsd = 1.0
+
+[split]
+seed = {seed}
+
+[model]
+trunk = "resnet10"
+
+[train]
+loss = "infonce"
+epochs = 15
+batch = 32
+lr = 1e-3
+seed = {seed}
+
+[mining]
+every = 5
+"""
 
 
 @dataclass(frozen=True)
@@ -59,38 +82,36 @@ def demo(folder: Path, *, seed: int = 0, report: Reporter = silent) -> Shown:
     """
     started = time.monotonic()
     mark = folder / MARK
-    if folder.exists() and any(folder.iterdir()) and not mark.exists():
-        raise UsageError(f"{folder} is not empty", "Name another folder: geomatch demo DIR")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(mark, {"seed": seed})
-    project = Project(folder)
-    if not project.config.exists():
-        project.config.write_text(config.template(), encoding="utf-8")
-    imagery = folder / "imagery"
-    if not (imagery / "labels_after.tif").exists():
-        report("making a landscape and photographing it in two years")
-        imagery.mkdir(exist_ok=True)
-        write_landscape(imagery, seed=seed)
-    return _chain(project, imagery, seed, started, report)
-
-
-def _chain(project: Project, imagery: Path, seed: int, started: float, report: Reporter) -> Shown:
-    settings = config.with_sources(
-        config.load(project.config, [*SETTINGS, f"train.seed={seed}", f"split.seed={seed}"]),
-        [
-            config.Source(
-                year=year,
-                images=str(imagery.absolute() / f"images_{year}.tif"),
-                labels=str(imagery.absolute() / f"labels_{year}.tif"),
+    if folder.exists() and any(folder.iterdir()):
+        if not mark.exists():
+            raise UsageError(f"{folder} is not empty", "Name another folder: geomatch demo DIR")
+        before = read_manifest(mark, "geomatch demo DIR")["seed"]
+        if before != seed:
+            raise UsageError(
+                f"{folder} holds the demo of seed {before}",
+                f"Go on with --seed {before}, or name another folder.",
             )
-            for year in ("before", "after")
-        ],
-    )
-    tile(project, settings, overrides=SETTINGS, report=report)
+    write_json(mark, {"format": FORMAT, "seed": seed})
+    project = Project(folder)
+    with replacing(project.config) as temporary:
+        temporary.write_text(SETTINGS.format(seed=seed), encoding="utf-8")
+    imagery = folder / "imagery"
+    if not imagery.exists():
+        report("making a landscape and photographing it in two years")
+        partial = folder / "imagery.partial"
+        partial.mkdir(exist_ok=True)
+        write_landscape(partial, seed=seed)
+        replace_folder(partial, imagery)
+    return _chain(project, started, report)
+
+
+def _chain(project: Project, started: float, report: Reporter) -> Shown:
+    settings = config.load(project.config)
+    tile(project, settings, report=report)
     figures = []
     # A run of no epochs is the untrained encoder.
     for name, epochs in (("untrained", 0), ("run1", settings.train.epochs)):
-        wanted = replace(settings, train=replace(settings.train, epochs=epochs))
+        wanted = config.with_overrides(settings, [f"train.epochs={epochs}"])
         train(project, wanted, run=name, report=report)
         named = embed(project, run=name, report=report).name
         figures.append(evaluate(project, run=named, report=report).splits["test"])

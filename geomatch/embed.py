@@ -57,9 +57,14 @@ def embed(
     encoding.check_tiles(facts)
     name = encoding.name
     path = project.embeddings / f"{name}.parquet"
-    with project.lock(f"embeddings/{name}"):
-        made_from = {"tiles": facts["fingerprint"], "model": encoding.fingerprint}
+    with project.lock("tiles", shared=True), project.lock(f"embeddings/{name}"):
+        made_from = {
+            "tiles": facts["fingerprint"],
+            "model": encoding.fingerprint,
+            "run_id": encoding.run_id,
+        }
         if _up_to_date(path, made_from):
+            path.touch()  # what was asked for last is what later stages take
             report(f"embeddings {name} are up to date")
             return Embedded(name, path, facts["tiles"])
         tiles = TileTable.load(project.catalogue)

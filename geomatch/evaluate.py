@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geomatch.data.embeddings import Embeddings, check_fresh
+from geomatch.data.embeddings import Embeddings
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import UsageError
 from geomatch.geo import footprints
@@ -66,7 +66,7 @@ def evaluate(
     facts = project.tile_facts()
     name = latest(project.embedding_names(), run, "embeddings", "geomatch embed")
     described = Embeddings.load(project.embeddings / f"{name}.parquet")
-    check_fresh(described.facts, facts)
+    project.check_fresh(described.facts)
     tiles = TileTable.load(project.catalogue)
     if unknown := [year for year in years if year not in tiles.years]:
         raise UsageError(

@@ -41,12 +41,12 @@ def index(project: Project, *, run: str | None = None, report: Reporter = silent
     Raises:
         GeomatchError: there are no embeddings, or they are stale.
     """
-    tile_facts = project.tile_facts()
+    project.tile_facts()
     name = latest(project.embedding_names(), run, "embeddings", "geomatch embed")
     source = project.embeddings / f"{name}.parquet"
-    with project.lock(f"index/{name}"):
+    with project.lock("tiles", shared=True), project.lock(f"index/{name}"):
         facts = embeddings.read_facts(source)
-        embeddings.check_fresh(facts, tile_facts)
+        project.check_fresh(facts)
         tiles = TileTable.load(project.catalogue)
         partial = project.indexes / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
@@ -64,8 +64,8 @@ def index(project: Project, *, run: str | None = None, report: Reporter = silent
                 "years": tiles.years,
                 "counts": counts,
                 "embeddings": facts["fingerprint"],
-                "placement": tile_facts["placement"],
                 **{key: facts[key] for key in ("tiles", "model", "run", "step", "dimension")},
+                "run_id": facts.get("run_id"),
             },
         )
         replace_folder(partial, project.indexes / name)

@@ -41,7 +41,7 @@ def info(project: Project) -> dict[str, Any]:
                 "name": name,
                 "dimension": about["dimension"],
                 "fingerprint": about["fingerprint"],
-                "stale": _is_stale(about, facts),
+                "stale": _is_stale(project, about),
             }
         )
     for name in project.index_names():
@@ -55,16 +55,16 @@ def info(project: Project) -> dict[str, Any]:
             {
                 "name": name,
                 "tiles": sum(about["counts"]),
-                "stale": _is_stale(about, facts) or bool(changed),
+                "stale": _is_stale(project, about) or bool(changed),
             }
         )
     found["next"] = _next(found)
     return found
 
 
-def _is_stale(about: dict[str, Any], tiles: dict[str, Any]) -> bool:
+def _is_stale(project: Project, about: dict[str, Any]) -> bool:
     try:
-        embeddings.check_fresh(about, tiles)
+        project.check_fresh(about)
     except StaleError:
         return True
     return False

@@ -100,27 +100,52 @@ class Project:
 
     def embedding_names(self) -> list[str]:
         """Names of all finished embeddings, the latest last."""
-        return [p.stem for p in _by_age(self.embeddings.glob("*.parquet"))]
+        return [p.stem for p in _by_age(self.embeddings.glob("[!.]*.parquet"))]
 
     def index_names(self) -> list[str]:
         """Names of all finished indexes, the latest last."""
-        return [p.parent.name for p in _by_age(self.indexes.glob("*/manifest.json"))]
+        return [p.parent.name for p in _by_age(self.indexes.glob("[!.]*/manifest.json"))]
 
-    @contextlib.contextmanager
-    def lock(self, artefact: str) -> Iterator[None]:
-        """Hold the one writer's right to `artefact` ("tiles", "runs/NAME", ...).
+    def check_fresh(self, facts: dict[str, Any]) -> None:
+        """See that descriptors were made from the tiles and the run as they are.
+
+        Args:
+            facts: of the embeddings, or of what was made from them.
 
         Raises:
-            GeomatchError: another process holds it.
+            StaleError: the tiles changed since, or the run was begun anew.
+        """
+        name = facts["name"]
+        run = self.run(name.partition("@")[0]) / "config.json"
+        if facts["tiles"] != self.tile_facts()["fingerprint"]:
+            what = "the tiles changed"
+        elif run.exists() and read_manifest(run, "geomatch train")["id"] != facts.get("run_id"):
+            what = f"run {run.parent.name} was begun anew"
+        else:
+            return
+        raise StaleError(
+            f"{what} since {name} was embedded", "Run: geomatch embed, then geomatch index"
+        )
+
+    @contextlib.contextmanager
+    def lock(self, artefact: str, shared: bool = False) -> Iterator[None]:
+        """Hold the one writer's right to `artefact` ("tiles", "runs/NAME", ...).
+
+        Args:
+            shared: hold a reader's right instead, which keeps writers away.
+
+        Raises:
+            GeomatchError: another process holds what excludes it.
         """
         path = self.root / ".locks" / (artefact.replace("/", ".") + ".lock")
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w") as handle:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+                fcntl.flock(handle, kind | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise GeomatchError(
-                    f"another geomatch is writing {artefact} of {self.root}",
+                    f"another geomatch is writing {artefact} of {self.root}, or works with it",
                     "Wait until it ends, or stop it.",
                 ) from error
             yield
@@ -169,7 +194,7 @@ def read_manifest(path: Path, command: str) -> dict[str, Any]:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.partial")
     try:
         yield temporary
         os.replace(temporary, path)

@@ -109,11 +109,12 @@ def query(
         searched = [y for y in range(len(facts["years"])) if same_year or y != asked.year]
     scores, positions = found.search(asked.vector, searched, top + 1)
     keep = positions != asked.position if asked.position is not None else slice(None)
-    return _matches(asked, scores[keep][:top], positions[keep][:top], rows, facts)
+    placed = project.tile_facts()["placement"] == "real"
+    return _matches(asked, scores[keep][:top], positions[keep][:top], rows, placed)
 
 
 def _check_fresh(project: Project, name: str, facts: dict[str, Any]) -> None:
-    embeddings.check_fresh(facts, project.tile_facts())
+    project.check_fresh(facts)
     source = project.embeddings / f"{name}.parquet"
     if source.exists() and embeddings.read_facts(source)["fingerprint"] != facts["embeddings"]:
         raise StaleError(f"index {name} was made from other embeddings", "Run: geomatch index")
@@ -176,6 +177,8 @@ def _over(
     """Position of the tile over a point, of the year asked for or the newest there."""
     from geomatch.geo.rasters import project_points
 
+    if abs(lon) > 180 or abs(lat) > 90:
+        raise UsageError(f"{lon},{lat} is no point", "Give LON,LAT in degrees, longitude first.")
     tile_facts = project.tile_facts()
     half = tile_facts["size"] * tile_facts["gsd"] / 2
     epsg, x, y = (_column(rows, name) for name in ("epsg", "x", "y"))
@@ -236,13 +239,13 @@ def _matches(
     scores: NDArray[np.float32],
     positions: NDArray[np.int64],
     rows: Any,
-    facts: dict[str, Any],
+    placed: bool,
 ) -> Matches:
     found = []
     taken = rows.take(positions).to_pylist()
     for rank, (score, row) in enumerate(zip(scores.tolist(), taken, strict=True), 1):
         metres = None
-        if asked.epsg is not None and facts["placement"] == "real":
+        if asked.epsg is not None and placed:
             from geomatch.geo.footprints import distance
 
             metres = float(

@@ -22,6 +22,7 @@ class Encoding:
     """An encoder with the weights of one checkpoint.
 
     Attributes:
+        run_id: of the run, drawn when it was begun.
         name: "RUN@STEP", behind its project's name where that is another one.
         fingerprint: of the weights and what they are applied with.
         dimension: of descriptors.
@@ -29,6 +30,7 @@ class Encoding:
     """
 
     name: str
+    run_id: str
     folder: Path
     step: int
     settings: config.Config
@@ -106,6 +108,7 @@ def load_encoder(project: Project, run: str | None, model: Path | None) -> Encod
     leaves = [fingerprint(np.asarray(leaf).tobytes()) for leaf in jax.tree.leaves(variables)]
     return Encoding(
         name=f"{name}@{chosen}",
+        run_id=manifest["id"],
         folder=folder,
         step=chosen,
         settings=settings,

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import secrets
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -90,7 +92,9 @@ def train(
     facts = project.tile_facts()
     names = project.run_names()
     name = run or (names[-1] if names else "run1")
-    with project.lock(f"runs/{name}"):
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise UsageError(f"{name!r} is no name for a run", "Use letters, digits, '.', '_' and '-'.")
+    with project.lock("tiles", shared=True), project.lock(f"runs/{name}"):
         tiles = _training_view(TileTable.load(project.catalogue), settings.split.years)
         form = TileForm(facts["size"], facts["channels"]["image"], facts["channels"]["label"])
         sampler = _sampler(settings, tiles)
@@ -124,6 +128,7 @@ def _open_run(
         "jax": jax.__version__,
         "settings": {t: config.as_dict(mine)[t] for t in (*TABLES, "split")},
         "form": asdict(form),
+        "id": secrets.token_hex(8),
         "gsd": facts["gsd"],
         "tiles": facts["fingerprint"],
     }
@@ -134,6 +139,7 @@ def _open_run(
             changed.remove("train.epochs")
         if old["tiles"] != manifest["tiles"]:
             changed.append("the tiles")
+        manifest["id"] = old["id"]
         if changed:
             raise UsageError(
                 f"run {name} was begun with other settings: {', '.join(changed)}",
@@ -378,10 +384,12 @@ class _Log:
     def __init__(self, folder: Path, upto: int) -> None:
         self._path = folder / "metrics.jsonl"
         if self._path.exists():
-            lines = self._path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= upto]
-            with replacing(self._path) as temporary:
-                temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            with replacing(self._path) as temporary, temporary.open("w") as kept:
+                for line in self._path.read_text(encoding="utf-8").splitlines(keepends=True):
+                    # A line cut short by a kill is later than any checkpoint.
+                    if not line.endswith("\n") or json.loads(line)["step"] > upto:
+                        break
+                    kept.write(line)
         for file in (folder / "mining").glob("*.parquet"):
             if int(file.stem) > upto:
                 file.unlink()

@@ -254,3 +254,19 @@ def test_a_reader_that_goes_away_is_no_traceback(project: Project) -> None:
         stderr = process.stderr.read().decode()
     assert "Traceback" not in stderr
     assert "Error" not in stderr
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "a/b", "a@5", ".hidden"])
+def test_a_run_has_a_plain_name(project: Project, imagery: Path, name: str) -> None:
+    options = ["-p", project.root, "--size", 16, "--split", "source", "--workers", 1, "-q"]
+    assert invoke("tile", f"2010={imagery}", f"2020={imagery}", *options)[0] == 0
+    code, _, stderr = invoke("train", "-p", project.root, "--run", name, "-q")
+    assert code == 2
+    assert "name" in stderr
+    assert not (project.root / "runs").exists()
+
+
+def test_areas_need_a_split_that_takes_them(project: Project, imagery: Path) -> None:
+    code, _, stderr = invoke("tile", "-p", project.root, f"2010={imagery}", "--test", "a*")
+    assert code == 2
+    assert "--split source" in stderr

@@ -191,3 +191,22 @@ def test_differences_name_keys_within_the_tables_asked() -> None:
 def test_configuration_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().grid.size = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.batch=0",
+        "train.batch=-2",
+        "train.epochs=-1",
+        "train.lr=nan",
+        "mining.every=0",
+        "mining.k=0",
+        "model.descriptor=0",
+        "train.save_minutes=-1.0",
+    ],
+)
+def test_numbers_below_their_least_are_refused(override: str) -> None:
+    with pytest.raises(UsageError, match=override.split("=")[0]) as caught:
+        config.with_overrides(config.Config(), [override])
+    assert caught.value.hint.startswith("At least")

@@ -419,3 +419,18 @@ def test_an_image_is_asked_of_a_project_moved_elsewhere(indexed, tmp_path):
     image_of(indexed, tmp_path / "cut.tif", inner(indexed.tiles))
     found = query(second, str(tmp_path / "cut.tif"))
     assert found.matches[0].tile == indexed.tiles.ids()[inner(indexed.tiles)]
+
+
+@pytest.mark.parametrize("point", ["500,100", "39.7,-104.9", "-180.5,0"])
+def test_a_point_off_the_globe_is_told(indexed, point):
+    with pytest.raises(UsageError, match="no point"):
+        query(indexed.project, point)
+
+
+def test_a_run_begun_anew_makes_its_index_stale(indexed, copied):
+    project = copied(indexed)
+    path = project.run("run1") / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "id": "another"}))
+    with pytest.raises(StaleError, match="run1 was begun anew") as caught:
+        query(project, "0_0@2010")
+    assert "geomatch embed" in caught.value.hint

@@ -348,13 +348,30 @@ def test_a_sheet_over_a_zone_border_gives_each_ground_one_zone(
     assert set(table.epsg[centre > 6 + 1e-5].tolist()) == {32632}
 
 
+@pytest.mark.parametrize(
+    ("crs", "place"),
+    [
+        ("EPSG:2154", (-4.5, 48.4)),
+        ("EPSG:3035", (-8.0, 40.0)),
+        ("EPSG:5070", (-122.0, 47.0)),
+        ("EPSG:32601", (179.5, 52.0)),
+    ],
+)
+def test_a_source_within_the_area_of_a_wide_grid_is_taken(
+    write_raster: Write, project: Project, crs: str, place: tuple[float, float]
+) -> None:
+    """National grids reach far from their meridian; a zone may meet the date line."""
+    path = write_raster("a.tif", ground(0, 0, 96, 96), crs="EPSG:4326", origin=place, gsd=1e-5)
+    assert cut(project, {"2010": path}, f"grid.crs={crs}").grid.crs == crs
+
+
 @pytest.mark.parametrize("crs", ["EPSG:32631", "EPSG:2154"])
 def test_a_source_far_from_the_grid_crs_is_refused(
     write_raster: Write, project: Project, crs: str
 ) -> None:
     near = write_raster("a.tif", ground(LEFT, TOP, 96, 96), origin=(LEFT, TOP))
     far = write_raster(
-        "far.tif", ground(0, 0, 96, 96), crs="EPSG:4326", origin=(15.0, 45.1), gsd=1e-5
+        "far.tif", ground(0, 0, 96, 96), crs="EPSG:4326", origin=(20.0, 45.1), gsd=1e-5
     )
     with pytest.raises(GeomatchError, match="far") as caught:
         cut(project, {"2010": near, "2020": far}, f"grid.crs={crs}")

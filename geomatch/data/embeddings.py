@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from geomatch.data import geoparquet
 from geomatch.data.tiles import Outline, TileTable
-from geomatch.errors import StaleError
 
 FOOTER = "emb"
 """Key of the footer's metadata: model, checkpoint, dimension, normalisation, tiles."""
@@ -54,23 +53,6 @@ class Embeddings:
 def read_facts(path: Path) -> dict[str, Any]:
     """The footer of an embeddings file."""
     return geoparquet.read_footer(path, FOOTER, "geomatch embed")
-
-
-def check_fresh(facts: dict[str, Any], tiles: dict[str, Any]) -> None:
-    """See that descriptors were made from the tiles as they are.
-
-    Args:
-        facts: of the embeddings, or of what was made from them.
-        tiles: the manifest of the tiles.
-
-    Raises:
-        StaleError: the tiles changed since.
-    """
-    if facts["tiles"] != tiles["fingerprint"]:
-        raise StaleError(
-            f"the tiles changed since {facts['name']} was embedded",
-            "Run: geomatch embed, then geomatch index",
-        )
 
 
 def write(

@@ -207,19 +207,23 @@ def _centre_lonlat(raster: Raster) -> tuple[float, float]:
 
 
 def check_zone(raster: Raster, crs: str) -> None:
-    """Refuse a raster far outside the area of use of a fixed grid CRS.
+    """Refuse a raster far from where a fixed grid CRS is meant to be used.
 
     Raises:
-        GeomatchError: it lies more than 6 degrees from the CRS's central meridian.
+        GeomatchError: its centre lies more than 6 degrees from the CRS's area of use.
     """
-    meridian = CRS.from_user_input(crs).to_dict().get("lon_0")
-    zone = CRS.from_user_input(crs).to_dict().get("zone")
-    if zone is not None:
-        meridian = int(zone) * 6 - 183
-    lon, _ = _centre_lonlat(raster)
-    if meridian is not None and abs((lon - float(meridian) + 180) % 360 - 180) > 6:
+    described = CRS.from_user_input(crs).to_dict(projjson=True)
+    area = described.get("bbox")
+    if area is None:
+        return
+    lon, lat = _centre_lonlat(raster)
+    width = (area["east_longitude"] - area["west_longitude"]) % 360
+    past_west = (lon - area["west_longitude"]) % 360
+    outside = min(past_west - width, 360 - past_west) if past_west > width else 0.0
+    outside = max(outside, area["south_latitude"] - lat, lat - area["north_latitude"])
+    if outside > 6:
         raise GeomatchError(
-            f"{raster.path} is more than 6 degrees from the meridian of the grid's {crs}",
+            f"{raster.path} is {outside:.0f} degrees from the area of the grid's {crs}",
             "Grid each place in its own zone: --crs utm",
         )
 

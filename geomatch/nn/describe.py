@@ -29,6 +29,11 @@ def describe(
     devices = jax.local_device_count()
     size = -(-size // devices) * devices
     forward = _forward(model)
+    # Once, rather than with every batch.
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("devices",))
+    variables = jax.device_put(
+        variables, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    )
     pending: tuple[Any, int] | None = None
     for batch in batches:
         padded = np.zeros((size, *batch.shape[1:]), np.uint8)
