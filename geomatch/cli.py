@@ -212,8 +212,7 @@ def train(
     """Train a run, or go on with it."""
     from geomatch import console
 
-    opened = Project.open(project)
-    wanted = config.load(opened.config, settings or [])
+    opened, wanted = _open(project, settings)
     opened.tile_facts()
     from geomatch.train import train as stage
 
@@ -240,8 +239,7 @@ def embed(
     """Describe every tile with a trained encoder."""
     from geomatch import console
 
-    opened = Project.open(project)
-    config.load(opened.config, settings or [])
+    opened, _ = _open(project, settings)
     opened.tile_facts()
     from geomatch.embed import embed as stage
 
@@ -262,8 +260,7 @@ def index(
     """Index embeddings for querying."""
     from geomatch import console
 
-    opened = Project.open(project)
-    config.load(opened.config, settings or [])
+    opened, _ = _open(project, settings)
     from geomatch.index import index as stage
 
     with console.progress(quiet) as report:
@@ -301,8 +298,7 @@ def query(
     # Unknown options pass, so that a negative longitude can: what is no number is a mistake.
     if re.match(r"-[^\d.]", target):
         raise UsageError(f"no such option: {target}", "See: geomatch query --help")
-    opened = Project.open(project)
-    config.load(opened.config, settings or [])
+    opened, _ = _open(project, settings)
     with console.progress(quiet) as report:
         found = stage(
             opened,
@@ -359,9 +355,8 @@ def evaluate(
     """Measure how well places are found in the other years."""
     from geomatch import console
 
-    opened = Project.open(project)
     asked = [f"eval.database={database}"] if database else []
-    wanted = config.load(opened.config, asked + (settings or []))
+    opened, wanted = _open(project, asked + (settings or []))
     from geomatch.evaluate import evaluate as stage
 
     with console.progress(quiet) as report:
@@ -406,8 +401,7 @@ def info(project: ProjectFolder = HERE, as_json: Json = False, settings: Setting
     """Show what is there, from what, what is stale and what to run next."""
     from geomatch import console
 
-    opened = Project.open(project)
-    config.load(opened.config, settings or [])
+    opened, _ = _open(project, settings)
     import jax
 
     from geomatch.info import info as stage
@@ -442,6 +436,12 @@ def demo(
             "seconds": round(result.seconds),
         }
     )
+
+
+def _open(folder: Path, settings: list[str] | None) -> tuple[Project, config.Config]:
+    """A project and its configuration, every `--set` checked."""
+    project = Project.open(folder)
+    return project, config.load(project.config, settings or [])
 
 
 def _preset(name: str) -> str:
@@ -489,7 +489,4 @@ def _parse_sources(texts: list[str], placement: str) -> tuple[config.Source, ...
         if key in entry:
             raise UsageError(f"{text}: {name} is named twice", "Use one folder or quoted glob.")
         entry[key] = str(Path(path).expanduser().absolute())
-    for year, entry in found.items():
-        if "images" not in entry:
-            raise UsageError(f"year {year} has labels but no images", f"Add {year}=PATH.")
     return config.from_dict({"source": list(found.values())}, "command line").source

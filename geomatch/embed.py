@@ -52,12 +52,12 @@ def embed(
     Raises:
         GeomatchError: there is no run, or its tiles are of another form.
     """
-    facts = project.tile_facts()
     encoding = load_encoder(project, run, model)
-    encoding.check_tiles(facts)
     name = encoding.name
     path = project.embeddings / f"{name}.parquet"
     with project.lock("tiles", shared=True), project.lock(f"embeddings/{name}"):
+        facts = project.tile_facts()
+        encoding.check_tiles(facts)
         made_from = {
             "tiles": facts["fingerprint"],
             "model": encoding.fingerprint,

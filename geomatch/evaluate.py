@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomatch.data.embeddings import Embeddings
+from geomatch.data.pairs import tasks
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import UsageError
 from geomatch.geo import footprints
@@ -77,11 +78,12 @@ def evaluate(
         mine = tiles.split == code
         searched = mine if database == "split" else np.ones(len(tiles), bool)
         report("evaluating", code, len(SPLITS), split)
-        outcomes = [
-            outcome
-            for outcome in retrieve(tiles, described.vectors, mine, searched, same_year=same_year)
-            if not years or tiles.years[outcome.task.years[1]] in years
+        asked = [
+            task
+            for task in tasks(tiles, mine, searched, same_year)
+            if not years or tiles.years[task.years[1]] in years
         ]
+        outcomes = retrieve(described.vectors, asked)
         splits[split] = _figures(tiles, outcomes, facts["placement"] == "real")
     report("evaluating", len(SPLITS), len(SPLITS))
     result = Report(name, database, splits)

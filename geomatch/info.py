@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from geomatch import config
@@ -46,25 +47,24 @@ def info(project: Project) -> dict[str, Any]:
         )
     for name in project.index_names():
         about = read_manifest(project.indexes / name / "manifest.json", "geomatch index")
-        changed = [
-            e
-            for e in found["embeddings"]
-            if e["name"] == name and e["fingerprint"] != about["embeddings"]
-        ]
+        source = project.embeddings / f"{name}.parquet"
         found["indexes"].append(
             {
                 "name": name,
                 "tiles": sum(about["counts"]),
-                "stale": _is_stale(project, about) or bool(changed),
+                "stale": _is_stale(project, about, source),
             }
         )
     found["next"] = _next(found)
     return found
 
 
-def _is_stale(project: Project, about: dict[str, Any]) -> bool:
+def _is_stale(project: Project, about: dict[str, Any], source: Path | None = None) -> bool:
+    """Whether what is `about` is outdated; `source` are the embeddings of an index."""
     try:
         project.check_fresh(about)
+        if source is not None:
+            embeddings.check_index(about, source)
     except StaleError:
         return True
     return False

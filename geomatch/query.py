@@ -98,26 +98,21 @@ def query(
     name = latest(project.index_names(), index, "index", "geomatch index")
     folder = project.indexes / name
     facts = read_manifest(folder / "manifest.json", "geomatch index")
-    _check_fresh(project, name, facts)
+    project.check_fresh(facts)
+    embeddings.check_index(facts, project.embeddings / f"{name}.parquet")
+    tiles = project.tile_facts()
     known = _year_codes((*years, *([from_year] if from_year else [])), facts["years"])
     found = FlatIndex(folder, facts["counts"])
     rows = pq.read_table(folder / "tiles.parquet", memory_map=True)
-    asked = _resolve(project, target, facts, rows, found, from_year, report)
+    asked = _resolve(project, target, facts, tiles, rows, found, from_year, report)
     if years:
         searched = known[: len(years)]
     else:
         searched = [y for y in range(len(facts["years"])) if same_year or y != asked.year]
     scores, positions = found.search(asked.vector, searched, top + 1)
     keep = positions != asked.position if asked.position is not None else slice(None)
-    placed = project.tile_facts()["placement"] == "real"
+    placed = tiles["placement"] == "real"
     return _matches(asked, scores[keep][:top], positions[keep][:top], rows, placed)
-
-
-def _check_fresh(project: Project, name: str, facts: dict[str, Any]) -> None:
-    project.check_fresh(facts)
-    source = project.embeddings / f"{name}.parquet"
-    if source.exists() and embeddings.read_facts(source)["fingerprint"] != facts["embeddings"]:
-        raise StaleError(f"index {name} was made from other embeddings", "Run: geomatch index")
 
 
 def _year_codes(wanted: tuple[str, ...], years: list[str]) -> list[int]:
@@ -132,15 +127,16 @@ def _resolve(
     project: Project,
     target: str,
     facts: dict[str, Any],
+    tiles: dict[str, Any],
     rows: Any,
     found: FlatIndex,
     from_year: str | None,
     report: Reporter,
 ) -> _Asked:
     if point := POINT.fullmatch(target):
-        position = _over(rows, float(point[1]), float(point[2]), facts, from_year, project)
+        position = _over(rows, float(point[1]), float(point[2]), facts["years"], tiles, from_year)
     elif Path(target).is_file():
-        return _image(project, target, facts, report)
+        return _image(project, target, facts, tiles, report)
     else:
         hits = np.flatnonzero(_column(rows, "id") == target)
         if not len(hits):
@@ -170,17 +166,16 @@ def _over(
     rows: Any,
     lon: float,
     lat: float,
-    facts: dict[str, Any],
+    order: list[str],
+    tiles: dict[str, Any],
     from_year: str | None,
-    project: Project,
 ) -> int:
     """Position of the tile over a point, of the year asked for or the newest there."""
     from geomatch.geo.rasters import project_points
 
     if abs(lon) > 180 or abs(lat) > 90:
         raise UsageError(f"{lon},{lat} is no point", "Give LON,LAT in degrees, longitude first.")
-    tile_facts = project.tile_facts()
-    half = tile_facts["size"] * tile_facts["gsd"] / 2
+    half = tiles["size"] * tiles["gsd"] / 2
     epsg, x, y = (_column(rows, name) for name in ("epsg", "x", "y"))
     years = _column(rows, "year")
     best: tuple[int, float, int] | None = None
@@ -190,7 +185,7 @@ def _over(
         for i in np.flatnonzero((epsg == code) & (away <= half)):
             if from_year in (None, years[i]):
                 # The newest year first, then the tile whose centre is nearest.
-                ranked = (facts["years"].index(years[i]), -float(away[i]), int(i))
+                ranked = (order.index(years[i]), -float(away[i]), int(i))
                 best = max(best, ranked) if best else ranked
     if best is None:
         of = f" of {from_year}" if from_year else ""
@@ -201,7 +196,13 @@ def _over(
     return best[2]
 
 
-def _image(project: Project, path: str, facts: dict[str, Any], report: Reporter) -> _Asked:
+def _image(
+    project: Project,
+    path: str,
+    facts: dict[str, Any],
+    tiles: dict[str, Any],
+    report: Reporter,
+) -> _Asked:
     """An image file as a query: its centre, at the ground sample distance where it has a place."""
     from geomatch.geo import images
     from geomatch.geo.grid import Grid
@@ -221,7 +222,6 @@ def _image(project: Project, path: str, facts: dict[str, Any], report: Reporter)
             "Run: geomatch embed, then geomatch index",
         )
     form = encoding.form
-    tiles = project.tile_facts()
     encoding.check_tiles(tiles)
     grid = Grid(tiles["crs"], tiles["size"], tiles["gsd"], tiles["stride"])
     cut = images.read(path, grid, form.image_channels)
@@ -241,23 +241,20 @@ def _matches(
     rows: Any,
     placed: bool,
 ) -> Matches:
-    found = []
-    taken = rows.take(positions).to_pylist()
-    for rank, (score, row) in enumerate(zip(scores.tolist(), taken, strict=True), 1):
-        metres = None
-        if asked.epsg is not None and placed:
-            from geomatch.geo.footprints import distance
+    taken = rows.take(positions)
+    metres: list[float | None] = [None] * len(taken)
+    if asked.epsg is not None and placed:
+        from geomatch.geo.footprints import distance
 
-            metres = float(
-                distance(
-                    np.array([asked.epsg]),
-                    np.array([[asked.x, asked.y]]),
-                    np.array([row["epsg"]]),
-                    np.array([[row["x"], row["y"]]]),
-                )[0]
-            )
-        found.append(
-            Match(asked.name, rank, row["id"], row["year"], score, row["lon"], row["lat"], metres)
+        here = np.broadcast_to([[asked.x, asked.y]], (len(taken), 2))
+        there = np.stack([_column(taken, "x"), _column(taken, "y")], axis=1)
+        zones = np.full(len(taken), asked.epsg)
+        metres = distance(zones, here, _column(taken, "epsg"), there).tolist()
+    found = [
+        Match(asked.name, rank, row["id"], row["year"], score, row["lon"], row["lat"], away)
+        for rank, (score, row, away) in enumerate(
+            zip(scores.tolist(), taken.to_pylist(), metres, strict=True), 1
         )
+    ]
     own = rows["store_row"][asked.position].as_py() if asked.position is not None else None
-    return Matches(tuple(found), own, tuple(row["store_row"] for row in taken))
+    return Matches(tuple(found), own, tuple(taken["store_row"].to_pylist()))

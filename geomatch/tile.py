@@ -15,7 +15,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
@@ -293,16 +293,14 @@ def _cut_shard(shard: Shard) -> dict[str, Any]:
             images = stack.enter_context(
                 GridReader(collection.images, shard.grid, crs, stretch=collection.stretch)
             )
-            layer = _label_reader(collection, shard, rows, crs)
-            if layer is not None:
-                stack.enter_context(layer)
+            read_labels = _label_reader(stack, collection, shard, rows, crs)
             for i in rows:
                 col, row = int(shard.col[i]), int(shard.row[i])
                 values, mask, names[i] = images.read(col, row)
                 pixels[i, ..., :bands] = values
                 valid[i] = mask.mean()
-                if layer is not None:
-                    pixels[i, ..., bands:] = layer.read(col, row)
+                if read_labels is not None:
+                    pixels[i, ..., bands:] = read_labels(col, row)
     TileStore.open(shard.pixels).write(shard.start, pixels)
     record = {
         "format": FORMAT,
@@ -322,15 +320,17 @@ def _groups(shard: Shard) -> Iterator[tuple[tuple[int, int], Ints]]:
 
 
 def _label_reader(
-    collection: Collection, shard: Shard, rows: Ints, crs: str
-) -> labels.VectorReader | labels.RasterReader | None:
+    stack: contextlib.ExitStack, collection: Collection, shard: Shard, rows: Ints, crs: str
+) -> Callable[[int, int], rasters.Pixels] | None:
+    """A function of column and row that gives a cell's labels, 0 where there are none."""
     if collection.vector is not None:
         bounds = shard.grid.bounds(shard.col[rows], shard.row[rows])
         low, high = bounds[:, :2].min(axis=0), bounds[:, 2:].max(axis=0)
         box = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
-        return labels.VectorReader(collection.vector, shard.grid, crs, box)
+        return labels.VectorReader(collection.vector, shard.grid, crs, box).read
     if collection.labels:
-        return labels.RasterReader(collection.labels, shard.grid, crs)
+        reader = stack.enter_context(GridReader(collection.labels, shard.grid, crs, nearest=True))
+        return lambda col, row: reader.read(col, row)[0]
     return None
 
 

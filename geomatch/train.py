@@ -89,12 +89,12 @@ def train(
         UsageError: the run was begun with another configuration.
         GeomatchError: there are no tiles, or none to train on.
     """
-    facts = project.tile_facts()
     names = project.run_names()
     name = run or (names[-1] if names else "run1")
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UsageError(f"{name!r} is no name for a run", "Use letters, digits, '.', '_' and '-'.")
     with project.lock("tiles", shared=True), project.lock(f"runs/{name}"):
+        facts = project.tile_facts()
         tiles = _training_view(TileTable.load(project.catalogue), settings.split.years)
         form = TileForm(facts["size"], facts["channels"]["image"], facts["channels"]["label"])
         sampler = _sampler(settings, tiles)
@@ -207,7 +207,7 @@ def _loop(
         log = stack.enter_context(_Log(folder, step if last is not None else -1))
         feed = stack.enter_context(_Feed(sampler, store, devices))
         hard = _mined(folder)
-        pace = _Pace(total, settings, len(tiles), len(training), per_epoch, report)
+        pace = _Pace(total, settings, len(tiles), sampler, report)
         saved_at = time.monotonic()
 
         while True:
@@ -356,7 +356,7 @@ class _Judge:
             own = np.flatnonzero(tiles.year == year)
             asking[np.random.default_rng(year).permutation(own)[:SAMPLE]] = True
         everything = np.ones(len(tiles), bool)
-        return map_at(all_ranks(retrieve(tiles, vectors, asking, everything)), 5)
+        return map_at(all_ranks(retrieve(vectors, tasks(tiles, asking, everything))), 5)
 
     def _describe(
         self, state: State, tiles: TileTable, task: str, report: Reporter
@@ -418,12 +418,11 @@ class _Pace:
         total: int,
         settings: config.Config,
         tiles: int,
-        training: int,
-        per_epoch: int,
+        sampler: Sampler,
         report: Reporter,
     ) -> None:
-        self._total, self._per_epoch = total, per_epoch
-        self._settings, self._tiles, self._training = settings, tiles, training
+        self._total, self._per_epoch = total, sampler.steps_per_epoch
+        self._settings, self._tiles, self._sampler = settings, tiles, sampler
         self._report = report
         self._losses: list[jax.Array] = []
         self._images = 0
@@ -470,13 +469,13 @@ class _Pace:
             if mines
             else (self._total - step)
         )
-        before, after = (3, 6) if train.loss == "bce" else (2, 5)
+        before, after = self._sampler.roles(hard=False), self._sampler.roles(hard=True)
         images = (plain * before + (self._total - step - plain) * after) * train.batch
         seconds = images / rate
         if self._judging_rate:
-            validation = self._tiles - self._training
+            training = len(self._sampler.tiles)
             rounds = (self._total - step) // (self._per_epoch * mining.every) + 1
-            seconds += rounds * (validation + mines * self._training) / self._judging_rate
+            seconds += rounds * (self._tiles - training + mines * training) / self._judging_rate
         self._report(f"{rate:.1f} images/s: about {max(1, round(seconds / 60))} min left in all")
 
     def window(self, step: int) -> dict[str, float | None]:

@@ -16,6 +16,9 @@ import numpy as np
 import pytest
 import rasterio
 from rasterio.transform import from_origin
+from small_project import new_project
+
+from geomatch.project import Project
 
 
 @pytest.fixture
@@ -55,6 +58,12 @@ def write_raster(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """An empty project with default settings."""
+    return new_project(tmp_path / "project")
 
 
 @pytest.fixture

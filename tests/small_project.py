@@ -45,6 +45,13 @@ QUICK = (
 )
 
 
+def new_project(root: Path) -> Project:
+    """An empty project with default settings."""
+    root.mkdir()
+    (root / "geomatch.toml").write_text("")
+    return Project.open(root)
+
+
 def settings(*overrides: str) -> config.Config:
     """The tests' usual configuration, with others laid over it."""
     return config.with_overrides(config.Config(), [*QUICK, *SPLIT, *overrides])

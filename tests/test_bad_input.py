@@ -26,13 +26,6 @@ LEFT, TOP = 500_000, 5_000_000
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
-    (tmp_path / "project").mkdir()
-    (tmp_path / "project" / "geomatch.toml").write_text("")
-    return Project.open(tmp_path / "project")
-
-
-@pytest.fixture
 def good(write_raster: Write) -> Path:
     return write_raster("good.tif", plain(), origin=(LEFT, TOP))
 

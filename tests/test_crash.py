@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import rasterio
 from rasterio.transform import from_origin
+from small_project import new_project
 
 from geomatch import config
 from geomatch.data.store import TileStore
@@ -26,12 +27,6 @@ from geomatch.tile import tile
 LEFT, TOP = 500_000, 5_000_000
 PATIENCE = 60.0
 """Seconds to wait for what comes in a fraction of one on an idle machine."""
-
-
-def new_project(root: Path) -> Project:
-    root.mkdir()
-    (root / "geomatch.toml").write_text("")
-    return Project.open(root)
 
 
 def sheet(path: Path, values: np.ndarray, nodata: float | None = None) -> Path:

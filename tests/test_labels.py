@@ -23,13 +23,6 @@ COL, ROW = LEFT // 32, TOP // 32 - 1  # the cell at the upper left corner
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
-    (tmp_path / "project").mkdir()
-    (tmp_path / "project" / "geomatch.toml").write_text("")
-    return Project.open(tmp_path / "project")
-
-
-@pytest.fixture
 def image(write_raster: Write) -> Path:
     """2 x 2 cells of one band."""
     return write_raster("image.tif", np.full((1, 64, 64), 90, np.uint8), origin=(LEFT, TOP))

@@ -19,12 +19,6 @@ from geomatch.project import Project
 from geomatch.tile import tile
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Project:
-    (tmp_path / "geomatch.toml").write_text("")
-    return Project.open(tmp_path)
-
-
 def cut(project: Project, sources: dict[str, Path], *settings: str, **labels: Path) -> TileTable:
     named = tuple(
         config.Source(year=year, images=str(path), labels=str(labels.get(year, "")))

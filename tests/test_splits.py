@@ -26,13 +26,6 @@ Write = Callable[..., Path]
 LEFT, TOP = 500_000, 5_000_000
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Project:
-    (tmp_path / "project").mkdir()
-    (tmp_path / "project" / "geomatch.toml").write_text("")
-    return Project.open(tmp_path / "project")
-
-
 def cut(project: Project, images: str | Path, *settings: str) -> TileTable:
     """Tiles of 8 px at 1 m, of two years that are the same imagery."""
     named = tuple(config.Source(year=year, images=str(images)) for year in ("before", "after"))

@@ -16,6 +16,7 @@ from affine import Affine
 from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 from rasterio.warp import Resampling, reproject, transform, transform_bounds
+from small_project import new_project
 from typer.testing import CliRunner
 
 from geomatch import config
@@ -30,17 +31,6 @@ Write = Callable[..., Path]
 
 LEFT, TOP = 500_000, 5_000_000  # both multiples of 32
 COL, ROW = LEFT // 32, TOP // 32  # the cell whose lower left corner that is
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Project:
-    return new_project(tmp_path / "project")
-
-
-def new_project(root: Path) -> Project:
-    root.mkdir()
-    (root / "geomatch.toml").write_text("")
-    return Project.open(root)
 
 
 def cut(

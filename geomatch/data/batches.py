@@ -50,6 +50,10 @@ class Sampler:
         """Every place is an anchor once an epoch; the last batch is filled up."""
         return -(-len(self.places) // self.batch)
 
+    def roles(self, hard: bool) -> int:
+        """How many tiles an anchor brings, with hard pairs or without."""
+        return 2 + self.negatives + 3 * hard
+
     def draw(self, step: int, hard: HardPairs | None) -> Ints:
         """Tiles of step `step` as (roles, batch) indices.
 

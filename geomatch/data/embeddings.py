@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from geomatch.data import geoparquet
 from geomatch.data.tiles import Outline, TileTable
+from geomatch.errors import StaleError
 
 FOOTER = "emb"
 """Key of the footer's metadata: model, checkpoint, dimension, normalisation, tiles."""
@@ -53,6 +54,21 @@ class Embeddings:
 def read_facts(path: Path) -> dict[str, Any]:
     """The footer of an embeddings file."""
     return geoparquet.read_footer(path, FOOTER, "geomatch embed")
+
+
+def check_index(facts: dict[str, Any], path: Path) -> None:
+    """See that an index was made from the embeddings in `path`, where they still are.
+
+    Args:
+        facts: the manifest of the index.
+
+    Raises:
+        StaleError: they were made anew since.
+    """
+    if path.exists() and read_facts(path)["fingerprint"] != facts["embeddings"]:
+        raise StaleError(
+            f"index {facts['name']} was made from other embeddings", "Run: geomatch index"
+        )
 
 
 def write(

@@ -15,7 +15,7 @@ from rasterio.transform import from_origin
 from geomatch.errors import GeomatchError
 from geomatch.geo import rasters
 from geomatch.geo.grid import Grid
-from geomatch.geo.rasters import Bounds, GridReader, Pixels, Raster
+from geomatch.geo.rasters import Bounds, Pixels, Raster
 
 VECTOR_SUFFIXES = {".geojson", ".json", ".gpkg", ".shp", ".fgb", ".gml", ".kml", ".sqlite"}
 
@@ -115,12 +115,6 @@ class VectorReader:
         )
         self._tree = shapely.STRtree(self._shapes)
 
-    def __enter__(self) -> VectorReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
     def read(self, col: int, row: int) -> Pixels:
         """(size, size, 1) of one cell."""
         size, gsd = self._grid.size, self._grid.gsd
@@ -134,21 +128,3 @@ class VectorReader:
                 transform=from_origin(left, top, gsd, gsd),
             )
         return canvas[..., None]
-
-
-class RasterReader:
-    """Reads label rasters on cells, by nearest neighbour; ground without data is 0."""
-
-    def __init__(self, files: Sequence[Raster], grid: Grid, crs: str) -> None:
-        self._reader = GridReader(files, grid, crs, nearest=True)
-
-    def __enter__(self) -> RasterReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._reader.__exit__()
-
-    def read(self, col: int, row: int) -> Pixels:
-        """(size, size, bands) of one cell."""
-        pixels, _, _ = self._reader.read(col, row)
-        return pixels

@@ -10,7 +10,7 @@ import numpy as np
 
 from geomatch import config
 from geomatch.errors import GeomatchError, UsageError
-from geomatch.geo import footprints, labels, rasters, splits
+from geomatch.geo import footprints, labels, rasters, sources, splits
 from geomatch.geo.grid import Grid, Ints, utm_epsg
 from geomatch.geo.rasters import Raster
 from geomatch.geo.sources import Collection
@@ -82,7 +82,9 @@ def make_plan(
                 for cell in map(tuple, touched.tolist()):
                     over.setdefault(cell, set()).add(raster.path)
         cells.append(np.unique(np.concatenate(found), axis=0))
-    places, counts = np.unique(np.concatenate(cells), axis=0, return_counts=True)
+    table = np.concatenate(cells)
+    year = np.repeat(np.arange(len(cells)), [len(mine) for mine in cells])
+    places, place, counts = np.unique(table, axis=0, return_inverse=True, return_counts=True)
     if len(collections) > 1 and counts.max() < 2:
         raise GeomatchError(
             "no ground is covered in more than one year: "
@@ -93,19 +95,13 @@ def make_plan(
     epsg, col, row = places.T
     split = splits.keep_apart(grid, epsg, col, row, split, buffer)
     report(f"grid {grid.id}: {len(places)} places, {np.sum(split < 0)} dropped between splits")
-    rows, years = [], []
-    for code, mine in enumerate(cells):
-        # Tiles of one shard lie together on the ground, so that they share open files.
-        order = np.lexsort((mine[:, 1], mine[:, 2], mine[:, 1] // 16, mine[:, 2] // 16, mine[:, 0]))
-        rows.append(mine[order])
-        years.append(np.full(len(mine), code, np.int64))
-    table, year = np.concatenate(rows), np.concatenate(years)
-    # Both are sorted by cell or looked up in what is.
-    of_place = dict(zip(map(tuple, places.tolist()), split.tolist(), strict=True))
-    own = np.asarray([of_place[tuple(cell)] for cell in table.tolist()], np.int64)
-    kept = own >= 0
-    table, year, own = table[kept], year[kept], own[kept]
-    return Plan(grid, table[:, 0], table[:, 1], table[:, 2], year, own)
+    own = split[place.reshape(-1)]
+    # Tiles of one shard are of one year where they can be, and lie together on the ground, so
+    # that they share open files.
+    epsg, col, row = table.T
+    order = np.lexsort((col, row, col // 16, row // 16, epsg, year))
+    order = order[own[order] >= 0]
+    return Plan(grid, epsg[order], col[order], row[order], year[order], own[order])
 
 
 def _cells_of(raster: Raster, grid: Grid, buffer: float) -> Ints:
@@ -159,20 +155,16 @@ def _split(
 ) -> Ints:
     epsg, col, row = places.T
     if wanted.by == "blocks":
-        split = splits.by_blocks(grid, epsg, col, row, wanted.block, wanted.seed)
-    elif wanted.by == "source":
+        return splits.by_blocks(grid, epsg, col, row, wanted.block, wanted.seed)
+    if wanted.by == "source":
         names = [sorted(over[tuple(cell)]) for cell in places.tolist()]
-        split = splits.by_source(names, wanted.validation, wanted.test)
-    else:
-        crs = footprints.file_crs(grid)
-        areas = [
-            labels.read_areas([p for name in names for p in rasters.find(name, "split")], crs)
-            for names in (wanted.validation, wanted.test)
-        ]
-        split = splits.by_areas(
-            footprints.rings(epsg, grid.bounds(col, row), crs), areas[0], areas[1]
-        )
-    return split
+        return splits.by_source(names, wanted.validation, wanted.test)
+    crs = footprints.file_crs(grid)
+    validation, test = (
+        labels.read_areas(sources.area_files(names), crs)
+        for names in (wanted.validation, wanted.test)
+    )
+    return splits.by_areas(footprints.rings(epsg, grid.bounds(col, row), crs), validation, test)
 
 
 def _buffer(wanted: config.Split, grid: Grid) -> float:

@@ -121,8 +121,17 @@ def area_stamps(split: config.Split) -> list[Any]:
     """Sizes and times of the polygon files that set splits apart."""
     if split.by != "file":
         return []
-    paths = [p for name in (*split.validation, *split.test) for p in rasters.find(name, "split")]
-    return [[path, os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in paths]
+    stats = [(path, os.stat(path)) for path in area_files((*split.validation, *split.test))]
+    return [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+
+
+def area_files(names: Sequence[str]) -> list[str]:
+    """The polygon files that paths or globs of a split name.
+
+    Raises:
+        GeomatchError: one names none.
+    """
+    return [path for name in names for path in rasters.find(name, "split")]
 
 
 def facts(collection: Collection) -> Any:

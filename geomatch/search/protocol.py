@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from geomatch.data.pairs import Task, tasks
-from geomatch.data.tiles import TileTable
+from geomatch.data.pairs import Task
 from geomatch.search.exact import unit
 from geomatch.search.metrics import Ranking, rank_truth
 
@@ -21,25 +21,17 @@ class Outcome:
     ranking: Ranking
 
 
-def retrieve(
-    tiles: TileTable,
-    vectors: NDArray[np.float32],
-    queries: NDArray[np.bool_],
-    database: NDArray[np.bool_],
-    same_year: bool = False,
-) -> list[Outcome]:
-    """Exact retrieval between all ordered pairs of years.
+def retrieve(vectors: NDArray[np.float32], asked: Iterable[Task]) -> list[Outcome]:
+    """Exact retrieval of tasks.
 
     Args:
         vectors: (n, d) descriptors, a row a tile; compared by cosine.
-        queries, database: (n,) which tiles ask, and which are searched.
-        same_year: see `tasks`.
     """
-    rows = unit(vectors)
-    return [
-        Outcome(task, rank_truth(rows[task.queries], rows[task.database], task.truth, task.neutral))
-        for task in tasks(tiles, queries, database, same_year)
-    ]
+    outcomes = []
+    for task in asked:
+        queries, database = unit(vectors[task.queries]), unit(vectors[task.database])
+        outcomes.append(Outcome(task, rank_truth(queries, database, task.truth, task.neutral)))
+    return outcomes
 
 
 def all_ranks(outcomes: list[Outcome]) -> NDArray[np.int64]:
