@@ -51,15 +51,41 @@ class Split:
 
 @dataclass(frozen=True)
 class Model:
-    trunk: Literal["resnet50", "resnet101", "resnet34", "resnet18", "resnet10"] = _key(
-        "resnet50", "convolutional trunk; resnet10 is a narrow one for demos and tests"
+    trunk: Literal[
+        "resnet50",
+        "resnet101",
+        "resnet34",
+        "resnet18",
+        "resnet10",
+        "vgg16",
+        "efficientnet_lite0",
+        "convnet",
+    ] = _key("resnet50", "convolutional trunk; resnet10 is a narrow one for demos and tests")
+    stage: int = _key(0, "last stage of the trunk; 0: all of them", least=0)
+    stride_in: Literal["auto", "3x3", "1x1"] = _key(
+        "auto", 'which convolution of a bottleneck strides; "auto": as the weights have it, or 3x3'
     )
-    pooling: Literal["max", "mean"] = _key("max", 'global pooling of the "pool" head')
-    head: Literal["conv", "pool"] = _key("conv", '"conv": two 3x3 convolutions, Dense; or "pool"')
+    epsilon: float = _key(0.0, "of BatchNorm; 0: the weights', or the trunk's own", least=0)
+    preprocessing: Literal["auto", "torch", "caffe", "lite", "none"] = _key(
+        "auto", 'of colours; "auto": the weights\', or the trunk\'s own'
+    )
+    pooling: Literal["max", "mean", "sum", "gem", "rmac", "flatten", "grid"] = _key(
+        "max", 'of the trunk\'s map, ahead of every head but "conv"'
+    )
+    bins: int = _key(8, 'side of the grid of "grid" pooling', least=1)
+    head: Literal["conv", "pool", "dense", "mlp", "pca"] = _key(
+        "conv", '"conv": two 3x3 convolutions, Dense; "pool": none; "mlp"; "pca": whitening'
+    )
+    hidden: tuple[int, ...] = _key((512,), 'widths of the blocks of the "mlp" head')
+    dropout: float = _key(0.2, 'share dropped in the blocks of the "mlp" head', least=0)
     descriptor: int = _key(
-        128, 'descriptor size of the "conv" head; "pool" has the trunk\'s width', least=1
+        128, 'descriptor size; with head "pool" it is what the pooling gives', least=1
     )
     normalise: bool = _key(False, "L2-normalise descriptors inside the network")
+    centre: bool = _key(False, "embed subtracts the mean training descriptor of each year")
+    label_classes: int = _key(
+        0, "classes 1 to N of a one-band label, as one plane each; 0: labels as a picture", least=0
+    )
 
 
 @dataclass(frozen=True)
@@ -67,12 +93,18 @@ class Train:
     epochs: int = _key(120, "one epoch is every training place once as anchor", least=0)
     batch: int = _key(6, "anchors per global batch, divisible by the devices", least=1)
     lr: float = _key(1e-4, "Adam's learning rate", least=0)
+    lr_scale: tuple[str, ...] = _key((), 'learning rate of parts: ["trunk=0.1", "head=10"]')
+    freeze: tuple[str, ...] = _key(
+        (), 'parts that do not learn: "trunk", "trunk/stage1", "head", "batch_norm" (statistics)'
+    )
+    freeze_epochs: int = _key(0, "for so many epochs; 0: throughout", least=0)
     loss: Literal["bce", "infonce"] = _key(
         "bce", '"bce": binary cross-entropy of the pair head; "infonce": the whole batch'
     )
     optimizer: Literal["adam"] = _key("adam", "optimizer")
     seed: int = _key(0, "of weights, batches and augmentation")
-    dtype: Literal["float32", "bfloat16"] = _key("float32", "computation in the network")
+    init: str = _key("", 'trunk weights: "imagenet", a file, or a run\'s name; "": random')
+    dtype: Literal["auto", "float32", "bfloat16"] = _key("auto", "computation in the network")
     save_minutes: float = _key(5.0, "a checkpoint at least this often", least=0)
 
 
@@ -95,6 +127,16 @@ class Augment:
 
 
 @dataclass(frozen=True)
+class Embed:
+    engine: Literal["auto", "jax", "openvino", "onnxruntime"] = _key(
+        "auto", 'what computes; "auto": the fastest that is installed'
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = _key(
+        "auto", 'precision; "auto": bfloat16 where the processor has it'
+    )
+
+
+@dataclass(frozen=True)
 class Eval:
     database: Literal["split", "all"] = _key("split", "tiles searched: the split's own, or all")
 
@@ -110,6 +152,7 @@ class Config:
     train: Train = Train()
     mining: Mining = Mining()
     augment: Augment = Augment()
+    embed: Embed = Embed()
     eval: Eval = Eval()
 
 

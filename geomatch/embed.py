@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geomatch import __version__
+from geomatch import __version__, begin, config
 from geomatch.data import embeddings
 from geomatch.data.store import TileStore
-from geomatch.data.tiles import TileTable
+from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import StaleError
 from geomatch.geo import footprints
 from geomatch.nn.describe import describe
@@ -23,6 +24,7 @@ from geomatch.project import FORMAT, Project, fingerprint, read_manifest, replac
 from geomatch.runs import Encoding, load_encoder
 
 BATCH = 32
+DEFAULTS = config.Config()
 PART = 4096
 """Tiles of one part: what a killed command may lose."""
 
@@ -40,19 +42,26 @@ def embed(
     project: Project,
     *,
     run: str | None = None,
-    model: Path | None = None,
+    model: Path | str | None = None,
+    settings: config.Config = DEFAULTS,
     report: Reporter = silent,
 ) -> Embedded:
     """Describe every tile with a run's best checkpoint.
 
     Args:
         run: "NAME" or "NAME@STEP"; by default the latest run's best checkpoint.
-        model: folder of a run, of this or another project, in place of `run`.
+        model: folder of a run, of this or another project, in place of `run`; or "imagenet", which
+            needs no training.
+        settings: for "imagenet", the size of descriptors and of the grid.
 
     Raises:
         GeomatchError: there is no run, or its tiles are of another form.
     """
-    encoding = load_encoder(project, run, model)
+    if model == begin.IMAGENET and not Path(model).exists():
+        with project.lock("tiles", shared=True), project.lock(begin.IMAGENET):
+            tiles = TileTable.load(project.catalogue)
+            model = begin.pretrained(project, settings, tiles, report)
+    encoding = load_encoder(project, run, Path(model) if model else None)
     name = encoding.name
     path = project.embeddings / f"{name}.parquet"
     with project.lock("tiles", shared=True), project.lock(f"embeddings/{name}"):
@@ -124,24 +133,53 @@ def _join(
 ) -> str:
     """Write all parts as one file; its fingerprint."""
     files = [_part(parts, start) for start in range(0, len(tiles), PART)]
+    centres = _centres(files, tiles) if encoding.settings.model.centre else None
     digest = fingerprint([fingerprint(file.read_bytes()) for file in files])
     facts: dict[str, Any] = {
         "format": FORMAT,
         "geomatch": __version__,
         "name": encoding.name,
-        "run": str(encoding.folder.absolute()),
+        "run": _within(encoding.folder, path.parent.parent),
         "step": encoding.step,
         "dimension": encoding.dimension,
         "normalise": encoding.settings.model.normalise,
         "fingerprint": digest,
+        "centres": None if centres is None else centres.tolist(),
         **made_from,
     }
+
+    def vectors() -> Iterator[NDArray[np.float32]]:
+        for i, file in enumerate(files):
+            part = np.load(file)
+            yield part if centres is None else part - centres[tiles.year[i * PART :][: len(part)]]
+
     with replacing(path) as temporary:
         embeddings.write(
             temporary,
-            (np.load(file) for file in files),
+            vectors(),
             tiles,
             *footprints.drawing(tiles.grid),
             facts,
         )
     return digest
+
+
+def _centres(files: list[Path], tiles: TileTable) -> NDArray[np.float32]:
+    """(years, d) mean descriptor of each year's training tiles; of all its tiles without such."""
+    sums, counts = 0.0, np.zeros((2, len(tiles.years)))
+    training = tiles.split == SPLITS.index("train")
+    for i, file in enumerate(files):
+        part = np.load(file)
+        rows = slice(i * PART, i * PART + len(part))
+        # (2, years, n): training tiles, and all tiles, of each year.
+        of_year = tiles.year[rows] == np.arange(len(tiles.years))[:, None]
+        member = np.stack([of_year & training[rows], of_year]).astype(np.float32)
+        sums, counts = sums + member @ part, counts + member.sum(axis=2)
+    means = sums / np.maximum(counts, 1)[..., None]
+    return np.where(counts[0, :, None] > 0, means[0], means[1]).astype(np.float32)
+
+
+def _within(folder: Path, root: Path) -> str:
+    """`folder` from `root`, where it is inside: a project may be moved."""
+    folder, root = folder.absolute(), root.absolute()
+    return str(folder.relative_to(root) if folder.is_relative_to(root) else folder)

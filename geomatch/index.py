@@ -64,7 +64,7 @@ def index(project: Project, *, run: str | None = None, report: Reporter = silent
                 "years": tiles.years,
                 "counts": counts,
                 "embeddings": facts["fingerprint"],
-                **{key: facts[key] for key in ("tiles", "model", "run", "step", "dimension")},
+                **{key: facts[key] for key in ("tiles", "model", "run", "step", "centres")},
                 "run_id": facts.get("run_id"),
             },
         )

@@ -71,6 +71,14 @@ class Project:
         return self.runs / name
 
     @property
+    def pretrained(self) -> Path:
+        return self.root / "pretrained"
+
+    @property
+    def weights(self) -> Path:
+        return self.root / "weights"
+
+    @property
     def embeddings(self) -> Path:
         return self.root / "embeddings"
 

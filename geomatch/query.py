@@ -136,7 +136,8 @@ def _resolve(
     if point := POINT.fullmatch(target):
         position = _over(rows, float(point[1]), float(point[2]), facts["years"], tiles, from_year)
     elif Path(target).is_file():
-        return _image(project, target, facts, tiles, report)
+        year = None if from_year is None else facts["years"].index(from_year)
+        return _image(project, target, facts, tiles, year, report)
     else:
         hits = np.flatnonzero(_column(rows, "id") == target)
         if not len(hits):
@@ -201,6 +202,7 @@ def _image(
     path: str,
     facts: dict[str, Any],
     tiles: dict[str, Any],
+    year: int | None,
     report: Reporter,
 ) -> _Asked:
     """An image file as a query: its centre, at the ground sample distance where it has a place."""
@@ -209,13 +211,7 @@ def _image(
     from geomatch.nn.describe import describe
     from geomatch.runs import load_encoder
 
-    folder = Path(facts["run"])
-    own = f"{folder.name}@{facts['step']}"
-    # Embeddings of the project's own runs bear the run's name alone, wherever the project moved.
-    if facts["name"] == own:
-        encoding = load_encoder(project, own, None)
-    else:
-        encoding = load_encoder(project, None, folder)
+    encoding = load_encoder(project, None, project.root / facts["run"], facts["step"])
     if encoding.fingerprint != facts["model"]:
         raise StaleError(
             f"the index is of another checkpoint than {encoding.name}",
@@ -231,6 +227,9 @@ def _image(
     tile = np.zeros((1, form.size, form.size, form.channels), np.uint8)
     tile[0, ..., : form.image_channels] = cut.pixels
     vector = next(iter(describe(encoding.model, encoding.variables, [tile], 1)))[0]
+    if facts["centres"] is not None:
+        centres = np.asarray(facts["centres"], np.float32)
+        vector = vector - (centres.mean(axis=0) if year is None else centres[year])
     return _Asked(path, vector, None, cut.epsg, cut.x, cut.y)
 
 

@@ -74,12 +74,20 @@ def read_run(folder: Path) -> tuple[config.Config, TileForm, dict[str, Any]]:
     )
 
 
-def load_encoder(project: Project, run: str | None, model: Path | None) -> Encoding:
+def load_encoder(
+    project: Project,
+    run: str | None,
+    model: Path | None,
+    step: int | None = None,
+    dtype: str | None = None,
+) -> Encoding:
     """The encoder of a run: its best checkpoint, unless a step is named.
 
     Args:
         run: "NAME" or "NAME@STEP"; None is the latest run.
         model: a run's folder, or a project's (its latest run), in place of `run`.
+        step: of the checkpoint, in place of "@STEP".
+        dtype: to compute in; by default what the run was trained in.
 
     Raises:
         GeomatchError: there is no such run or checkpoint.
@@ -89,19 +97,22 @@ def load_encoder(project: Project, run: str | None, model: Path | None) -> Encod
         if run is not None:
             raise UsageError("--run and --model exclude each other")
         folder = _run_folder(model)
-        name = f"{folder.parent.parent.absolute().name}-{folder.name}"
-        step = ""
+        name, asked = folder.name, ""
+        if not folder.absolute().is_relative_to(project.root.absolute()):
+            name = f"{folder.parent.parent.absolute().name}-{name}"
     else:
-        wanted, _, step = (run or "").partition("@")
+        wanted, _, asked = (run or "").partition("@")
         name = latest(project.run_names(), wanted or None, "run", "geomatch train")
         folder = project.run(name)
     settings, form, manifest = read_run(folder)
+    if dtype is not None:
+        settings = config.with_overrides(settings, [f"train.dtype={dtype}"])
     network = build(settings, form)
     shapes = abstract_state(network, settings, form)
     if not (folder / "checkpoints").exists():
         raise GeomatchError(f"run {name} has no checkpoint yet", "Run: geomatch train")
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        chosen = _step(step, checkpoints, name)
+        chosen = _step(asked if step is None else str(step), checkpoints, name)
         variables = checkpoints.restore_model(chosen, shapes)
     form_of = jax.ShapeDtypeStruct((1, form.size, form.size, form.channels), np.uint8)
     output = jax.eval_shape(network.apply, variables, form_of)

@@ -10,10 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import secrets
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tensorboardX import SummaryWriter
 
-from geomatch import __version__, config
+from geomatch import begin, config
 from geomatch.data import mining
 from geomatch.data.batches import Sampler
 from geomatch.data.mining import HardPairs
@@ -38,7 +37,6 @@ from geomatch.nn.step import (
     TileForm,
     abstract_state,
     build,
-    initial_state,
     make_step,
 )
 from geomatch.progress import Reporter, silent
@@ -47,9 +45,6 @@ from geomatch.runs import read_run
 from geomatch.search.exact import neighbours, unit
 from geomatch.search.metrics import map_at
 from geomatch.search.protocol import all_ranks, retrieve
-
-TABLES = ("model", "train", "mining", "augment")
-"""What a run's configuration consists of."""
 
 LOG_STEPS = 20
 READ_AHEAD = 4
@@ -96,9 +91,9 @@ def train(
     with project.lock("tiles", shared=True), project.lock(f"runs/{name}"):
         facts = project.tile_facts()
         tiles = _training_view(TileTable.load(project.catalogue), settings.split.years)
-        form = TileForm(facts["size"], facts["channels"]["image"], facts["channels"]["label"])
+        form = begin.form_of(facts)
         sampler = _sampler(settings, tiles)
-        _open_run(project, name, settings, facts, form)
+        settings = _open_run(project, name, settings, facts, form)
         return _loop(project, name, settings, tiles, sampler, form, report)
 
 
@@ -117,24 +112,17 @@ def _training_view(tiles: TileTable, years: tuple[str, ...]) -> TileTable:
 
 def _open_run(
     project: Project, name: str, settings: config.Config, facts: dict[str, Any], form: TileForm
-) -> None:
-    """Begin a run's folder, or check that it was begun like this."""
+) -> config.Config:
+    """Begin a run's folder, or check that it was begun like this; its settings, settled."""
     path = project.run(name) / "config.json"
-    mine = replace(config.Config(), **{t: getattr(settings, t) for t in TABLES})
-    mine = replace(mine, split=config.Split(years=settings.split.years))
-    manifest = {
-        "format": FORMAT,
-        "geomatch": __version__,
-        "jax": jax.__version__,
-        "settings": {t: config.as_dict(mine)[t] for t in (*TABLES, "split")},
-        "form": asdict(form),
-        "id": secrets.token_hex(8),
-        "gsd": facts["gsd"],
-        "tiles": facts["fingerprint"],
-    }
+    before, old = None, None
     if path.exists():
         before, _, old = read_run(project.run(name))
-        changed = config.differences(before, mine, (*TABLES, "split"))
+    settings = begin.settle(settings, project.root, before)
+    manifest = begin.manifest(settings, form, facts)
+    if before is not None and old is not None:
+        mine = config.from_dict(manifest["settings"], str(path))
+        changed = config.differences(before, mine, (*begin.TABLES, "split"))
         if "train.epochs" in changed and mine.train.epochs > before.train.epochs:
             changed.remove("train.epochs")
         if old["tiles"] != manifest["tiles"]:
@@ -146,6 +134,7 @@ def _open_run(
                 f"Start a new one: geomatch train --run {_next_name(project)}",
             )
     write_json(path, manifest)
+    return settings
 
 
 def _sampler(settings: config.Config, tiles: TileTable) -> Sampler:
@@ -190,12 +179,16 @@ def _loop(
     model = build(settings, form)
     store = TileStore.open(project.pixels)
     judge = _Judge(model, store, training, tiles.select(tiles.split == SPLITS.index("validation")))
-    step_fn = make_step(model, settings, form, tiles.grid.reach)
+    reach = tiles.grid.reach
+    step_fn = thawed = make_step(model, settings, form, reach)
+    if settings.train.freeze_epochs:
+        thawed = make_step(build(settings, form, frozen=False), settings, form, reach)
 
     with Checkpoints(folder / "checkpoints") as checkpoints, contextlib.ExitStack() as stack:
         last = checkpoints.last
         if last is None:
-            step, state = 0, initial_state(model, settings, form)
+            step = 0
+            state = begin.initial(model, settings, form, project.root, training, store, report)
         else:
             step = last
             if step >= total:
@@ -233,6 +226,8 @@ def _loop(
             if step == total:
                 break
 
+            if epoch >= settings.train.freeze_epochs:
+                step_fn = thawed
             state, loss = step_fn(state, *feed.batch(step, hard), np.uint32(step))
             step += 1
             pace.stepped(step, loss, settings.train.batch * feed.roles)

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
 from geomatch.nn.encoder import Siamese
 
 
+class Engine(Protocol):
+    """What computes descriptors.
+
+    Attributes:
+        name: for people: "jax bfloat16".
+        size: tiles in each batch that it takes.
+    """
+
+    name: str
+    size: int
+
+    def start(self, tiles: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
+        """Begin with (size, h, w, c) tiles; a function that waits for (size, d) descriptors."""
+
+
 def describe(
     model: Siamese, variables: Any, batches: Iterable[NDArray[np.uint8]], size: int
 ) -> Iterator[NDArray[np.float32]]:
-    """Descriptors of batches of tiles, in inference mode, over all devices.
+    """Descriptors of batches of tiles, in inference mode, over all of JAX's devices.
 
     Args:
         variables: parameters and BatchNorm statistics.
@@ -26,26 +43,48 @@ def describe(
     Yields:
         (n, d) float32 for each batch.
     """
-    devices = jax.local_device_count()
-    size = -(-size // devices) * devices
-    forward = _forward(model)
-    # Once, rather than with every batch.
-    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("devices",))
-    variables = jax.device_put(
-        variables, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    )
-    pending: tuple[Any, int] | None = None
+    return describe_with(Jax(model, variables, size), batches)
+
+
+def describe_with(
+    engine: Engine, batches: Iterable[NDArray[np.uint8]]
+) -> Iterator[NDArray[np.float32]]:
+    """`describe`, by any engine; batches have at most `engine.size` tiles."""
+    pending: Callable[[], NDArray[np.float32]] | None = None
     for batch in batches:
-        padded = np.zeros((size, *batch.shape[1:]), np.uint8)
-        padded[: len(batch)] = batch
-        shaped = padded.reshape(devices, size // devices, *batch.shape[1:])
-        # The device works on this batch while the caller has the one before.
-        result = forward(variables, shaped), len(batch)
+        # The engine works on this batch while the caller has the one before.
+        started = _start(engine, batch)
         if pending is not None:
-            yield _gather(*pending)
-        pending = result
+            yield pending()
+        pending = started
     if pending is not None:
-        yield _gather(*pending)
+        yield pending()
+
+
+def _start(engine: Engine, batch: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
+    count = len(batch)
+    padded = np.zeros((engine.size, *batch.shape[1:]), np.uint8)
+    padded[:count] = batch
+    finish = engine.start(padded)
+    return lambda: finish()[:count]
+
+
+class Jax:
+    """The network itself, over all devices."""
+
+    def __init__(self, model: Siamese, variables: Any, size: int, name: str = "jax") -> None:
+        self.name = name
+        self.devices = jax.local_device_count()
+        self.size = -(-size // self.devices) * self.devices
+        # Once, rather than with every batch.
+        mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("devices",))
+        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        self.variables = jax.device_put(variables, everywhere)
+        self.forward = _forward(model)
+
+    def start(self, tiles: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
+        result = self.forward(self.variables, tiles.reshape(self.devices, -1, *tiles.shape[1:]))
+        return lambda: np.asarray(result).reshape(self.size, -1)
 
 
 @functools.cache
@@ -53,6 +92,7 @@ def _forward(model: Siamese) -> Any:
     return jax.pmap(lambda variables, tiles: model.apply(variables, tiles), in_axes=(None, 0))
 
 
-def _gather(result: jax.Array, n: int) -> NDArray[np.float32]:
-    gathered: NDArray[np.float32] = np.asarray(result).reshape(-1, result.shape[-1])[:n]
-    return gathered
+def in_dtype(model: Siamese, dtype: Any) -> Siamese:
+    """The same network, computing in another dtype."""
+    shared = dataclasses.replace(model.encoder.shared, dtype=jnp.dtype(dtype))
+    return model.clone(encoder=model.encoder.clone(shared=shared))

@@ -1,4 +1,4 @@
-"""The siamese encoder: fusion, trunk, head; tiles to descriptors.
+"""The siamese encoder: fusion, preprocessing, trunk, pooling, head; tiles to descriptors.
 
 After Khokhlova et al., "Cross-year multi-modal image retrieval using siamese networks"
 (ICIP 2020): image and labels are fused early by a trainable 1x1 convolution, ahead of the
@@ -7,8 +7,9 @@ preprocessing, so that the trunk sees what it would of an image alone.
 
 from __future__ import annotations
 
+import colorsys
+import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -16,89 +17,101 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from geomatch.nn.layers import BatchNorm, Conv, mean_pool_to
+from geomatch import config
+from geomatch.errors import UsageError
+from geomatch.nn.heads import HEADS
+from geomatch.nn.layers import Shared, unit
+from geomatch.nn.pooling import Pool
 from geomatch.nn.trunks import TRUNKS
-
-MEAN = np.array([0.485, 0.456, 0.406], np.float32) * 255
-DEVIATION = np.array([0.229, 0.224, 0.225], np.float32) * 255
 
 
 class Encoder(nn.Module):
     """uint8 tiles to descriptors.
 
     Attributes:
-        trunk: a key of `TRUNKS`.
-        head: "conv" (S1's convolutional head) or "pool" (global pooling alone).
-        pooling: "max" or "mean", of the "pool" head.
-        descriptor: size of the "conv" head's descriptor.
-        normalise: to unit L2 norm.
+        model: the configuration, no value of it left to the trunk (see `resolved`).
         image_channels, label_channels: how a tile's channels divide.
-        dtype: of the computation; parameters and descriptors stay float32.
-        axis_name: pmap axis over which BatchNorm sees the global batch.
+        shared: what all layers have in common.
     """
 
-    trunk: str
-    head: str
-    pooling: str
-    descriptor: int
-    normalise: bool
+    model: config.Model
     image_channels: int
     label_channels: int
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
+    shared: Shared = Shared()
 
-    @nn.compact
-    def __call__(self, tiles: jax.Array, train: bool) -> jax.Array:
+    def setup(self) -> None:
+        model, labels = self.model, self.model.label_classes or self.label_channels
+        if (self.image_channels, labels) != (3, 0):
+            init = fusion_init(self.image_channels, labels)
+            self.fusion = nn.Dense(3, kernel_init=init)
+        self.trunk = TRUNKS[model.trunk].network(
+            shared=self.shared,
+            stage=model.stage,
+            stride_in=model.stride_in,
+            outputs=model.descriptor,
+        )
+        self.pool = Pool(model.pooling, model.bins)
+        if model.head in HEADS:
+            self.head = HEADS[model.head](model, self.shared)
+
+    def __call__(self, tiles: jax.Array, train: bool = False) -> jax.Array:
         """(b, h, w, c) uint8 to (b, d) float32."""
-        x = tiles.astype(jnp.float32)
-        if (self.image_channels, self.label_channels) != (3, 0):
-            x = nn.Conv(
-                3,
-                (1, 1),
-                kernel_init=fusion_init(self.image_channels, self.label_channels),
-                name="fusion",
-            )(x)
-        x = ((x - MEAN) / DEVIATION).astype(self.dtype)
-        trunk = TRUNKS[self.trunk](dtype=self.dtype, axis_name=self.axis_name, name="trunk")
-        x = trunk(x, train)
-        if self.head == "pool":
-            x = x.max(axis=(1, 2)) if self.pooling == "max" else x.mean(axis=(1, 2))
+        if self.model.head == "conv":
+            x = self.head(self.feature_map(tiles, train), tiles.shape[1], train)
         else:
-            x = ConvHead(self.descriptor, tiles.shape[1], self.dtype, self.axis_name, name="head")(
-                x, train
-            )
+            x = self.features(tiles, train)
+            x = x.sum(axis=1) if self.model.head == "pool" else self.head(x, train)
         x = x.astype(jnp.float32)
-        if self.normalise:
-            x /= jnp.sqrt(jnp.maximum((x**2).sum(axis=1, keepdims=True), 1e-12))
-        return x
+        return unit(x) if self.model.normalise else x
+
+    def features(self, tiles: jax.Array, train: bool = False) -> jax.Array:
+        """(b, h, w, c) uint8 to (b, r, c) float32: what a head is given; r > 1 for R-MAC alone."""
+        return self.pool(self.feature_map(tiles, train).astype(jnp.float32))
+
+    def feature_map(self, tiles: jax.Array, train: bool = False) -> jax.Array:
+        """(b, h, w, c) uint8 to the trunk's map."""
+        x = tiles.astype(jnp.float32)
+        if self.model.label_classes:
+            planes = jax.nn.one_hot(tiles[..., -1], self.model.label_classes + 1)[..., 1:]
+            x = jnp.concatenate([x[..., : self.image_channels], 255 * planes], axis=-1)
+        if hasattr(self, "fusion"):
+            x = self.fusion(x)
+        x = PREPROCESSING[self.model.preprocessing](x)
+        return self.trunk(x.astype(self.shared.dtype), train)
 
 
-class ConvHead(nn.Module):
-    """S1's head: 3x3 convolutions with tanh, flattened to a Dense layer.
+def _shifted(mean: Any, deviation: Any) -> Callable[[jax.Array], jax.Array]:
+    mean, deviation = (np.asarray(values, np.float32) for values in (mean, deviation))
+    return lambda x: (x - mean) / deviation
 
-    Its convolutions are unpadded at 256 px, and three with a stride at 512 px; at other tile
-    sizes they are padded, and the map is pooled to 4x4 so that the Dense layer keeps its size.
+
+PREPROCESSING: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "torch": _shifted(np.multiply([0.485, 0.456, 0.406], 255), np.multiply([0.229, 0.224, 0.225], 255)),
+    "caffe": lambda x: x[..., ::-1] - np.array([103.939, 116.779, 123.68], np.float32),
+    "lite": _shifted(127, 128),
+    "none": lambda x: x,
+}
+"""What trunks expect of colours from 0 to 255."""
+
+
+def resolved(model: config.Model) -> config.Model:
+    """`model`, with the trunk's own values where the configuration leaves them to it.
+
+    Raises:
+        UsageError: the trunk has no such stage, or label classes and pooling do not fit.
     """
-
-    descriptor: int
-    tile_size: int
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """(b, h, w, c) to (b, descriptor)."""
-        conv = partial(Conv, size=3, use_bias=True, dtype=self.dtype)
-        if self.tile_size == 512:
-            for filters, stride in ((1024, 2), (512, 1), (256, 1)):
-                x = jnp.tanh(conv(filters, stride=stride, edge=0)(x))
-        else:
-            for filters in (1024, 512):
-                x = jnp.tanh(conv(filters, edge=0 if self.tile_size == 256 else 1)(x))
-                x = BatchNorm(train, self.axis_name)(x)
-            x = mean_pool_to(x, 4)
-        x = x.reshape(len(x), -1)
-        return nn.Dense(self.descriptor, dtype=self.dtype)(x)
+    trunk = TRUNKS[model.trunk]
+    if model.stage > trunk.stages:
+        raise UsageError(
+            f"model.stage = {model.stage}", f"{model.trunk} has {trunk.stages} stages."
+        )
+    return dataclasses.replace(
+        model,
+        stage=model.stage or trunk.stages,
+        stride_in="3x3" if model.stride_in == "auto" else model.stride_in,
+        epsilon=model.epsilon or trunk.epsilon,
+        preprocessing=trunk.preprocessing if model.preprocessing == "auto" else model.preprocessing,
+    )
 
 
 class Siamese(nn.Module):
@@ -116,6 +129,11 @@ class Siamese(nn.Module):
     def __call__(self, tiles: jax.Array, train: bool = False) -> jax.Array:
         """(b, h, w, c) uint8 to (b, d) descriptors."""
         return self.encoder(tiles, train)
+
+    def features(self, tiles: jax.Array) -> jax.Array:
+        """(b, h, w, c) uint8 to (b, r c): the encoder's pooled features, flattened."""
+        x = self.encoder.features(tiles)
+        return x.reshape(len(x), -1)
 
     def pair(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """Logits (b,) that descriptors `a` and `b`, (b, d) each, are of one place."""
@@ -137,19 +155,21 @@ def _near_is_alike(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.floa
 
 
 def fusion_init(image: int, label: int) -> Callable[..., jax.Array]:
-    """Initial weights of the 1x1 fusion to three channels.
+    """Initial weights (image + label, 3) of the fusion to three channels.
 
     S1's, for colour images with a grey label (0.5 from each colour to itself, 0.5 from the label
-    to all three) or a colour label (0.5 from each of its colours to the same). Without labels the
-    image's share is 1; an image of one band goes to all three, further bands (near infrared)
-    begin at 0.
+    to all three) or a colour label (0.5 from each of its colours to the same). Further planes, one
+    for each class, are 0.5 of a colour of their own. Without labels the image's share is 1; an
+    image of one band goes to all three, further bands (near infrared) begin at 0.
     """
     weights = np.zeros((image + label, 3), np.float32)
-    share = 0.5 if label else 1.0
-    for channel in range(3):
-        weights[channel if image >= 3 else 0, channel] = share
-        if label:
-            weights[image + (channel if label == 3 else 0), channel] = 0.5
+    colours = np.arange(3) if image >= 3 else np.zeros(3, int)
+    weights[colours, np.arange(3)] = 0.5 if label else 1.0
+    if label == 1:
+        weights[image:] = 0.5
+    else:
+        hues = [colorsys.hsv_to_rgb(i / label, 1, 1) for i in range(label)]
+        weights[image:] = 0.5 * np.array(hues, np.float32).reshape(label, 3)
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         del key

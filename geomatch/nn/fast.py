@@ -17,75 +17,112 @@ DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 SMALL_MAP = 6
 """Side of a padded map up to which a convolution is one matrix product."""
 
+LEAST_CHANNELS = 16
+"""Below so many, a product for each kernel position has too little to do."""
+
+Edges = tuple[tuple[int, int], tuple[int, int]]
+"""Zeros around a map: above and below, left and right."""
+
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def conv(x: jax.Array, kernel: jax.Array, stride: int, edge: int) -> jax.Array:
-    """Convolution of (b, h, w, c) with a square kernel (k, k, c, f), `edge` zeros around."""
-    return _convolve(jnp.pad(x, ((0, 0), (edge, edge), (edge, edge), (0, 0))), kernel, stride)
+def conv(x: jax.Array, kernel: jax.Array, stride: int, edges: Edges) -> jax.Array:
+    """Convolution of (b, h, w, c) with a square kernel (k, k, c, f)."""
+    return _convolve(_padded(x, edges), kernel, stride)
 
 
-def conv_plain(x: jax.Array, kernel: jax.Array, stride: int, edge: int) -> jax.Array:
+def conv_plain(x: jax.Array, kernel: jax.Array, stride: int, edges: Edges) -> jax.Array:
     """`conv`, its gradient left to JAX."""
     return lax.conv_general_dilated(
-        x, kernel, (stride, stride), [(edge, edge)] * 2, dimension_numbers=DIMENSIONS
+        x, kernel, (stride, stride), edges, dimension_numbers=DIMENSIONS
     )
 
 
-def _conv_forward(x: jax.Array, kernel: jax.Array, stride: int, edge: int) -> Any:
-    return conv(x, kernel, stride, edge), (x, kernel)
+def _padded(x: jax.Array, edges: Edges) -> jax.Array:
+    return jnp.pad(x, ((0, 0), *edges, (0, 0)))
 
 
-def _conv_backward(stride: int, edge: int, kept: Any, dy: jax.Array) -> Any:
+def _conv_forward(x: jax.Array, kernel: jax.Array, stride: int, edges: Edges) -> Any:
+    return conv(x, kernel, stride, edges), (x, kernel)
+
+
+def _conv_backward(stride: int, edges: Edges, kept: Any, dy: jax.Array) -> Any:
     x, kernel = kept
-    return _input_gradient(x, kernel, stride, edge, dy), _kernel_gradient(
-        x, kernel, stride, edge, dy
+    return _input_gradient(x, kernel, stride, edges, dy), _kernel_gradient(
+        x, kernel, stride, edges, dy
     )
 
 
 def _input_gradient(
-    x: jax.Array, kernel: jax.Array, stride: int, edge: int, dy: jax.Array
+    x: jax.Array, kernel: jax.Array, stride: int, edges: Edges, dy: jax.Array
 ) -> jax.Array:
     """A forward convolution of the output's gradient, spread out, with the turned kernel."""
     k = kernel.shape[0]
+    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    if k == 1:
+        # What a 1x1 kernel does not see is spread out last, and costs no multiplication.
+        dy = _convolve(dy, turned, 1)
     padding = [(0, 0, 0)]
-    for size, out in zip(x.shape[1:3], dy.shape[1:3], strict=True):
-        low = k - 1 - edge
+    for size, out, (before, _) in zip(x.shape[1:3], dy.shape[1:3], edges, strict=True):
+        low = k - 1 - before
         spread = (out - 1) * stride + 1
         padding.append((low, size + k - 1 - low - spread, stride - 1))
     spread_out = lax.pad(dy, jnp.zeros((), dy.dtype), [*padding, (0, 0, 0)])
-    turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    return _convolve(spread_out, turned, 1)
+    return spread_out if k == 1 else _convolve(spread_out, turned, 1)
 
 
 def _kernel_gradient(
-    x: jax.Array, kernel: jax.Array, stride: int, edge: int, dy: jax.Array
+    x: jax.Array, kernel: jax.Array, stride: int, edges: Edges, dy: jax.Array
 ) -> jax.Array:
     """One matrix product of shifted input and output gradient for each kernel position."""
-    k = kernel.shape[0]
-    padded = jnp.pad(x, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
-    flat = dy.reshape(-1, dy.shape[-1])
-    products = [
-        jnp.einsum("nc,nf->cf", part, flat, preferred_element_type=jnp.float32)
-        for part in _shifted(padded, k, stride)
-    ]
+    k, channels, filters = kernel.shape[1:]
+    shifted = _shifted(_padded(x, edges), k, stride)
+    flat = dy.reshape(-1, filters)
+    if k > 1 or channels > filters:
+        turned = _transposed(flat)
+        products = [_transposed(_product(turned, part), kernel.dtype) for part in shifted]
+    else:
+        products = [_product(_transposed(part), flat) for part in shifted]
     return jnp.stack(products).reshape(kernel.shape).astype(kernel.dtype)
 
 
+def _transposed(matrix: jax.Array, dtype: Any = None) -> jax.Array:
+    """(n, c) to (c, n), in memory, for or of a product of matrices of `dtype`.
+
+    In bfloat16, products that sum over the rows of both operands miss the processor's matrix
+    units, and a plain transposition is folded into the product.
+    """
+    if (dtype or matrix.dtype) != jnp.bfloat16:
+        return matrix.T
+    half = len(matrix) // 2
+    return jnp.concatenate([matrix[:half].T, matrix[half:].T], axis=1)
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.dot(a, b, preferred_element_type=jnp.float32)
+
+
 def _convolve(padded: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Convolution without padding; one matrix product where the map is small.
+    """Convolution without padding, as XLA's own or as matrix products.
 
     On maps hardly larger than the kernel XLA's convolution falls back to plain loops, sixty
-    times slower.
+    times slower. In bfloat16 it computes in float32, while products use the matrix units.
     """
-    k = kernel.shape[0]
-    if k == 1 or min(padded.shape[1:3]) > SMALL_MAP:
+    k, channels = kernel.shape[1:3]
+    height, width = ((size - k) // stride + 1 for size in padded.shape[1:3])
+    if kernel.dtype == jnp.bfloat16 and channels >= LEAST_CHANNELS:
+        flat = kernel.reshape(k * k, channels, -1)
+        total = sum(
+            _product(part, weights)
+            for part, weights in zip(_shifted(padded, k, stride), flat, strict=True)
+        )
+    elif k > 1 and min(padded.shape[1:3]) <= SMALL_MAP:
+        columns = jnp.concatenate(_shifted(padded, k, stride), axis=1)
+        total = columns @ kernel.reshape(-1, kernel.shape[-1])
+    else:
         return lax.conv_general_dilated(
             padded, kernel, (stride, stride), "VALID", dimension_numbers=DIMENSIONS
         )
-    height, width = ((size - k) // stride + 1 for size in padded.shape[1:3])
-    columns = jnp.concatenate(_shifted(padded, k, stride), axis=1)
-    product = columns @ kernel.reshape(-1, kernel.shape[-1])
-    return product.reshape(len(padded), height, width, -1)
+    return total.astype(padded.dtype).reshape(len(padded), height, width, -1)
 
 
 def _shifted(padded: jax.Array, k: int, stride: int) -> list[jax.Array]:
@@ -101,11 +138,34 @@ def _shifted(padded: jax.Array, k: int, stride: int) -> list[jax.Array]:
 conv.defvjp(_conv_forward, _conv_backward)
 
 
+def depthwise(x: jax.Array, kernel: jax.Array, stride: int, edges: Edges) -> jax.Array:
+    """Convolution of each channel of (b, h, w, c) with its own square kernel, (k, k, 1, c)."""
+    padded, k = _padded(x, edges), kernel.shape[0]
+    height, width = ((size - k) // stride * stride + 1 for size in padded.shape[1:3])
+    return sum(
+        padded[:, i : i + height : stride, j : j + width : stride] * kernel[i, j, 0]
+        for i in range(k)
+        for j in range(k)
+    )
+
+
+def depthwise_plain(x: jax.Array, kernel: jax.Array, stride: int, edges: Edges) -> jax.Array:
+    """`depthwise`, as a grouped convolution."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        edges,
+        dimension_numbers=DIMENSIONS,
+        feature_group_count=x.shape[-1],
+    )
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def batch_norm(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalise (b, h, w, c) by the statistics of the global batch.
+    """Normalise (..., c) by the statistics of the global batch.
 
     Gradients flow through the first result alone.
 
@@ -120,7 +180,8 @@ def batch_norm_plain(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`batch_norm`, its gradient left to JAX."""
     wide = x.astype(jnp.float32)
-    moments = jnp.stack([wide.mean((0, 1, 2)), (wide * wide).mean((0, 1, 2))])
+    axes = tuple(range(x.ndim - 1))
+    moments = jnp.stack([wide.mean(axes), (wide * wide).mean(axes)])
     if axis_name is not None:
         moments = lax.pmean(moments, axis_name)
     mean, variance = moments[0], jnp.maximum(moments[1] - moments[0] ** 2, 0.0)
@@ -140,8 +201,9 @@ def _batch_norm_backward(epsilon: float, axis_name: str | None, kept: Any, gradi
     x, scale, mean, inverse = kept
     dy = gradients[0].astype(jnp.float32)
     wide = x.astype(jnp.float32)
-    dbias = dy.sum((0, 1, 2))
-    dscale = ((dy * wide).sum((0, 1, 2)) - mean * dbias) * inverse
+    axes = tuple(range(x.ndim - 1))
+    dbias = dy.sum(axes)
+    dscale = ((dy * wide).sum(axes) - mean * dbias) * inverse
     count = x.size // x.shape[-1]
     sums = jnp.stack([dbias, dscale])
     if axis_name is not None:
@@ -171,6 +233,18 @@ def max_pool_3x3(x: jax.Array) -> jax.Array:
             jnp.maximum(_strided(padded, 0, out, axis), _strided(padded, 1, out, axis)),
             _strided(padded, 2, out, axis),
         )
+    return x
+
+
+def max_pool_2x2(x: jax.Array) -> jax.Array:
+    """2x2 maximum with stride 2, as strided slices along each axis; sizes rounded up."""
+    for axis in (1, 2):
+        out = -(-x.shape[axis] // 2)
+        edges = [(0, 0)] * 4
+        edges[axis] = (0, 2 * out - x.shape[axis])
+        # The last row of an odd size is its own partner.
+        padded = jnp.pad(x, edges, mode="edge")
+        x = jnp.maximum(_strided(padded, 0, out, axis), _strided(padded, 1, out, axis))
     return x
 
 

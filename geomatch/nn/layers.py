@@ -6,7 +6,11 @@ operations on accelerators, whose compilers have their own. Both give the same v
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -14,66 +18,182 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from geomatch.nn import fast
+from geomatch.nn import fast, parts
+from geomatch.nn.fast import Edges
 
-MOMENTUM, EPSILON = 0.9, 1e-5
+MOMENTUM = 0.9
+
+_plain = ContextVar("_plain", default=False)
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """Trace the plain operations whatever the backend, for a program that runs elsewhere."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
 
 
 def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
+    return jax.default_backend() == "cpu" and not _plain.get()
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the layers of a network have in common.
+
+    Attributes:
+        dtype: of the computation; parameters and statistics stay float32.
+        axis_name: pmap axis over which BatchNorm sees the global batch.
+        epsilon: of BatchNorm.
+        frozen: parts (see `parts`) whose BatchNorm keeps its statistics in training.
+    """
+
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+    epsilon: float = 1e-5
+    frozen: tuple[str, ...] = ()
+
+    def learns(self, path: tuple[str, ...]) -> bool:
+        """Whether the BatchNorm at `path` follows its batches in training."""
+        return parts.BATCH_NORM not in self.frozen and not any(
+            parts.within(path, part) for part in self.frozen
+        )
+
+
+Edge = int | Literal["same"]
 
 
 class Conv(nn.Module):
     """A square convolution.
 
     Attributes:
-        edge: zeros around the input; by default as in the published ResNets, (size - 1) / 2.
+        edge: zeros around the input; by default as in the published ResNets, (size - 1) / 2;
+            "same": what TensorFlow's SAME adds, less before than after where it is odd.
+        depthwise: each channel on its own; `filters` is then the input's.
     """
 
     filters: int
     size: int
     stride: int = 1
-    edge: int | None = None
+    edge: Edge | None = None
     use_bias: bool = False
-    dtype: Any = jnp.float32
+    depthwise: bool = False
+    shared: Shared = Shared()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (self.size, self.size, x.shape[-1], self.filters)
-        init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-        kernel = self.param("kernel", init, shape).astype(self.dtype)
-        edge = (self.size - 1) // 2 if self.edge is None else self.edge
-        convolve = fast.conv if _on_cpu() else fast.conv_plain
-        y = convolve(x.astype(self.dtype), kernel, self.stride, edge)
+        """(b, h, w, c) to (b, h', w', filters)."""
+        kernel = _kernel(self, x)
+        y = _convolve(self, x, kernel)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.filters,))
-            y += bias.astype(self.dtype)
+            y += bias.astype(y.dtype)
         return y
 
 
-class BatchNorm(nn.Module):
-    """BatchNorm over the global batch of all devices of `axis_name`; statistics in float32."""
+class ConvNorm(nn.Module):
+    """A square convolution and its BatchNorm; the attributes are those of `Conv`.
 
+    Outside training, BatchNorm is a scale of the kernel and a bias.
+    """
+
+    filters: int
+    size: int
     train: bool
-    axis_name: str | None = None
+    stride: int = 1
+    edge: Edge | None = None
+    depthwise: bool = False
+    shared: Shared = Shared()
     scale_init: Any = nn.initializers.ones
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        features = x.shape[-1:]
-        scale = self.param("scale", self.scale_init, features)
-        bias = self.param("bias", nn.initializers.zeros, features)
-        mean = self.variable("batch_stats", "mean", jnp.zeros, features)
-        variance = self.variable("batch_stats", "var", jnp.ones, features)
-        if not self.train:
-            factor = scale * lax.rsqrt(variance.value + EPSILON)
-            shift = bias - mean.value * factor
-            return x * factor.astype(x.dtype) + shift.astype(x.dtype)
-        normalise = fast.batch_norm if _on_cpu() else fast.batch_norm_plain
-        y, batch_mean, batch_variance = normalise(x, scale, bias, EPSILON, self.axis_name)
-        for running, current in ((mean, batch_mean), (variance, batch_variance)):
-            running.value = MOMENTUM * running.value + (1 - MOMENTUM) * current
-        return y
+        """(b, h, w, c) to (b, h', w', filters)."""
+        kernel = _kernel(self, x)
+        if self.train and self.shared.learns(self.path):
+            return _batch_norm(self, _convolve(self, x, kernel), self.scale_init)
+        factor, shift = _fixed_norm(self, self.filters, self.scale_init)
+        y = _convolve(self, x, kernel * factor)
+        return y + shift.astype(y.dtype)
+
+
+class BatchNorm(nn.Module):
+    """BatchNorm of (..., c) over the global batch; statistics in float32."""
+
+    train: bool
+    shared: Shared = Shared()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.train and self.shared.learns(self.path):
+            return _batch_norm(self, x, nn.initializers.ones)
+        factor, shift = _fixed_norm(self, x.shape[-1], nn.initializers.ones)
+        return x * factor.astype(x.dtype) + shift.astype(x.dtype)
+
+
+def _kernel(layer: Conv | ConvNorm, x: jax.Array) -> jax.Array:
+    channels = 1 if layer.depthwise else x.shape[-1]
+    side = "fan_in" if layer.depthwise else "fan_out"
+    init = nn.initializers.variance_scaling(2.0, side, "normal")
+    kernel: jax.Array = layer.param(
+        "kernel", init, (layer.size, layer.size, channels, layer.filters)
+    )
+    return kernel
+
+
+def _convolve(layer: Conv | ConvNorm, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    dtype = layer.shared.dtype
+    edges = _edges(layer, x)
+    if layer.depthwise:
+        convolve = fast.depthwise if _on_cpu() else fast.depthwise_plain
+    else:
+        convolve = fast.conv if _on_cpu() else fast.conv_plain
+    return convolve(x.astype(dtype), kernel.astype(dtype), layer.stride, edges)
+
+
+def _edges(layer: Conv | ConvNorm, x: jax.Array) -> Edges:
+    if layer.edge == "same":
+        vertical, horizontal = (_same(n, layer.size, layer.stride) for n in x.shape[1:3])
+        return vertical, horizontal
+    edge = (layer.size - 1) // 2 if layer.edge is None else layer.edge
+    return (edge, edge), (edge, edge)
+
+
+def _same(n: int, size: int, stride: int) -> tuple[int, int]:
+    total = max((-(-n // stride) - 1) * stride + size - n, 0)
+    return total // 2, total - total // 2
+
+
+def _norm_variables(layer: nn.Module, features: int, scale_init: Any) -> tuple[Any, Any, Any, Any]:
+    return (
+        layer.param("scale", scale_init, (features,)),
+        layer.param("bias", nn.initializers.zeros, (features,)),
+        layer.variable("batch_stats", "mean", jnp.zeros, (features,)),
+        layer.variable("batch_stats", "var", jnp.ones, (features,)),
+    )
+
+
+def _batch_norm(layer: ConvNorm | BatchNorm, x: jax.Array, scale_init: Any) -> jax.Array:
+    """Normalise by the batch, and follow its statistics."""
+    scale, bias, mean, variance = _norm_variables(layer, x.shape[-1], scale_init)
+    normalise = fast.batch_norm if _on_cpu() else fast.batch_norm_plain
+    shared = layer.shared
+    y, *current = normalise(x, scale, bias, shared.epsilon, shared.axis_name)
+    for running, now in zip((mean, variance), current, strict=True):
+        running.value = MOMENTUM * running.value + (1 - MOMENTUM) * now
+    return y
+
+
+def _fixed_norm(
+    layer: ConvNorm | BatchNorm, features: int, scale_init: Any
+) -> tuple[jax.Array, jax.Array]:
+    """BatchNorm by its running statistics, as a factor and a shift (c,)."""
+    scale, bias, mean, variance = _norm_variables(layer, features, scale_init)
+    factor = scale * lax.rsqrt(variance.value + layer.shared.epsilon)
+    return factor, bias - mean.value * factor
 
 
 def max_pool_3x3(x: jax.Array) -> jax.Array:
@@ -83,12 +203,21 @@ def max_pool_3x3(x: jax.Array) -> jax.Array:
     return nn.max_pool(x, (3, 3), (2, 2), padding=[(1, 1), (1, 1)])
 
 
+def max_pool_2x2(x: jax.Array) -> jax.Array:
+    """2x2 maximum with stride 2; (b, h, w, c) to (b, h/2, w/2, c), sizes rounded up."""
+    if _on_cpu():
+        return fast.max_pool_2x2(x)
+    return nn.max_pool(x, (2, 2), (2, 2), padding="SAME")
+
+
 def mean_pool_to(x: jax.Array, side: int) -> jax.Array:
     """Mean over a grid of at most side x side bins; (b, h, w, c) to (b, side, side, c).
 
     Bins may share a row or column where h or w is no multiple of `side`; a map smaller than
     `side` stays as it is.
     """
+    if max(x.shape[1:3]) <= side:
+        return x
     vertical, horizontal = (_bins(n, min(side, n)) for n in x.shape[1:3])
     return jnp.einsum("bhwc,ih,jw->bijc", x, vertical.astype(x.dtype), horizontal.astype(x.dtype))
 
@@ -101,3 +230,8 @@ def _bins(n: int, bins: int) -> np.ndarray:
     for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
         rows[i, start:end] = 1 / (end - start)
     return rows
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Vectors of the last axis at unit L2 norm; zero stays zero."""
+    return x / jnp.sqrt(jnp.maximum((x**2).sum(axis=-1, keepdims=True), 1e-12))

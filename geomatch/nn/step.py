@@ -12,8 +12,11 @@ import numpy as np
 import optax
 
 from geomatch.config import Config
+from geomatch.errors import UsageError
+from geomatch.nn import parts
 from geomatch.nn.augment import augment
-from geomatch.nn.encoder import Encoder, Siamese
+from geomatch.nn.encoder import Encoder, Siamese, resolved
+from geomatch.nn.layers import Shared, unit
 from geomatch.nn.losses import binary_cross_entropy, head_penalty, info_nce
 
 AXIS = "devices"
@@ -45,21 +48,26 @@ class TileForm:
         return self.image_channels + self.label_channels
 
 
-def build(settings: Config, form: TileForm) -> Siamese:
-    """The network of a configuration."""
-    model = settings.model
-    encoder = Encoder(
-        trunk=model.trunk,
-        head=model.head,
-        pooling=model.pooling,
-        descriptor=model.descriptor,
-        normalise=model.normalise,
-        image_channels=form.image_channels,
-        label_channels=form.label_channels,
+def build(settings: Config, form: TileForm, frozen: bool = True) -> Siamese:
+    """The network of a configuration.
+
+    Args:
+        frozen: hold the parts of `train.freeze`, as in the first `train.freeze_epochs`.
+    """
+    model = resolved(settings.model)
+    if model.label_classes and form.label_channels != 1:
+        raise UsageError(
+            f"model.label_classes = {model.label_classes}, and the tiles have "
+            f"{form.label_channels} label channels",
+            "Classes are read from labels of one band.",
+        )
+    shared = Shared(
         dtype=jnp.dtype(settings.train.dtype),
         axis_name=AXIS,
+        epsilon=model.epsilon,
+        frozen=settings.train.freeze if frozen else (),
     )
-    return Siamese(encoder)
+    return Siamese(Encoder(model, form.image_channels, form.label_channels, shared))
 
 
 def initial_state(model: Siamese, settings: Config, form: TileForm) -> State:
@@ -73,6 +81,15 @@ def initial_state(model: Siamese, settings: Config, form: TileForm) -> State:
         _optimizer(settings).init(variables["params"]),
     )
     return jax.tree.map(np.asarray, state)
+
+
+def with_params(state: State, settings: Config, params: Any, batch_stats: Any) -> State:
+    """`state` with other weights, its optimizer begun anew."""
+    like = jax.tree.map(np.shape, (state.params, state.batch_stats))
+    found = jax.tree.map(np.shape, (params, batch_stats))
+    assert found == like
+    optimizer = jax.tree.map(np.asarray, _optimizer(settings).init(params))
+    return State(params, batch_stats, optimizer)
 
 
 def abstract_state(model: Siamese, settings: Config, form: TileForm) -> State:
@@ -89,6 +106,37 @@ def abstract_state(model: Siamese, settings: Config, form: TileForm) -> State:
 
 def _optimizer(settings: Config) -> optax.GradientTransformation:
     return optax.adam(settings.train.lr)
+
+
+def learning_scales(model: Siamese, settings: Config, params: Any) -> Any:
+    """What each parameter's learning rate is multiplied by; 0 where it is frozen.
+
+    Raises:
+        UsageError: a part of `train.freeze` or `train.lr_scale` is none of the network's, or a
+            scale is no number.
+    """
+    scaled = dict(_scale(text) for text in settings.train.lr_scale)
+    frozen = model.encoder.shared.frozen
+    parts.check(scaled, params, "train.lr_scale")
+    parts.check(frozen, params, "train.freeze")
+
+    def scale(keys: Any, _: Any) -> float:
+        path = parts.path_of(keys)
+        if any(parts.within(path, part) for part in frozen):
+            return 0.0
+        # The narrowest part decides.
+        matching = [part for part in scaled if parts.within(path, part)]
+        return scaled[max(matching, key=len)] if matching else 1.0
+
+    return jax.tree_util.tree_map_with_path(scale, params)
+
+
+def _scale(text: str) -> tuple[str, float]:
+    part, _, factor = text.partition("=")
+    try:
+        return part.strip(), float(factor)
+    except ValueError:
+        raise UsageError(f"train.lr_scale: {text!r}", 'For example "trunk=0.1".') from None
 
 
 class Roles(NamedTuple):
@@ -116,6 +164,7 @@ def make_step(
     the seed and the step number alone.
     """
     optimizer, changes, loss_name = _optimizer(settings), settings.augment, settings.train.loss
+    scales = learning_scales(model, settings, abstract_state(model, settings, form).params)
 
     def step(
         state: State, tiles: jax.Array, cells: jax.Array, number: jax.Array
@@ -124,15 +173,19 @@ def make_step(
         key = jax.random.fold_in(jax.random.key(settings.train.seed), number)
         key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
         pairs = list(zip(roles.anchors, roles.positives, strict=True))
+        dropout_key, key = jax.random.split(key)
         tiles = augment(key, tiles, form.image_channels, changes, pairs)
 
         def loss_of(params: Any) -> tuple[jax.Array, Any]:
+            # What is frozen needs no gradient.
+            params = jax.tree.map(lambda p, s: p if s else jax.lax.stop_gradient(p), params, scales)
             # Both branches of the siamese are one stacked batch through one encoder.
             descriptors, changed = model.apply(
                 {"params": params, "batch_stats": state.batch_stats},
                 tiles.reshape(-1, *tiles.shape[2:]),
                 train=True,
                 mutable=["batch_stats"],
+                rngs={"dropout": dropout_key},
             )
             rows = descriptors.reshape(*tiles.shape[:2], -1)
             if loss_name == "bce":
@@ -144,6 +197,7 @@ def make_step(
         (loss, stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         gradients = jax.lax.pmean(gradients, AXIS)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+        updates = jax.tree.map(jnp.multiply, updates, scales)
         params = optax.apply_updates(state.params, updates)
         return State(params, stats, optimizer_state), jax.lax.pmean(loss, AXIS)
 
@@ -173,7 +227,7 @@ def _batch_loss(
 ) -> jax.Array:
     """InfoNCE both ways, the candidates gathered from all devices."""
     temperature: Any = model.apply({"params": params}, method=Siamese.temperature)
-    rows = rows / jnp.sqrt(jnp.maximum((rows**2).sum(-1, keepdims=True), 1e-12))
+    rows = unit(rows)
 
     def one_way(asking: tuple[int, ...], answers: tuple[int, ...]) -> jax.Array:
         # Matches come first among a device's candidates, in the order of the queries.

@@ -1,79 +1,289 @@
-"""Images a second of a training step and of embedding: our formulations against plain ones.
+"""Images a second of a training step and of embedding, ours and every peer that is installed.
 
-    python tests/benchmarks/encoder.py --trunk resnet50 --size 128 --batch 24
+    pip install '.[benchmark]'
+    python tests/benchmarks/encoder.py training --trunk resnet50 --size 128 --batch 32
+    python tests/benchmarks/encoder.py embedding --trunk resnet50 --size 256 --batch 16
 
-The two are built in one process and run in turn; figures are medians, the ratio that of medians.
+Each contender is a process of its own; they take turns, one repetition each, so that a machine
+whose speed drifts is unkind to all alike. Figures are medians, with the ratio of medians to the
+best peer of the same precision, and the peak resident memory of each process.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import multiprocessing
+import os
+import resource
 import statistics
 import time
 from collections.abc import Callable
-from unittest import mock
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
 
-import jax
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from geomatch import config
-from geomatch.nn import layers
-from geomatch.nn.describe import describe
-from geomatch.nn.step import State, TileForm, build, initial_state, make_step
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is measured: a network on a batch of square uint8 tiles."""
+
+    trunk: str
+    size: int
+    batch: int
+    channels: int
+
+    def tiles(self) -> np.ndarray:
+        """(batch, size, size, channels) uint8."""
+        shape = (self.batch, self.size, self.size, self.channels)
+        return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
 def main() -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["training", "embedding"])
     parser.add_argument("--trunk", default="resnet50")
     parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=24, help="images, a multiple of three")
+    parser.add_argument("--batch", type=int, default=32, help="images; half of them anchors")
+    parser.add_argument("--channels", type=int, default=3, help="3, or 6 with labels")
     parser.add_argument("--repeats", type=int, default=7)
-    asked = parser.parse_args()
-    settings = config.with_overrides(config.Config(), [f"model.trunk={asked.trunk}"])
-    form = TileForm(asked.size, 3, 0)
-    runs = {name: prepare(settings, form, asked.batch, name) for name in ("ours", "plain")}
-    table = Table(
-        title=f"{asked.trunk}, {asked.size} px, {asked.batch} images, jax {jax.__version__}"
-    )
-    for column in ("", "ours (images/s)", "plain (images/s)", "ratio"):
-        table.add_column(column, justify="right")
-    for i, what in enumerate(("training", "embedding")):
-        times: dict[str, list[float]] = {"ours": [], "plain": []}
-        for _ in range(asked.repeats):
-            for name, works in runs.items():
-                begun = time.perf_counter()
-                works[i]()
-                times[name].append(time.perf_counter() - begun)
-        ours, plain = (asked.batch / statistics.median(times[n]) for n in ("ours", "plain"))
-        table.add_row(what, f"{ours:.1f}", f"{plain:.1f}", f"{ours / plain:.2f}")
+    parser.add_argument("--steps", type=int, default=2, help="batches of one repetition")
+    parser.add_argument("--only", nargs="*", help="names of contenders")
+    args = parser.parse_args()
+    asked = Asked(args.trunk, args.size, args.batch, args.channels)
+    known = TRAINING if args.what == "training" else EMBEDDING
+    names = args.only or [name for name in known if installed(name)]
+    workers = {name: Worker(args.what, name, asked, args.steps) for name in names}
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(args.repeats):
+        for name, worker in workers.items():
+            times[name].append(worker.time())
+    memory = {name: worker.close() for name, worker in workers.items()}
+    show(args, times, memory)
+
+
+def installed(name: str) -> bool:
+    """Whether what a contender needs is there."""
+    package = name.split()[0]
+    return package in ("ours", "plain") or importlib.util.find_spec(package) is not None
+
+
+class Worker:
+    """A contender in a process of its own, which works when told to."""
+
+    def __init__(self, what: str, name: str, asked: Asked, steps: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(theirs, what, name, asked, steps))
+        self._process.start()
+        self._pipe.recv()  # compiled
+
+    def time(self) -> float:
+        """Seconds a batch."""
+        self._pipe.send(True)
+        seconds: float = self._pipe.recv()
+        return seconds
+
+    def close(self) -> int:
+        """End it; its peak memory in bytes."""
+        self._pipe.send(False)
+        peak: int = self._pipe.recv()
+        self._process.join()
+        return peak
+
+
+def serve(pipe: Connection, what: str, name: str, asked: Asked, steps: int) -> None:
+    """What a worker's process does."""
+    work = (TRAINING if what == "training" else EMBEDDING)[name](asked)
+    for _ in range(3):
+        work()
+    pipe.send(True)
+    while pipe.recv():
+        begun = time.perf_counter()
+        for _ in range(steps):
+            work()
+        pipe.send((time.perf_counter() - begun) / steps)
+    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def show(args: Any, times: dict[str, list[float]], memory: dict[str, int]) -> None:
+    """Print the table."""
+    import jax
+    from rich.console import Console
+    from rich.table import Table
+
+    speed = {name: args.batch / statistics.median(values) for name, values in times.items()}
+    title = f"{args.what}, {args.trunk}, {args.size} px, {args.channels} channels, "
+    table = Table(title=title + f"batch {args.batch}, jax {jax.__version__}")
+    for column in ("", "images/s", "slowest", "fastest", "of the best peer", "peak GB"):
+        table.add_column(column, justify="right" if column else "left")
+    for name in sorted(speed, key=lambda name: -speed[name]):
+        precision = name.split()[-1]
+        peers = [
+            value
+            for other, value in speed.items()
+            if other.split()[-1] == precision and other.split()[0] in PEERS
+        ]
+        low, high = (args.batch / extreme(times[name]) for extreme in (max, min))
+        ratio = f"{speed[name] / max(peers):.2f}" if peers else ""
+        row = (name, f"{speed[name]:.1f}", f"{low:.1f}", f"{high:.1f}", ratio)
+        table.add_row(*row, f"{memory[name] / 1e9:.2f}")
     Console().print(table)
 
 
-def prepare(
-    settings: config.Config, form: TileForm, batch: int, name: str
-) -> tuple[Callable[[], object], Callable[[], object]]:
-    """A training step and an embedding of one batch, compiled."""
-    # Another name is another model, so that the two do not share a compiled program.
-    model = build(settings, form) if name == "ours" else build(settings, form).copy(name="plain")
-    state: State = initial_state(model, settings, form)
-    step = make_step(model, settings, form, reach=0)
-    tiles = np.random.default_rng(0).integers(0, 256, (batch, form.size, form.size, 3), np.uint8)
-    shaped = tiles.reshape(1, 3, batch // 3, *tiles.shape[1:])
-    cells = np.zeros((1, 3, batch // 3, 3), np.int32)
+PEERS = ("torch", "keras")
 
-    def train() -> object:
-        return jax.block_until_ready(step(state, shaped, cells, np.uint32(0)))
 
-    def embed() -> object:
-        return list(describe(model, state.variables, [tiles], batch))
+def ours_training(dtype: str, plain: bool = False) -> Callable[[Asked], Work]:
+    """A whole training step of ours, augmentation and optimizer included."""
 
-    with mock.patch.object(layers, "_on_cpu", return_value=name == "ours"):
-        train()
-        embed()
-    return train, embed
+    def prepare(asked: Asked) -> Work:
+        import contextlib
+
+        from geomatch.nn import backend
+
+        backend.prepare()
+        import jax
+
+        from geomatch.nn import layers
+        from geomatch.nn.step import initial_state, make_step
+
+        settings, form = ours(asked, dtype)
+        from geomatch.nn.step import build
+
+        model = build(settings, form)
+        state = initial_state(model, settings, form)
+        step = make_step(model, settings, form, reach=0)
+        shaped = asked.tiles().reshape(1, 2, asked.batch // 2, *asked.tiles().shape[1:])
+        cells = np.arange(asked.batch * 3, dtype=np.int32).reshape(1, 2, asked.batch // 2, 3)
+
+        def work() -> object:
+            nonlocal state
+            with layers.plain() if plain else contextlib.nullcontext():
+                state, loss = step(state, shaped, cells, np.uint32(0))
+            return jax.block_until_ready(loss)
+
+        return work
+
+    return prepare
+
+
+def ours(asked: Asked, dtype: str) -> Any:
+    """Settings and tile form of what is measured."""
+    from geomatch import config
+    from geomatch.nn.step import TileForm
+
+    settings = config.with_overrides(
+        config.Config(),
+        [
+            f"model.trunk={asked.trunk}",
+            "model.head=pool",
+            "train.loss=infonce",
+            f"train.dtype={dtype}",
+        ],
+    )
+    return settings, TileForm(asked.size, 3, asked.channels - 3)
+
+
+def torch_model(asked: Asked) -> Any:
+    """torchvision's network, with a fusion where there are labels."""
+    import torch
+    import torchvision
+
+    trunk = getattr(torchvision.models, asked.trunk)(weights=None)
+    trunk.fc = torch.nn.Identity()
+    fusion = torch.nn.Conv2d(asked.channels, 3, 1) if asked.channels != 3 else torch.nn.Identity()
+    return torch.nn.Sequential(fusion, trunk).to(memory_format=torch.channels_last)
+
+
+def torch_training(dtype: str, compiled: bool = False) -> Callable[[Asked], Work]:
+    """The same step in torch: channels-last, autocast in bfloat16, a fused optimizer."""
+
+    def prepare(asked: Asked) -> Work:
+        import torch
+
+        torch.set_num_threads(os.cpu_count() or 1)
+        model = torch_model(asked).train()
+        optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=True)
+        tiles = torch.from_numpy(asked.tiles())
+        half = asked.batch // 2
+        target = torch.arange(half)
+
+        def loss_of(pixels: Any) -> Any:
+            x = pixels.permute(0, 3, 1, 2).float().div(128).sub(1)
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+                rows = model(x.contiguous(memory_format=torch.channels_last))
+            rows = torch.nn.functional.normalize(rows.float(), dim=1)
+            logits = rows[:half] @ rows[half:].T / 0.1
+            entropy = torch.nn.functional.cross_entropy
+            return (entropy(logits, target) + entropy(logits.T, target)) / 2
+
+        forward = torch.compile(loss_of) if compiled else loss_of
+
+        def work() -> object:
+            optimizer.zero_grad(set_to_none=True)
+            loss = forward(tiles)
+            loss.backward()
+            optimizer.step()
+            return loss.item()
+
+        return work
+
+    return prepare
+
+
+def keras_training(dtype: str) -> Callable[[Asked], Work]:
+    """The same step in Keras on TensorFlow, compiled by tf.function."""
+
+    def prepare(asked: Asked) -> Work:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+        import keras
+        import tensorflow as tf
+
+        keras.mixed_precision.set_global_policy(
+            "mixed_bfloat16" if dtype == "bfloat16" else "float32"
+        )
+        model = keras.applications.ResNet50(
+            include_top=False, weights=None, input_shape=(asked.size, asked.size, 3), pooling="max"
+        )
+        optimizer = keras.optimizers.Adam(1e-4)
+        tiles = tf.constant(asked.tiles()[..., :3])
+        half = asked.batch // 2
+
+        @tf.function
+        def step() -> Any:
+            with tf.GradientTape() as tape:
+                rows = tf.cast(model(tf.cast(tiles, tf.float32) / 128 - 1, training=True), "float32")
+                rows = tf.math.l2_normalize(rows, axis=1)
+                logits = tf.matmul(rows[:half], rows[half:], transpose_b=True) / 0.1
+                entropy = tf.nn.sparse_softmax_cross_entropy_with_logits
+                loss = tf.reduce_mean(entropy(tf.range(half), logits))
+            gradients = tape.gradient(loss, model.trainable_variables)
+            optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+            return loss
+
+        return lambda: float(step())
+
+    return prepare
+
+
+TRAINING = {
+    "ours float32": ours_training("float32"),
+    "ours bfloat16": ours_training("bfloat16"),
+    "plain float32": ours_training("float32", plain=True),
+    "torch float32": torch_training("float32"),
+    "torch bfloat16": torch_training("bfloat16"),
+    "torch compile float32": torch_training("float32", compiled=True),
+    "torch compile bfloat16": torch_training("bfloat16", compiled=True),
+    "keras float32": keras_training("float32"),
+    "keras bfloat16": keras_training("bfloat16"),
+}
+EMBEDDING: dict[str, Callable[[Asked], Work]] = {}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,62 @@
+"""Pooling: a feature map to one vector, or to several for R-MAC."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from geomatch.nn.layers import mean_pool_to, unit
+
+LEVELS = 3
+"""Scales of R-MAC's regions."""
+
+
+class Pool(nn.Module):
+    """Pools (b, h, w, c) to (b, r, d).
+
+    Attributes:
+        kind: "max" (MAC), "mean" and "sum" (SPoC: Babenko and Lempitsky 2015, arXiv 1510.07493),
+            "gem" (generalised mean with a learned power: Radenovic et al. 2017, arXiv 1711.02512),
+            "rmac" (maxima over regions at several scales, each of unit norm: Tolias et al. 2015,
+            arXiv 1511.05879), "flatten", or "grid" (means over `bins` x `bins`, each of unit norm,
+            flattened: it keeps the layout).
+    """
+
+    kind: str
+    bins: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.kind == "rmac":
+            side = min(x.shape[1:3])
+            found = [
+                x[:, i : i + size, j : j + size].max(axis=(1, 2)) for i, j, size in regions(side)
+            ]
+            return unit(jnp.stack(found, axis=1))
+        return self._pooled(x).reshape(len(x), 1, -1)
+
+    def _pooled(self, x: jax.Array) -> jax.Array:
+        if self.kind == "max":
+            return x.max(axis=(1, 2))
+        if self.kind == "mean":
+            return x.mean(axis=(1, 2))
+        if self.kind == "sum":
+            return x.sum(axis=(1, 2))
+        if self.kind == "gem":
+            power = self.param("power", nn.initializers.constant(3.0), ())
+            # Bounded below, where a power has no finite gradient.
+            return (jnp.maximum(x, 1e-6) ** power).mean(axis=(1, 2)) ** (1 / power)
+        if self.kind == "grid":
+            return unit(mean_pool_to(x, self.bins))
+        return x
+
+
+def regions(side: int) -> Iterator[tuple[int, int, int]]:
+    """Top, left and size of R-MAC's regions of a square map; level n has n x n, evenly spaced."""
+    for level in range(1, LEVELS + 1):
+        size = max(2 * side // (level + 1), 1)
+        starts = [i * (side - size) // max(level - 1, 1) for i in range(level)]
+        yield from ((i, j, size) for i in starts for j in starts)

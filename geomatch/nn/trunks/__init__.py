@@ -1,0 +1,45 @@
+"""Convolutional trunks: images to a feature map. A new one is a module here and a line below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import flax.linen as nn
+
+from geomatch.nn.trunks.convnet import ConvNet
+from geomatch.nn.trunks.efficientnet import EfficientNetLite
+from geomatch.nn.trunks.resnet import BasicBlock, Bottleneck, ResNet
+from geomatch.nn.trunks.vgg import VGG
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """A trunk and what its published weights were trained with.
+
+    Attributes:
+        network: makes the module, from `shared` (its layers' common settings), `stage` (the last
+            one to compute), `stride_in` and `outputs` (see `config.Model`); called with images
+            (b, h, w, 3) and whether it trains.
+        stages: how many there are.
+        preprocessing: see `encoder.PREPROCESSING`.
+        epsilon: of its BatchNorm.
+    """
+
+    network: Callable[..., nn.Module]
+    stages: int
+    preprocessing: str = "torch"
+    epsilon: float = 1e-5
+
+
+TRUNKS: dict[str, Trunk] = {
+    "resnet10": Trunk(partial(ResNet, block=BasicBlock, blocks=(1, 1, 1, 1), width=24), 4),
+    "resnet18": Trunk(partial(ResNet, block=BasicBlock, blocks=(2, 2, 2, 2)), 4),
+    "resnet34": Trunk(partial(ResNet, block=BasicBlock, blocks=(3, 4, 6, 3)), 4),
+    "resnet50": Trunk(partial(ResNet, block=Bottleneck, blocks=(3, 4, 6, 3)), 4),
+    "resnet101": Trunk(partial(ResNet, block=Bottleneck, blocks=(3, 4, 23, 3)), 4),
+    "vgg16": Trunk(VGG, 5),
+    "efficientnet_lite0": Trunk(EfficientNetLite, 8, "lite", 1e-3),
+    "convnet": Trunk(ConvNet, 5, "lite"),
+}

@@ -1,0 +1,27 @@
+"""A small network for digits, after the siamese one of Hadsell, Chopra and LeCun 2006."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+
+from geomatch.nn.layers import Conv, Shared, max_pool_2x2
+
+STAGES = ((32, 7), (64, 5), (128, 3), (256, 1))
+"""Filters and kernel size; the fifth stage has as many filters as the descriptor."""
+
+
+class ConvNet(nn.Module):
+    """Five convolutions, each with a maximum that halves the map; the last has no ReLU."""
+
+    shared: Shared
+    stage: int
+    stride_in: str
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        for i, (width, size) in enumerate((*STAGES, (self.outputs, 1))[: self.stage], 1):
+            x = Conv(width, size, use_bias=True, shared=self.shared, name=f"stage{i}")(x)
+            x = max_pool_2x2(x if i > len(STAGES) else nn.relu(x))
+        return x

@@ -1,0 +1,66 @@
+"""EfficientNet-Lite0: EfficientNet-B0 (Tan and Le 2019, arXiv 1905.11946) with ReLU6, and without
+squeeze and excitation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+
+from geomatch.nn.layers import ConvNorm, Shared
+
+STAGES = (
+    # blocks, filters, kernel, stride, expansion
+    (1, 16, 3, 1, 1),
+    (2, 24, 3, 2, 6),
+    (2, 40, 5, 2, 6),
+    (3, 80, 3, 2, 6),
+    (3, 112, 5, 1, 6),
+    (4, 192, 5, 2, 6),
+    (1, 320, 3, 1, 6),
+)
+
+
+class InvertedBottleneck(nn.Module):
+    """Expand, convolve each channel on its own, project; a shortcut where the shape stays."""
+
+    filters: int
+    size: int
+    stride: int
+    expansion: int
+    conv: Callable[..., ConvNorm]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x
+        wide = x.shape[-1] * self.expansion
+        if self.expansion > 1:
+            y = nn.relu6(self.conv(wide, 1, name="expand")(y))
+        y = self.conv(wide, self.size, stride=self.stride, depthwise=True, name="depthwise")(y)
+        y = self.conv(self.filters, 1, name="project")(nn.relu6(y))
+        return x + y if x.shape == y.shape else y
+
+
+class EfficientNetLite(nn.Module):
+    """Stages 1 to 7 of stride 2, 4, 8, 16, 16, 32, 32; the eighth is the last 1x1 to 1280."""
+
+    shared: Shared
+    stage: int
+    stride_in: str
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        conv = partial(ConvNorm, train=train, edge="same", shared=self.shared)
+        x = nn.relu6(conv(32, 3, stride=2, name="stem")(x))
+        for i, (count, filters, size, stride, expansion) in enumerate(STAGES[: self.stage], 1):
+            for j in range(count):
+                name = f"stage{i}_block{j + 1}"
+                step = stride if j == 0 else 1
+                x = InvertedBottleneck(filters, size, step, expansion, conv, name=name)(x)
+        if self.stage > len(STAGES):
+            x = nn.relu6(conv(1280, 1, name="top")(x))
+        return x

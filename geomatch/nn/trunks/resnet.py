@@ -1,0 +1,86 @@
+"""ResNets, after He et al. 2015 (arXiv 1512.03385)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+
+from geomatch.nn.layers import ConvNorm, Shared, max_pool_3x3
+
+ConvNormDef = Callable[..., ConvNorm]
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut."""
+
+    filters: int
+    stride: int
+    conv: ConvNormDef
+    stride_in: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = nn.relu(self.conv(self.filters, 3, stride=self.stride, name="conv1")(x))
+        # The last scale starts at zero, so that a block begins as its shortcut (Goyal et al.).
+        y = self.conv(self.filters, 3, scale_init=nn.initializers.zeros, name="conv2")(y)
+        return nn.relu(_shortcut(self, x, self.filters) + y)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions and a shortcut.
+
+    Attributes:
+        stride_in: the convolution that has the stride: "3x3" ("v1.5", torchvision's) or "1x1", the
+            first (as published, and Keras's).
+    """
+
+    filters: int
+    stride: int
+    conv: ConvNormDef
+    stride_in: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        first, second = (self.stride, 1) if self.stride_in == "1x1" else (1, self.stride)
+        y = nn.relu(self.conv(self.filters, 1, stride=first, name="conv1")(x))
+        y = nn.relu(self.conv(self.filters, 3, stride=second, name="conv2")(y))
+        wide = 4 * self.filters
+        y = self.conv(wide, 1, scale_init=nn.initializers.zeros, name="conv3")(y)
+        return nn.relu(_shortcut(self, x, wide) + y)
+
+
+def _shortcut(block: BasicBlock | Bottleneck, x: jax.Array, filters: int) -> jax.Array:
+    if x.shape[-1] == filters and block.stride == 1:
+        return x
+    return block.conv(filters, 1, stride=block.stride, name="shortcut")(x)
+
+
+class ResNet(nn.Module):
+    """Feature maps of stride 4, 8, 16 and 32, of stages 1 to 4.
+
+    Attributes:
+        blocks: of each stage.
+        width: channels of the first stage.
+    """
+
+    shared: Shared
+    stage: int
+    stride_in: str
+    outputs: int
+    block: type[BasicBlock | Bottleneck]
+    blocks: tuple[int, ...]
+    width: int = 64
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        conv = partial(ConvNorm, train=train, shared=self.shared)
+        x = max_pool_3x3(nn.relu(conv(self.width, 7, stride=2, name="stem")(x)))
+        for i, count in enumerate(self.blocks[: self.stage]):
+            for j in range(count):
+                stride = 2 if i > 0 and j == 0 else 1
+                name = f"stage{i + 1}_block{j + 1}"
+                x = self.block(self.width * 2**i, stride, conv, self.stride_in, name=name)(x)
+        return x

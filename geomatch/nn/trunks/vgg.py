@@ -1,0 +1,29 @@
+"""VGG16's convolutions, after Simonyan and Zisserman 2014 (arXiv 1409.1556)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+
+from geomatch.nn.layers import Conv, Shared, max_pool_2x2
+
+STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+"""Filters of each convolution."""
+
+
+class VGG(nn.Module):
+    """Feature maps of stride 2, 4, 8, 16 and 32, of stages 1 to 5, each ending in its maximum."""
+
+    shared: Shared
+    stage: int
+    stride_in: str
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        for i, widths in enumerate(STAGES[: self.stage]):
+            for j, width in enumerate(widths):
+                name = f"stage{i + 1}_conv{j + 1}"
+                x = nn.relu(Conv(width, 3, use_bias=True, shared=self.shared, name=name)(x))
+            x = max_pool_2x2(x)
+        return x
