@@ -86,6 +86,11 @@ def test_calibration_tiles_are_read_for_int8_alone(encoder):
     build(Choice("openvino", "float32"), *encoder, FORM, 2, unread())
 
 
+def test_int8_without_tiles_is_refused(encoder):
+    with pytest.raises(GeomatchError, match="no tiles to calibrate"):
+        build(Choice("openvino", "int8"), *encoder, FORM, 2, [])
+
+
 @pytest.fixture
 def machine(monkeypatch):
     """A function that sets what the machine has."""

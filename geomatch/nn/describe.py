@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, Protocol
 
 import jax
@@ -13,6 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomatch.nn.encoder import Siamese
+
+
+class Network(Hashable, Protocol):
+    """What is applied to tiles: all of a network, or a part of it."""
+
+    def apply(self, variables: Any, tiles: Any, /) -> Any:
+        """(n, h, w, c) uint8 to (n, d)."""
 
 
 class Engine(Protocol):
@@ -31,7 +38,7 @@ class Engine(Protocol):
 
 
 def describe(
-    model: Siamese, variables: Any, batches: Iterable[NDArray[np.uint8]], size: int
+    model: Network, variables: Any, batches: Iterable[NDArray[np.uint8]], size: int
 ) -> Iterator[NDArray[np.float32]]:
     """Descriptors of batches of tiles, in inference mode, over all of JAX's devices.
 
@@ -72,7 +79,7 @@ def _start(engine: Engine, batch: NDArray[np.uint8]) -> Callable[[], NDArray[np.
 class Jax:
     """The network itself, over all devices."""
 
-    def __init__(self, model: Siamese, variables: Any, size: int, name: str = "jax") -> None:
+    def __init__(self, model: Network, variables: Any, size: int, name: str = "jax") -> None:
         self.name = name
         self.devices = jax.local_device_count()
         self.size = -(-size // self.devices) * self.devices
@@ -88,7 +95,7 @@ class Jax:
 
 
 @functools.cache
-def _forward(model: Siamese) -> Any:
+def _forward(model: Network) -> Any:
     return jax.pmap(lambda variables, tiles: model.apply(variables, tiles), in_axes=(None, 0))
 
 

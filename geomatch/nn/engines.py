@@ -101,7 +101,7 @@ def build(
         calibration: batches (n, h, w, c) of some 300 tiles in all, read for int8 alone.
 
     Raises:
-        GeomatchError: the network cannot be written for the engine.
+        GeomatchError: the network cannot be written for the engine, or int8 has no tiles.
     """
     if choice.engine == "jax":
         return Jax(in_dtype(model, choice.dtype), variables, size, " ".join(choice))
@@ -146,7 +146,7 @@ class OpenVino:
         hints = {
             # As many as batches under way.
             "NUM_STREAMS": 2,
-            "INFERENCE_PRECISION_HINT": "bf16" if dtype == "bfloat16" else "f32",
+            "INFERENCE_PRECISION_HINT": "f32" if dtype == "float32" else "bf16",
         }
         self.network = core.compile_model(network, "CPU", hints)
         self.name = f"openvino {dtype}"
@@ -165,15 +165,12 @@ class OpenVino:
 
 def _quantised(network: Any, calibration: Iterable[NDArray[np.uint8]]) -> Any:
     """An OpenVINO network in int8, its ranges taken from tiles."""
+    tiles = [tile[None] for batch in calibration for tile in batch]
+    if not tiles:
+        raise GeomatchError(
+            "there are no tiles to calibrate int8 on", "Embed with --dtype bfloat16 or float32."
+        )
     with contextlib.redirect_stdout(io.StringIO()):  # its own progress bars
         import nncf
 
-        tiles = [tile[None] for batch in calibration for tile in batch]
-        return nncf.quantize(
-            network,
-            nncf.Dataset(tiles),
-            preset=nncf.QuantizationPreset.MIXED,
-            subset_size=len(tiles),
-            # Next to nothing beside the convolutions, and the last to be rounded.
-            ignored_scope=nncf.IgnoredScope(types=["MatMul"], validate=False),
-        )
+        return nncf.quantize(network, nncf.Dataset(tiles), subset_size=len(tiles))

@@ -77,22 +77,20 @@ def _kernel_gradient(
     k, channels, filters = kernel.shape[1:]
     shifted = _shifted(_padded(x, edges), k, stride)
     flat = dy.reshape(-1, filters)
+    turned = _transposed if flat.dtype == jnp.bfloat16 else jnp.transpose
     if k > 1 or channels > filters:
-        turned = _transposed(flat)
-        products = [_transposed(_product(turned, part), kernel.dtype) for part in shifted]
+        products = [_transposed(_product(turned(flat), part)) for part in shifted]
     else:
-        products = [_product(_transposed(part), flat) for part in shifted]
+        products = [_product(turned(part), flat) for part in shifted]
     return jnp.stack(products).reshape(kernel.shape).astype(kernel.dtype)
 
 
-def _transposed(matrix: jax.Array, dtype: Any = None) -> jax.Array:
-    """(n, c) to (c, n), in memory, for or of a product of matrices of `dtype`.
+def _transposed(matrix: jax.Array) -> jax.Array:
+    """(n, c) to (c, n), in memory.
 
-    In bfloat16, products that sum over the rows of both operands miss the processor's matrix
-    units, and a plain transposition is folded into the product.
+    XLA folds a plain transposition into the product beside it: turns its operands round, or sums
+    over the rows of both, which in bfloat16 is slower by an order of magnitude.
     """
-    if (dtype or matrix.dtype) != jnp.bfloat16:
-        return matrix.T
     half = len(matrix) // 2
     return jnp.concatenate([matrix[:half].T, matrix[half:].T], axis=1)
 
@@ -199,6 +197,8 @@ def _batch_norm_forward(
 
 def _batch_norm_backward(epsilon: float, axis_name: str | None, kept: Any, gradients: Any) -> Any:
     x, scale, mean, inverse = kept
+    # Or XLA keeps the forward pass's float32 copy of a bfloat16 input until here.
+    x = lax.optimization_barrier(x)
     dy = gradients[0].astype(jnp.float32)
     wide = x.astype(jnp.float32)
     axes = tuple(range(x.ndim - 1))
@@ -219,6 +219,25 @@ def _batch_norm_backward(epsilon: float, axis_name: str | None, kept: Any, gradi
 
 
 batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def relu(x: jax.Array, most: float | None) -> jax.Array:
+    """ReLU, cut at `most`; its gradient keeps the result alone, which the next layer keeps too."""
+    return jnp.clip(x, 0, most)
+
+
+def _relu_forward(x: jax.Array, most: float | None) -> Any:
+    y = relu(x, most)
+    return y, y
+
+
+def _relu_backward(most: float | None, y: jax.Array, dy: jax.Array) -> Any:
+    passes = y > 0 if most is None else (y > 0) & (y < most)
+    return (jnp.where(passes, dy, 0),)
+
+
+relu.defvjp(_relu_forward, _relu_backward)
 
 
 def max_pool_3x3(x: jax.Array) -> jax.Array:

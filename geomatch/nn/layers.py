@@ -196,6 +196,16 @@ def _fixed_norm(
     return factor, bias - mean.value * factor
 
 
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0)."""
+    return fast.relu(x, None) if _on_cpu() else nn.relu(x)
+
+
+def relu6(x: jax.Array) -> jax.Array:
+    """min(max(x, 0), 6)."""
+    return fast.relu(x, 6.0) if _on_cpu() else nn.relu6(x)
+
+
 def max_pool_3x3(x: jax.Array) -> jax.Array:
     """3x3 maximum with stride 2 of values not below 0; (b, h, w, c) to (b, h/2, w/2, c)."""
     if _on_cpu():

@@ -139,6 +139,12 @@ def _scale(text: str) -> tuple[str, float]:
         raise UsageError(f"train.lr_scale: {text!r}", 'For example "trunk=0.1".') from None
 
 
+def on_devices(state: State) -> State:
+    """`state` on every device, as a step gives it: a host's would be another program's."""
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
+    return jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+
 class Roles(NamedTuple):
     """Which rows of a batch are what; see `Sampler.draw`."""
 
@@ -201,7 +207,13 @@ def make_step(
         params = optax.apply_updates(state.params, updates)
         return State(params, stats, optimizer_state), jax.lax.pmean(loss, AXIS)
 
-    return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0, 0, None), out_axes=(None, 0))
+    return jax.pmap(
+        step,
+        axis_name=AXIS,
+        in_axes=(None, 0, 0, None),
+        out_axes=(None, 0),
+        donate_argnums=0,
+    )
 
 
 def _rows(values: jax.Array, roles: tuple[int, ...]) -> jax.Array:

@@ -151,13 +151,13 @@ def ours_training(dtype: str, plain: bool = False) -> Callable[[Asked], Work]:
         import jax
 
         from geomatch.nn import layers
-        from geomatch.nn.step import initial_state, make_step
+        from geomatch.nn.step import initial_state, make_step, on_devices
 
         settings, form = ours(asked, dtype)
         from geomatch.nn.step import build
 
         model = build(settings, form)
-        state = initial_state(model, settings, form)
+        state = on_devices(initial_state(model, settings, form))
         step = make_step(model, settings, form, reach=0)
         shaped = asked.tiles().reshape(1, 2, asked.batch // 2, *asked.tiles().shape[1:])
         cells = np.arange(asked.batch * 3, dtype=np.int32).reshape(1, 2, asked.batch // 2, 3)

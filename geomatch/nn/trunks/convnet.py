@@ -5,7 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
-from geomatch.nn.layers import Conv, Shared, max_pool_2x2
+from geomatch.nn.layers import Conv, Shared, max_pool_2x2, relu
 
 STAGES = ((32, 7), (64, 5), (128, 3), (256, 1))
 """Filters and kernel size; the fifth stage has as many filters as the descriptor."""
@@ -23,5 +23,5 @@ class ConvNet(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         for i, (width, size) in enumerate((*STAGES, (self.outputs, 1))[: self.stage], 1):
             x = Conv(width, size, use_bias=True, shared=self.shared, name=f"stage{i}")(x)
-            x = max_pool_2x2(x if i > len(STAGES) else nn.relu(x))
+            x = max_pool_2x2(x if i > len(STAGES) else relu(x))
         return x

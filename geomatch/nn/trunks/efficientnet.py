@@ -10,7 +10,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 
-from geomatch.nn.layers import ConvNorm, Shared
+from geomatch.nn.layers import ConvNorm, Shared, relu6
 
 STAGES = (
     # blocks, filters, kernel, stride, expansion
@@ -38,9 +38,9 @@ class InvertedBottleneck(nn.Module):
         y = x
         wide = x.shape[-1] * self.expansion
         if self.expansion > 1:
-            y = nn.relu6(self.conv(wide, 1, name="expand")(y))
+            y = relu6(self.conv(wide, 1, name="expand")(y))
         y = self.conv(wide, self.size, stride=self.stride, depthwise=True, name="depthwise")(y)
-        y = self.conv(self.filters, 1, name="project")(nn.relu6(y))
+        y = self.conv(self.filters, 1, name="project")(relu6(y))
         return x + y if x.shape == y.shape else y
 
 
@@ -55,12 +55,12 @@ class EfficientNetLite(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         conv = partial(ConvNorm, train=train, edge="same", shared=self.shared)
-        x = nn.relu6(conv(32, 3, stride=2, name="stem")(x))
+        x = relu6(conv(32, 3, stride=2, name="stem")(x))
         for i, (count, filters, size, stride, expansion) in enumerate(STAGES[: self.stage], 1):
             for j in range(count):
                 name = f"stage{i}_block{j + 1}"
                 step = stride if j == 0 else 1
                 x = InvertedBottleneck(filters, size, step, expansion, conv, name=name)(x)
         if self.stage > len(STAGES):
-            x = nn.relu6(conv(1280, 1, name="top")(x))
+            x = relu6(conv(1280, 1, name="top")(x))
         return x

@@ -8,7 +8,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 
-from geomatch.nn.layers import ConvNorm, Shared, max_pool_3x3
+from geomatch.nn.layers import ConvNorm, Shared, max_pool_3x3, relu
 
 ConvNormDef = Callable[..., ConvNorm]
 
@@ -23,10 +23,10 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = nn.relu(self.conv(self.filters, 3, stride=self.stride, name="conv1")(x))
+        y = relu(self.conv(self.filters, 3, stride=self.stride, name="conv1")(x))
         # The last scale starts at zero, so that a block begins as its shortcut (Goyal et al.).
         y = self.conv(self.filters, 3, scale_init=nn.initializers.zeros, name="conv2")(y)
-        return nn.relu(_shortcut(self, x, self.filters) + y)
+        return relu(_shortcut(self, x, self.filters) + y)
 
 
 class Bottleneck(nn.Module):
@@ -45,11 +45,11 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         first, second = (self.stride, 1) if self.stride_in == "1x1" else (1, self.stride)
-        y = nn.relu(self.conv(self.filters, 1, stride=first, name="conv1")(x))
-        y = nn.relu(self.conv(self.filters, 3, stride=second, name="conv2")(y))
+        y = relu(self.conv(self.filters, 1, stride=first, name="conv1")(x))
+        y = relu(self.conv(self.filters, 3, stride=second, name="conv2")(y))
         wide = 4 * self.filters
         y = self.conv(wide, 1, scale_init=nn.initializers.zeros, name="conv3")(y)
-        return nn.relu(_shortcut(self, x, wide) + y)
+        return relu(_shortcut(self, x, wide) + y)
 
 
 def _shortcut(block: BasicBlock | Bottleneck, x: jax.Array, filters: int) -> jax.Array:
@@ -77,7 +77,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         conv = partial(ConvNorm, train=train, shared=self.shared)
-        x = max_pool_3x3(nn.relu(conv(self.width, 7, stride=2, name="stem")(x)))
+        x = max_pool_3x3(relu(conv(self.width, 7, stride=2, name="stem")(x)))
         for i, count in enumerate(self.blocks[: self.stage]):
             for j in range(count):
                 stride = 2 if i > 0 and j == 0 else 1

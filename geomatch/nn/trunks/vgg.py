@@ -5,7 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
-from geomatch.nn.layers import Conv, Shared, max_pool_2x2
+from geomatch.nn.layers import Conv, Shared, max_pool_2x2, relu
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Filters of each convolution."""
@@ -24,6 +24,6 @@ class VGG(nn.Module):
         for i, widths in enumerate(STAGES[: self.stage]):
             for j, width in enumerate(widths):
                 name = f"stage{i + 1}_conv{j + 1}"
-                x = nn.relu(Conv(width, 3, use_bias=True, shared=self.shared, name=name)(x))
+                x = relu(Conv(width, 3, use_bias=True, shared=self.shared, name=name)(x))
             x = max_pool_2x2(x)
         return x
