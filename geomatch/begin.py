@@ -16,6 +16,7 @@ from geomatch import __version__, config
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import GeomatchError
+from geomatch.nn.augment import turned
 from geomatch.nn.checkpoint import Checkpoints
 from geomatch.nn.describe import describe
 from geomatch.nn.encoder import Siamese, resolved
@@ -28,7 +29,7 @@ from geomatch.search.whitening import whitening
 TABLES = ("model", "train", "mining", "augment")
 """What a run's configuration consists of, beside the years it sees."""
 
-AUTO = {
+AUTO: dict[str, dict[str, Any]] = {
     "model": {"stage": 0, "stride_in": "auto", "epsilon": 0.0, "preprocessing": "auto"},
     "train": {"dtype": "auto"},
 }
@@ -36,8 +37,8 @@ AUTO = {
 
 IMAGENET = "imagenet"
 
-WHITENING_TILES = 8192
-"""A PCA is fitted on at most so many training tiles."""
+WHITENING_VIEWS = 8192
+"""A PCA is fitted on at most so many training tiles, their flips and turns counted."""
 
 BATCH = 32
 
@@ -88,9 +89,7 @@ def initial_weights(settings: config.Config, root: Path) -> Weights:
     return read_weights(root / settings.train.init, settings.model.trunk)
 
 
-def manifest(
-    settings: config.Config, form: TileForm, facts: dict[str, Any]
-) -> dict[str, Any]:
+def manifest(settings: config.Config, form: TileForm, facts: dict[str, Any]) -> dict[str, Any]:
     """What a run's `config.json` says.
 
     Args:
@@ -175,10 +174,17 @@ def _whitened(
     store: TileStore,
     report: Reporter,
 ) -> State:
+    # Flips and turns of few tiles make a covariance that holds elsewhere, too.
     rng = np.random.default_rng(settings.train.seed)
-    rows = np.sort(rng.permutation(len(training))[:WHITENING_TILES])
+    views = 2**settings.augment.flips * 4**settings.augment.turns
+    drawn = np.sort(rng.permutation(views * len(training))[:WHITENING_VIEWS])
+    rows, view = np.divmod(drawn, views)
+    flip = view % 2 if settings.augment.flips else np.zeros_like(view)
+    turn = view // 2 if settings.augment.flips else view
+    change = jax.jit(jax.vmap(turned))
     batches = (
-        store.read(training.store_row[rows[s : s + BATCH]]) for s in range(0, len(rows), BATCH)
+        np.asarray(change(store.read(training.store_row[rows[part]]), flip[part], turn[part]))
+        for part in (slice(start, start + BATCH) for start in range(0, len(rows), BATCH))
     )
     parts: list[NDArray[np.float32]] = []
     for part in describe(_Features(model), state.variables, batches, BATCH):

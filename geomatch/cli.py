@@ -230,21 +230,30 @@ def embed(
         typer.Option(help="NAME or NAME@STEP; the latest run's best checkpoint.", metavar="RUN"),
     ] = None,
     model: Annotated[
-        Path | None,
-        typer.Option(help="A run's folder, or another project, in place of --run.", exists=True),
+        str | None,
+        typer.Option(
+            help="imagenet: no training needed; or a run's folder, or another project.",
+            metavar="PATH",
+        ),
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="auto, jax, openvino or onnxruntime.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="auto, float32, bfloat16 or int8 (OpenVINO).")
     ] = None,
     settings: Settings = None,
     quiet: Quiet = False,
 ) -> None:
-    """Describe every tile with a trained encoder."""
+    """Describe every tile with a trained encoder, or with one that needs no training."""
     from geomatch import console
 
-    opened, _ = _open(project, settings)
+    asked = [f"embed.engine={engine}"] if engine else []
+    asked += [f"embed.dtype={dtype}"] if dtype else []
+    opened, wanted = _open(project, asked + (settings or []))
     opened.tile_facts()
     from geomatch.embed import embed as stage
 
     with console.progress(quiet) as report:
-        made = stage(opened, run=run, model=model, report=report)
+        made = stage(opened, run=run, model=model, settings=wanted, report=report)
     console.note(f"{made.tiles} descriptors in {made.path}")
 
 

@@ -67,7 +67,7 @@ class Model:
     )
     epsilon: float = _key(0.0, "of BatchNorm; 0: the weights', or the trunk's own", least=0)
     preprocessing: Literal["auto", "torch", "caffe", "lite", "none"] = _key(
-        "auto", 'of colours; "auto": the weights\', or the trunk\'s own'
+        "auto", "of colours; \"auto\": the weights', or the trunk's own"
     )
     pooling: Literal["max", "mean", "sum", "gem", "rmac", "flatten", "grid"] = _key(
         "max", 'of the trunk\'s map, ahead of every head but "conv"'

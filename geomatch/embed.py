@@ -18,12 +18,14 @@ from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import StaleError
 from geomatch.geo import footprints
-from geomatch.nn.describe import describe
+from geomatch.nn import backend, engines
+from geomatch.nn.describe import describe_with
 from geomatch.progress import Reporter, silent
 from geomatch.project import FORMAT, Project, fingerprint, read_manifest, replacing, write_json
 from geomatch.runs import Encoding, load_encoder
 
 BATCH = 32
+CALIBRATION = 300
 DEFAULTS = config.Config()
 PART = 4096
 """Tiles of one part: what a killed command may lose."""
@@ -52,16 +54,19 @@ def embed(
         run: "NAME" or "NAME@STEP"; by default the latest run's best checkpoint.
         model: folder of a run, of this or another project, in place of `run`; or "imagenet", which
             needs no training.
-        settings: for "imagenet", the size of descriptors and of the grid.
+        settings: the engine and its precision; for "imagenet" also the size of descriptors and
+            of the grid.
 
     Raises:
         GeomatchError: there is no run, or its tiles are of another form.
     """
+    backend.prepare()
     if model == begin.IMAGENET and not Path(model).exists():
         with project.lock("tiles", shared=True), project.lock(begin.IMAGENET):
             tiles = TileTable.load(project.catalogue)
             model = begin.pretrained(project, settings, tiles, report)
     encoding = load_encoder(project, run, Path(model) if model else None)
+    choice = engines.choose(settings.embed.engine, settings.embed.dtype)
     name = encoding.name
     path = project.embeddings / f"{name}.parquet"
     with project.lock("tiles", shared=True), project.lock(f"embeddings/{name}"):
@@ -71,6 +76,8 @@ def embed(
             "tiles": facts["fingerprint"],
             "model": encoding.fingerprint,
             "run_id": encoding.run_id,
+            "engine": choice.engine,
+            "dtype": choice.dtype,
         }
         if _up_to_date(path, made_from):
             path.touch()  # what was asked for last is what later stages take
@@ -79,7 +86,7 @@ def embed(
         tiles = TileTable.load(project.catalogue)
         parts = project.embeddings / f"{name}.partial"
         _prepare(parts, made_from)
-        _describe_parts(parts, TileStore.open(project.pixels), tiles, encoding, report)
+        _describe_parts(parts, TileStore.open(project.pixels), tiles, encoding, choice, report)
         digest = _join(parts, path, tiles, encoding, made_from)
         shutil.rmtree(parts)
         report(f"embeddings {name}: {len(tiles)} tiles, fingerprint {digest}")
@@ -104,8 +111,22 @@ def _prepare(parts: Path, made_from: dict[str, str]) -> None:
 
 
 def _describe_parts(
-    parts: Path, store: TileStore, tiles: TileTable, encoding: Encoding, report: Reporter
+    parts: Path,
+    store: TileStore,
+    tiles: TileTable,
+    encoding: Encoding,
+    choice: engines.Choice,
+    report: Reporter,
 ) -> None:
+    engine = engines.build(
+        choice,
+        encoding.model,
+        encoding.variables,
+        encoding.form,
+        BATCH,
+        _calibration(store, tiles),
+    )
+    report(f"embedding with {engine.name}")
     begun, done, fresh = time.monotonic(), 0, 0
     for start in range(0, len(tiles), PART):
         rows = tiles.store_row[start : start + PART]
@@ -115,13 +136,21 @@ def _describe_parts(
             continue
         batches = (store.read(rows[i : i + BATCH]) for i in range(0, len(rows), BATCH))
         found: list[NDArray[np.float32]] = []
-        for vectors in describe(encoding.model, encoding.variables, batches, BATCH):
+        for vectors in describe_with(engine, batches):
             found.append(vectors)
             done, fresh = done + len(vectors), fresh + len(vectors)
             rate = fresh / (time.monotonic() - begun)
             report("embedding", done, len(tiles), f"{rate:.0f} tiles/s")
         with replacing(path) as temporary, temporary.open("wb") as handle:
             np.save(handle, np.concatenate(found))
+
+
+def _calibration(store: TileStore, tiles: TileTable) -> Iterator[NDArray[np.uint8]]:
+    """Training tiles spread over the territory, to see what values a network meets."""
+    rows = tiles.store_row[tiles.split == SPLITS.index("train")]
+    rows = rows[:: max(1, len(rows) // CALIBRATION)][:CALIBRATION]
+    for start in range(0, len(rows), BATCH):
+        yield store.read(rows[start : start + BATCH])
 
 
 def _part(parts: Path, start: int) -> Path:

@@ -208,9 +208,11 @@ def _image(
     """An image file as a query: its centre, at the ground sample distance where it has a place."""
     from geomatch.geo import images
     from geomatch.geo.grid import Grid
+    from geomatch.nn import backend
     from geomatch.nn.describe import describe
     from geomatch.runs import load_encoder
 
+    backend.prepare()
     encoding = load_encoder(project, None, project.root / facts["run"], facts["step"])
     if encoding.fingerprint != facts["model"]:
         raise StaleError(

@@ -79,7 +79,6 @@ def load_encoder(
     run: str | None,
     model: Path | None,
     step: int | None = None,
-    dtype: str | None = None,
 ) -> Encoding:
     """The encoder of a run: its best checkpoint, unless a step is named.
 
@@ -87,7 +86,6 @@ def load_encoder(
         run: "NAME" or "NAME@STEP"; None is the latest run.
         model: a run's folder, or a project's (its latest run), in place of `run`.
         step: of the checkpoint, in place of "@STEP".
-        dtype: to compute in; by default what the run was trained in.
 
     Raises:
         GeomatchError: there is no such run or checkpoint.
@@ -105,8 +103,6 @@ def load_encoder(
         name = latest(project.run_names(), wanted or None, "run", "geomatch train")
         folder = project.run(name)
     settings, form, manifest = read_run(folder)
-    if dtype is not None:
-        settings = config.with_overrides(settings, [f"train.dtype={dtype}"])
     network = build(settings, form)
     shapes = abstract_state(network, settings, form)
     if not (folder / "checkpoints").exists():

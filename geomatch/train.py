@@ -29,6 +29,7 @@ from geomatch.data.pairs import tasks
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import GeomatchError, UsageError
+from geomatch.nn import backend
 from geomatch.nn.checkpoint import Checkpoints
 from geomatch.nn.describe import describe
 from geomatch.nn.encoder import Siamese
@@ -38,6 +39,7 @@ from geomatch.nn.step import (
     abstract_state,
     build,
     make_step,
+    on_devices,
 )
 from geomatch.progress import Reporter, silent
 from geomatch.project import FORMAT, Project, replacing, write_json
@@ -88,6 +90,7 @@ def train(
     name = run or (names[-1] if names else "run1")
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UsageError(f"{name!r} is no name for a run", "Use letters, digits, '.', '_' and '-'.")
+    backend.prepare()
     with project.lock("tiles", shared=True), project.lock(f"runs/{name}"):
         facts = project.tile_facts()
         tiles = _training_view(TileTable.load(project.catalogue), settings.split.years)
@@ -197,6 +200,7 @@ def _loop(
             state = checkpoints.restore(step, abstract_state(model, settings, form))
             (folder / "finished.json").unlink(missing_ok=True)
             report(f"run {name}: going on from step {step} of {total}")
+        state = on_devices(state)
         log = stack.enter_context(_Log(folder, step if last is not None else -1))
         feed = stack.enter_context(_Feed(sampler, store, devices))
         hard = _mined(folder)

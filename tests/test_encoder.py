@@ -1,4 +1,4 @@
-"""The encoder: shapes, published sizes, fusion, heads."""
+"""The encoder: what is left to the trunk, stages, published sizes, fusion, preprocessing."""
 
 from __future__ import annotations
 
@@ -9,9 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_network import network, tiles
 
-from geomatch.nn.encoder import Encoder, Siamese, fusion_init
-from geomatch.nn.trunks import TRUNKS, BasicBlock, ResNet
+from geomatch.config import Model
+from geomatch.errors import UsageError
+from geomatch.nn.describe import in_dtype
+from geomatch.nn.encoder import Encoder, Siamese, fusion_init, resolved
+from geomatch.nn.layers import ConvNorm, Shared
+from geomatch.nn.step import TileForm
+from geomatch.nn.trunks import TRUNKS, BasicBlock, Bottleneck, ResNet, Trunk
 
 pytest_plugins = ["small_fixtures"]
 
@@ -22,54 +28,205 @@ WIDTH = 16
 @pytest.fixture(scope="module", autouse=True)
 def _tiny():
     with pytest.MonkeyPatch.context() as patch:
-        tiny = partial(ResNet, block=BasicBlock, stages=(1,), width=WIDTH)
-        patch.setitem(TRUNKS, "tiny", tiny)
+        tiny = partial(ResNet, block=BasicBlock, blocks=(1,), width=WIDTH)
+        patch.setitem(TRUNKS, "tiny", Trunk(tiny, 1))
         yield
 
 
-def encoder(trunk="tiny", head="pool", image=3, label=0, **options):
-    form = {"pooling": "max", "descriptor": 16, "normalise": False, **options}
-    return Encoder(trunk=trunk, head=head, image_channels=image, label_channels=label, **form)
+def encoder(trunk="tiny", head="pool", image=3, label=0, dtype=jnp.float32, **model):
+    settings = Model(trunk=trunk, head=head, **{"descriptor": 16, **model})
+    return Encoder(resolved(settings), image, label, Shared(dtype=dtype))
 
 
-def shapes(network, size, channels=3, batch=2):
-    """Variables and output, as shapes and dtypes."""
+def shapes(network, size, channels=3, batch=2, **call):
+    """Variables and what a call gives, as shapes and dtypes."""
     tiles = jax.ShapeDtypeStruct((batch, size, size, channels), np.uint8)
-    variables = jax.eval_shape(partial(network.init, train=False), jax.random.key(0), tiles)
-    return variables, jax.eval_shape(partial(network.apply, train=False), variables, tiles)
+    variables = jax.eval_shape(network.init, jax.random.key(0), tiles)
+    return variables, jax.eval_shape(partial(network.apply, **call), variables, tiles)
 
 
-def tiles_of(channels, seed=0, size=32, batch=3):
-    rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, (batch, size, size, channels), dtype=np.uint8)
+def drawn(channels=3, label=0, **model):
+    """An encoder with random variables, and tiles that it tells apart."""
+    form = TileForm(32, channels - label, label)
+    siamese, variables = network(form, **{"trunk": "tiny", "head": "pool", **model})
+    own = {kind: tree["encoder"] for kind, tree in variables.items()}
+    return siamese.encoder, own, tiles(form, 3)
 
 
 def described(network, variables, tiles):
-    return np.asarray(jax.jit(partial(network.apply, train=False))(variables, tiles))
+    return np.asarray(jax.jit(network.apply)(variables, tiles))
 
 
-@pytest.fixture(scope="module")
-def pooled(_tiny):
-    """Variables of the plain colour encoder with the "pool" head."""
-    return jax.jit(partial(encoder().init, train=False))(jax.random.key(0), tiles_of(3))
+def seen_by_trunk(network, variables, tiles):
+    """What a trunk is given."""
+    seen = []
+
+    def see(function, arguments, keywords, context):
+        if context.module.name == "trunk" and context.method_name == "__call__":
+            seen.append(np.asarray(arguments[0]))
+        return function(*arguments, **keywords)
+
+    with nn.intercept_methods(see):
+        network.apply(variables, tiles)
+    (given,) = seen
+    return given
+
+
+def near(found, wanted, tolerance=1e-4):
+    """See that arrays agree, relative to the largest value."""
+    wanted = np.asarray(wanted, np.float64)
+    assert found.shape == wanted.shape
+    scale = np.abs(wanted).max()
+    np.testing.assert_allclose(found / scale, wanted / scale, rtol=0, atol=tolerance)
+
+
+# What is left to the trunk.
+
+
+@pytest.mark.parametrize(
+    ("trunk", "stage", "preprocessing", "epsilon"),
+    [
+        ("resnet10", 4, "torch", 1e-5),
+        ("resnet18", 4, "torch", 1e-5),
+        ("resnet34", 4, "torch", 1e-5),
+        ("resnet50", 4, "torch", 1e-5),
+        ("resnet101", 4, "torch", 1e-5),
+        ("vgg16", 5, "torch", 1e-5),
+        ("efficientnet_lite0", 8, "lite", 1e-3),
+        ("convnet", 5, "lite", 1e-5),
+    ],
+)
+def test_what_is_left_to_the_trunk_is_filled_in(trunk, stage, preprocessing, epsilon):
+    model = resolved(Model(trunk=trunk))
+    found = model.stage, model.preprocessing, model.epsilon, model.stride_in
+    assert found == (stage, preprocessing, epsilon, "3x3")
+
+
+def test_what_is_given_stays():
+    given = Model(
+        trunk="resnet50", stage=2, preprocessing="caffe", epsilon=1.001e-5, stride_in="1x1"
+    )
+    assert resolved(given) == given
+    assert resolved(resolved(Model())) == resolved(Model())
+
+
+@pytest.mark.parametrize(("trunk", "stage"), [("resnet50", 5), ("vgg16", 6), ("convnet", 9)])
+def test_a_stage_past_the_last_is_refused(trunk, stage):
+    with pytest.raises(UsageError, match=f"model.stage = {stage}") as error:
+        resolved(Model(trunk=trunk, stage=stage))
+    assert f"{trunk} has {TRUNKS[trunk].stages} stages" in error.value.hint
+
+
+# Trunks.
+
+MAPS = {
+    # stride and channels of each stage
+    "resnet10": [(4, 24), (8, 48), (16, 96), (32, 192)],
+    "resnet18": [(4, 64), (8, 128), (16, 256), (32, 512)],
+    "resnet50": [(4, 256), (8, 512), (16, 1024), (32, 2048)],
+    "vgg16": [(2, 64), (4, 128), (8, 256), (16, 512), (32, 512)],
+    "efficientnet_lite0": [
+        *[(2, 16), (4, 24), (8, 40), (16, 80), (16, 112), (32, 192), (32, 320), (32, 1280)]
+    ],
+    "convnet": [(2, 32), (4, 64), (8, 128), (16, 256), (32, 11)],
+}
+
+
+@pytest.mark.parametrize(
+    ("trunk", "stage", "stride", "channels"),
+    [(trunk, i, *form) for trunk, stages in MAPS.items() for i, form in enumerate(stages, 1)],
+)
+def test_every_stage_gives_its_map(trunk, stage, stride, channels):
+    network = encoder(trunk, stage=stage, descriptor=11)
+    for size in (64, 75):
+        _, found = shapes(network, size, method=Encoder.feature_map)
+        # Padding keeps what is left over of an odd size.
+        side = -(-size // stride)
+        assert found.shape == (2, side, side, channels)
+
+
+@pytest.mark.parametrize(
+    ("trunk", "width"),
+    [("resnet34", 512), ("resnet101", 2048), ("vgg16", 512), ("efficientnet_lite0", 1280)],
+)
+def test_all_stages_are_computed_unless_one_is_named(trunk, width):
+    assert shapes(encoder(trunk), 64)[1].shape == (2, width)
+
+
+@pytest.mark.parametrize(
+    ("trunk", "published"),
+    [
+        ("resnet18", 11_176_512),
+        ("resnet34", 21_284_672),
+        ("resnet50", 23_508_032),
+        ("resnet101", 42_500_160),
+        ("vgg16", 14_714_688),
+        # Without the layer to 1000 classes.
+        ("efficientnet_lite0", 4_652_008 - 1_281_000),
+    ],
+)
+def test_trunks_have_the_published_number_of_parameters(trunk, published):
+    variables, _ = shapes(encoder(trunk), 64)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"]["trunk"])) == published
+
+
+def test_a_trunk_cut_at_a_stage_is_the_beginning_of_the_whole():
+    whole, variables, some = drawn(trunk="efficientnet_lite0", stage=3)
+    cut = whole.clone(model=resolved(Model(trunk="efficientnet_lite0", stage=2, head="pool")))
+    wanted = {}
+
+    def see(function, arguments, keywords, context):
+        result = function(*arguments, **keywords)
+        wanted[context.module.name] = result
+        return result
+
+    with nn.intercept_methods(see):
+        whole.apply(variables, some)
+    found = cut.apply(variables, some, method=Encoder.feature_map)
+    assert found.shape == (3, 8, 8, 24)
+    near(found, wanted["stage2_block2"])
+
+
+@pytest.mark.parametrize(("stride_in", "blind"), [("1x1", True), ("3x3", False)])
+def test_the_stride_is_in_the_named_convolution(stride_in, blind):
+    block = Bottleneck(4, 2, partial(ConvNorm, train=False), stride_in)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1, 8, 8, 6)).astype(np.float32)
+    variables = jax.eval_shape(block.init, jax.random.key(0), x)
+    variables = jax.tree.map(lambda leaf: rng.uniform(0.2, 1, leaf.shape), variables)
+    changed = x.copy()
+    changed[:, 1::2] += 1
+    found, other = (np.asarray(block.apply(variables, values)) for values in (x, changed))
+    assert found.shape == (1, 4, 4, 16)
+    # A 1x1 convolution with a stride passes over every second row.
+    assert np.array_equal(found, other) == blind
+
+
+def test_both_strides_have_the_same_parameters():
+    found, wanted = (
+        shapes(encoder("resnet50", stride_in=stride_in), 64)[0] for stride_in in ("1x1", "3x3")
+    )
+    assert found == wanted
+
+
+def test_stride_in_reaches_the_trunk():
+    network, variables, some = drawn(trunk="resnet50", stage=2, stride_in="1x1")
+    other = network.clone(model=resolved(Model(trunk="resnet50", stage=2, head="pool")))
+    found, wanted = (described(each, variables, some) for each in (network, other))
+    assert np.abs(found - wanted).max() > 0.01 * np.abs(wanted).max()
+
+
+# Heads (see test_heads) at the sizes of real tiles.
 
 
 @pytest.mark.parametrize("size", [32, 64, 128, 256, 512])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize(("head", "wanted"), [("pool", 192), ("conv", 24)])
+@pytest.mark.parametrize(("head", "wanted"), [("pool", 192), ("conv", 24), ("mlp", 24)])
 def test_descriptors_are_float32_of_the_head_s_size(head, wanted, dtype, size):
     variables, output = shapes(encoder("resnet10", head, descriptor=24, dtype=dtype), size)
     assert output.shape == (2, wanted)
     assert output.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-
-
-@pytest.mark.parametrize(
-    ("trunk", "width"),
-    [("resnet18", 512), ("resnet34", 512), ("resnet50", 2048), ("resnet101", 2048)],
-)
-def test_the_pool_head_has_the_trunk_s_width(trunk, width):
-    assert shapes(encoder(trunk), 64)[1].shape == (2, width)
 
 
 @pytest.mark.parametrize("trunk", ["resnet18", "resnet50"])
@@ -87,20 +244,7 @@ def test_the_conv_head_flattens_to_the_published_size(trunk, size, flat):
     assert output.shape == (2, 128)
 
 
-@pytest.mark.parametrize(
-    ("trunk", "published"),
-    [
-        ("resnet18", 11_176_512),
-        ("resnet34", 21_284_672),
-        ("resnet50", 23_508_032),
-        ("resnet101", 42_500_160),
-    ],
-)
-def test_trunks_have_the_published_number_of_parameters(trunk, published):
-    variables = jax.eval_shape(
-        lambda key: TRUNKS[trunk]().init(key, jnp.zeros((1, 64, 64, 3)), False), jax.random.key(0)
-    )
-    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == published
+# Fusion.
 
 
 @pytest.mark.parametrize(
@@ -109,96 +253,167 @@ def test_trunks_have_the_published_number_of_parameters(trunk, published):
         (3, 1, [[0.5, 0, 0], [0, 0.5, 0], [0, 0, 0.5], [0.5, 0.5, 0.5]]),
         (3, 3, [[0.5, 0, 0], [0, 0.5, 0], [0, 0, 0.5]] * 2),
         (1, 0, [[1, 1, 1]]),
+        (2, 0, [[1, 1, 1], [0, 0, 0]]),
         (4, 0, [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]),
+        (4, 1, [[0.5, 0, 0], [0, 0.5, 0], [0, 0, 0.5], [0, 0, 0], [0.5, 0.5, 0.5]]),
         (1, 1, [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]),
+        # Red, yellow, green, cyan, blue, magenta.
+        (
+            1,
+            6,
+            [
+                [0.5, 0.5, 0.5],
+                *[[0.5, 0, 0], [0.5, 0.5, 0], [0, 0.5, 0], [0, 0.5, 0.5], [0, 0, 0.5]],
+                [0.5, 0, 0.5],
+            ],
+        ),
     ],
 )
 def test_fusion_starts_as_s1_s(image, label, wanted):
-    weights = fusion_init(image, label)(jax.random.key(0), (1, 1, image + label, 3))
-    np.testing.assert_array_equal(weights[0, 0], np.array(wanted, np.float32))
+    weights = fusion_init(image, label)(jax.random.key(0), (image + label, 3))
+    np.testing.assert_allclose(weights, np.array(wanted, np.float32), atol=1e-7)
 
 
-def test_the_network_has_the_fusion_with_bias_0():
-    network, tiles = encoder(label=1), tiles_of(4)
-    params = jax.jit(partial(network.init, train=False))(jax.random.key(0), tiles)["params"]
-    wanted = fusion_init(3, 1)(jax.random.key(0), (1, 1, 4, 3))
+@pytest.mark.parametrize("label", [2, 4, 5, 12, 40])
+def test_every_plane_has_a_colour_of_its_own(label):
+    weights = np.asarray(fusion_init(3, label)(None, (3 + label, 3)))[3:]
+    apart = np.abs(weights[:, None] - weights[None]).max(axis=2)
+    assert (apart[~np.eye(label, dtype=bool)] > 0.05).all()
+    # Pure colours: half of the full scale, and none of some other.
+    np.testing.assert_allclose(weights.max(axis=1), 0.5)
+    np.testing.assert_allclose(weights.min(axis=1), 0, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "classes", "rows"),
+    [(3, 1, 0, 4), (3, 3, 0, 6), (1, 0, 0, 1), (4, 0, 0, 4), (3, 1, 7, 10), (4, 1, 2, 6)],
+)
+def test_the_network_has_the_fusion_with_bias_0(image, label, classes, rows):
+    network = encoder(image=image, label=label, label_classes=classes)
+    some = np.zeros((1, 16, 16, image + label), np.uint8)
+    params = jax.jit(network.init)(jax.random.key(0), some)["params"]
+    wanted = fusion_init(image, classes or label)(None, (rows, 3))
     np.testing.assert_array_equal(params["fusion"]["kernel"], wanted)
     np.testing.assert_array_equal(params["fusion"]["bias"], np.zeros(3))
 
 
-def test_colour_without_labels_has_no_fusion(pooled):
-    assert "fusion" not in pooled["params"]
+def test_colour_without_labels_has_no_fusion():
+    assert "fusion" not in shapes(encoder(), 32)[0]["params"]
 
 
 @pytest.mark.parametrize("label", [1, 3])
 @pytest.mark.parametrize("known", [True, False])
-def test_an_image_and_labels_are_described_as_their_mean(pooled, label, known):
-    image, labels = (values // 2 * 2 for values in (tiles_of(3), tiles_of(label, 1)))
+def test_an_image_and_labels_are_described_as_their_mean(label, known):
+    plain, variables, image = drawn()
+    image, labels = image // 2 * 2, tiles(TileForm(32, label, 0), 3, seed=1) // 2 * 2
     labels *= known
-    network = encoder(label=label)
+    fusion = {"kernel": fusion_init(3, label)(None, (3 + label, 3)), "bias": jnp.zeros(3)}
+    fused = {**variables, "params": {**variables["params"], "fusion": fusion}}
     both = np.concatenate([image, labels], axis=-1)
-    fusion = {"kernel": fusion_init(3, label)(None, (1, 1, 3 + label, 3)), "bias": jnp.zeros(3)}
-    variables = {**pooled, "params": {**pooled["params"], "fusion": fusion}}
-    found = described(network, variables, both)
-    wanted = described(encoder(), pooled, image // 2 + labels // 2)
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    found = described(encoder(label=label), fused, both)
+    near(found, described(plain, variables, image // 2 + labels // 2))
 
 
-def test_preprocessing_is_imagenet_s(pooled):
-    seen = []
-
-    def see(function, arguments, keywords, context):
-        if context.module.name == "trunk" and context.method_name == "__call__":
-            seen.append(arguments[0])
-        return function(*arguments, **keywords)
-
-    tiles = tiles_of(3)
-    with nn.intercept_methods(see):
-        encoder().apply(pooled, tiles, False)
-    wanted = (tiles / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
-    np.testing.assert_allclose(seen[0], wanted, atol=1e-5)
+def test_near_infrared_begins_as_if_it_were_not_there():
+    plain, variables, image = drawn()
+    infrared = tiles(TileForm(32, 1, 0), 3, seed=1)
+    fusion = {"kernel": fusion_init(4, 0)(None, (4, 3)), "bias": jnp.zeros(3)}
+    fused = {**variables, "params": {**variables["params"], "fusion": fusion}}
+    found = described(encoder(image=4), fused, np.concatenate([image, infrared], axis=-1))
+    near(found, described(plain, variables, image))
 
 
-@pytest.mark.parametrize("pooling", ["max", "mean"])
-def test_the_pool_head_pools_the_trunk_s_map(pooled, pooling):
-    tiles = tiles_of(3)
-    found, state = encoder(pooling=pooling).apply(
-        pooled, tiles, False, capture_intermediates=True, mutable=["intermediates"]
-    )
-    feature_map = np.asarray(state["intermediates"]["trunk"]["__call__"][0])
-    assert feature_map.shape == (3, 8, 8, WIDTH)
-    wanted = feature_map.max((1, 2)) if pooling == "max" else feature_map.mean((1, 2))
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+CLASSES = 5
 
 
-def test_normalise_gives_unit_length_in_the_same_direction(pooled):
-    tiles = tiles_of(3)
-    plain = described(encoder(), pooled, tiles)
-    unit = described(encoder(normalise=True), pooled, tiles)
-    np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, rtol=1e-5)
-    np.testing.assert_allclose(
-        unit, plain / np.linalg.norm(plain, axis=1, keepdims=True), rtol=1e-4, atol=1e-6
-    )
-    assert not np.allclose(np.linalg.norm(plain, axis=1), 1)
+def classes(seed=0):
+    """(3, 32, 32) codes from 0, unknown, to one past the last class."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, CLASSES + 2, (3, 32, 32)).astype(np.uint8)
 
 
-def test_inference_does_not_depend_on_the_rest_of_the_batch(pooled):
-    tiles = tiles_of(3)
-    together, alone = (described(encoder(), pooled, some) for some in (tiles, tiles[:1]))
-    np.testing.assert_allclose(together[:1], alone, rtol=1e-4, atol=1e-5)
+def test_classes_are_fused_as_planes():
+    network, variables, some = drawn(4, 1, label_classes=CLASSES, preprocessing="none")
+    some[..., -1] = classes()
+    kernel, bias = (variables["params"]["fusion"][name] for name in ("kernel", "bias"))
+    assert kernel.shape == (3 + CLASSES, 3)
+    wanted = np.zeros((3, 32, 32, 3))
+    for place in np.ndindex(3, 32, 32):
+        for colour in range(3):
+            total = bias[colour] + some[place][:3] @ kernel[:3, colour]
+            code = some[place][3]
+            if 1 <= code <= CLASSES:
+                total += 255 * kernel[2 + code, colour]
+            wanted[(*place, colour)] = total
+    near(seen_by_trunk(network, variables, some), wanted)
 
 
-def test_bfloat16_is_near_float32(pooled):
-    tiles = tiles_of(3)
-    wanted = described(encoder(), pooled, tiles)
-    found = described(encoder(dtype=jnp.bfloat16), pooled, tiles)
-    assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
+def test_classes_are_described_as_planes_fed_by_hand():
+    network, variables, some = drawn(4, 1, label_classes=CLASSES)
+    some[..., -1] = classes()
+    by_hand = encoder(label=CLASSES)
+    planes = 255 * (some[..., -1:] == np.arange(1, CLASSES + 1)).astype(np.uint8)
+    found = described(network, variables, some)
+    wanted = described(by_hand, variables, np.concatenate([some[..., :3], planes], axis=-1))
+    near(found, wanted, 1e-5)
+    other = described(by_hand, variables, np.concatenate([some[..., :3], 0 * planes], axis=-1))
+    assert np.abs(other - wanted).max() > 0.01 * np.abs(wanted).max()
+
+
+# Preprocessing.
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [
+        (
+            "torch",
+            lambda x: (x / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225]),
+        ),
+        # Blue, green, red.
+        (
+            "caffe",
+            lambda x: np.stack([x[..., 2] - 103.939, x[..., 1] - 116.779, x[..., 0] - 123.68], -1),
+        ),
+        ("lite", lambda x: (x - 127) / 128),
+        ("none", lambda x: x),
+    ],
+)
+def test_preprocessing_is_the_published_one(kind, wanted):
+    network, variables, some = drawn(preprocessing=kind)
+    found = seen_by_trunk(network, variables, some)
+    near(found, wanted(some.astype(float)), 1e-6)
+
+
+# What descriptors depend on.
+
+
+def test_inference_does_not_depend_on_the_rest_of_the_batch():
+    network, variables, some = drawn()
+    together, alone = (described(network, variables, part) for part in (some, some[:1]))
+    near(together[:1], alone)
+    assert np.abs(together[1:] - alone).min(axis=0).max() > 0.01 * np.abs(alone).max()
+
+
+@pytest.mark.parametrize("trunk", ["tiny", "efficientnet_lite0", "vgg16"])
+def test_bfloat16_is_near_float32(trunk):
+    network, variables, some = drawn(trunk=trunk, stage=1, pooling="mean")
+    wanted = described(network, variables, some)
+    half = in_dtype(Siamese(network), jnp.bfloat16).encoder
+    found = described(half, variables, some)
+    assert found.dtype == np.float32
+    near(found, wanted, 0.05)
+    # It is another computation.
+    assert np.abs(found - wanted).max() > 1e-4 * np.abs(wanted).max()
+
+
+# The siamese.
 
 
 def test_the_pair_head_is_symmetric_and_starts_as_the_nearer_the_more_alike():
     siamese = Siamese(encoder())
     init = jax.jit(partial(siamese.init, method=Siamese.both))
-    variables = init(jax.random.key(0), tiles_of(3))
+    variables = init(jax.random.key(0), tiles(TileForm(32, 3, 0), 3))
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 4, WIDTH)).astype(np.float32)
     pair = partial(siamese.apply, variables, method=Siamese.pair)
@@ -207,3 +422,14 @@ def test_the_pair_head_is_symmetric_and_starts_as_the_nearer_the_more_alike():
     nearer, farther = pair(a, a + 0.1 * (b - a)), pair(a, b)
     assert (farther < nearer).all()
     assert (nearer < 0.5).all()
+
+
+@pytest.mark.parametrize(("pooling", "count"), [("mean", WIDTH), ("rmac", 14 * WIDTH)])
+def test_features_are_what_the_head_is_given(pooling, count):
+    network, variables, some = drawn(pooling=pooling)
+    pooled = network.apply(variables, some, method=Encoder.features)
+    whole = {kind: {"encoder": tree} for kind, tree in variables.items()}
+    found = Siamese(network).apply(whole, some, method=Siamese.features)
+    assert found.shape == (3, count)
+    np.testing.assert_array_equal(found, np.asarray(pooled).reshape(3, count))
+    near(pooled.sum(axis=1), described(network, variables, some))

@@ -101,7 +101,7 @@ def machine(monkeypatch):
         spec = lambda name: None if name in missing else find("numpy")  # noqa: E731
         monkeypatch.setattr(importlib.util, "find_spec", spec)
         monkeypatch.setattr(engines, "_has_bfloat16", lambda: bfloat16)
-        monkeypatch.setattr(backend, "_cpu_only", lambda: cpu)
+        monkeypatch.setattr(backend, "cpu_only", lambda: cpu)
 
     return have
 

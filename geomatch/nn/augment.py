@@ -37,20 +37,20 @@ def augment(
     flip = (states % 2) * settings.flips
     turn = (states // 2) * settings.turns
     flat = tiles.reshape(-1, *tiles.shape[2:])
-    turned = jax.vmap(_turn)(flat, flip.reshape(-1), turn.reshape(-1))
-    image = turned[..., :image_channels].astype(jnp.float32)
+    changed = jax.vmap(turned)(flat, flip.reshape(-1), turn.reshape(-1))
+    image = changed[..., :image_channels].astype(jnp.float32)
     contrast, brightness = jax.random.uniform(light_key, (2, len(flat), 1, 1, 1), minval=-1)
     mean = image.mean(axis=(1, 2, 3), keepdims=True)
     image = (image - mean) * (1 + settings.contrast * contrast) + mean
     image = image + 255 * settings.brightness * brightness
     # A query without labels must work, so some tiles learn without theirs.
     keep = jax.random.uniform(label_key, (len(flat), 1, 1, 1)) >= settings.label_dropout
-    labels = turned[..., image_channels:] * keep
+    labels = changed[..., image_channels:] * keep
     image = jnp.clip(jnp.rint(image), 0, 255).astype(jnp.uint8)
     return jnp.concatenate([image, labels.astype(jnp.uint8)], axis=-1).reshape(tiles.shape)
 
 
-def _turn(tile: jax.Array, flip: jax.Array, turn: jax.Array) -> jax.Array:
+def turned(tile: jax.Array, flip: jax.Array, turn: jax.Array) -> jax.Array:
     """One tile (h, h, c), mirrored if `flip` and turned by `turn` quarters."""
     tile = jnp.where(flip == 1, tile[:, ::-1], tile)
     tile = jnp.where(turn % 2 == 1, tile.transpose(1, 0, 2)[::-1], tile)

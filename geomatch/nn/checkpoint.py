@@ -82,7 +82,8 @@ class Checkpoints:
     def save(self, step: int, state: State, metric: float | None) -> None:
         """Keep `state` as of `step`; `metric` is its mAP@5 on validation, if measured."""
         model = {"params": state.params, "batch_stats": state.batch_stats}
-        host = jax.tree.map(np.asarray, {"model": model, "optimizer": state.optimizer})
+        # Copies, since it is written in the background and a step takes the state's memory.
+        host = jax.tree.map(np.array, {"model": model, "optimizer": state.optimizer})
         self._manager.save(
             step,
             args=ocp.args.Composite(

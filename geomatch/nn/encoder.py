@@ -86,7 +86,9 @@ def _shifted(mean: Any, deviation: Any) -> Callable[[jax.Array], jax.Array]:
 
 
 PREPROCESSING: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "torch": _shifted(np.multiply([0.485, 0.456, 0.406], 255), np.multiply([0.229, 0.224, 0.225], 255)),
+    "torch": _shifted(
+        np.multiply([0.485, 0.456, 0.406], 255), np.multiply([0.229, 0.224, 0.225], 255)
+    ),
     "caffe": lambda x: x[..., ::-1] - np.array([103.939, 116.779, 123.68], np.float32),
     "lite": _shifted(127, 128),
     "none": lambda x: x,

@@ -61,7 +61,7 @@ def choose(engine: str, dtype: str) -> Choice:
         GeomatchError: the engine is not installed.
     """
     order = list(FASTEST)
-    if not backend._cpu_only():
+    if not backend.cpu_only():
         order.sort(key=lambda choice: choice.engine != "jax")
     elif dtype == "auto" and not _has_bfloat16():
         order = [choice for choice in order if choice.dtype != "bfloat16"]

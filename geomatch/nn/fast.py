@@ -6,6 +6,7 @@ takes paths through XLA that are several times slower there (measured in `tests/
 
 from __future__ import annotations
 
+import functools
 from functools import partial
 from typing import Any
 
@@ -73,16 +74,26 @@ def _input_gradient(
 def _kernel_gradient(
     x: jax.Array, kernel: jax.Array, stride: int, edges: Edges, dy: jax.Array
 ) -> jax.Array:
-    """One matrix product of shifted input and output gradient for each kernel position."""
+    """Matrix products of the input under each kernel position and the output's gradient."""
     k, channels, filters = kernel.shape[1:]
+    if channels < LEAST_CHANNELS:
+        _, pull = jax.vjp(lambda weights: conv_plain(x, weights, stride, edges), kernel)
+        gradient: jax.Array = pull(dy)[0]
+        return gradient
     shifted = _shifted(_padded(x, edges), k, stride)
     flat = dy.reshape(-1, filters)
-    turned = _transposed if flat.dtype == jnp.bfloat16 else jnp.transpose
-    if k > 1 or channels > filters:
-        products = [_transposed(_product(turned(flat), part)) for part in shifted]
+    if dy.dtype == jnp.bfloat16:
+        if k == 1 and channels <= filters:
+            products = [_product(_transposed(shifted[0]), flat)]
+        else:
+            turned = _transposed(flat)
+            products = [_transposed(_product(turned, part)) for part in shifted]
+        total = jnp.stack(products)
+    elif k == 1 and channels <= filters:
+        total = shifted[0].T @ flat
     else:
-        products = [_product(turned(part), flat) for part in shifted]
-    return jnp.stack(products).reshape(kernel.shape).astype(kernel.dtype)
+        total = _transposed(flat.T @ jnp.concatenate(shifted, axis=1))
+    return total.reshape(kernel.shape).astype(kernel.dtype)
 
 
 def _transposed(matrix: jax.Array) -> jax.Array:
@@ -109,10 +120,8 @@ def _convolve(padded: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     height, width = ((size - k) // stride + 1 for size in padded.shape[1:3])
     if kernel.dtype == jnp.bfloat16 and channels >= LEAST_CHANNELS:
         flat = kernel.reshape(k * k, channels, -1)
-        total = sum(
-            _product(part, weights)
-            for part, weights in zip(_shifted(padded, k, stride), flat, strict=True)
-        )
+        products = map(_product, _shifted(padded, k, stride), flat)
+        total = functools.reduce(jnp.add, products)
     elif k > 1 and min(padded.shape[1:3]) <= SMALL_MAP:
         columns = jnp.concatenate(_shifted(padded, k, stride), axis=1)
         total = columns @ kernel.reshape(-1, kernel.shape[-1])
@@ -140,11 +149,12 @@ def depthwise(x: jax.Array, kernel: jax.Array, stride: int, edges: Edges) -> jax
     """Convolution of each channel of (b, h, w, c) with its own square kernel, (k, k, 1, c)."""
     padded, k = _padded(x, edges), kernel.shape[0]
     height, width = ((size - k) // stride * stride + 1 for size in padded.shape[1:3])
-    return sum(
+    products = (
         padded[:, i : i + height : stride, j : j + width : stride] * kernel[i, j, 0]
         for i in range(k)
         for j in range(k)
     )
+    return functools.reduce(jnp.add, products)
 
 
 def depthwise_plain(x: jax.Array, kernel: jax.Array, stride: int, edges: Edges) -> jax.Array:

@@ -136,7 +136,7 @@ class BatchNorm(nn.Module):
 
 def _kernel(layer: Conv | ConvNorm, x: jax.Array) -> jax.Array:
     channels = 1 if layer.depthwise else x.shape[-1]
-    side = "fan_in" if layer.depthwise else "fan_out"
+    side: Literal["fan_in", "fan_out"] = "fan_in" if layer.depthwise else "fan_out"
     init = nn.initializers.variance_scaling(2.0, side, "normal")
     kernel: jax.Array = layer.param(
         "kernel", init, (layer.size, layer.size, channels, layer.filters)

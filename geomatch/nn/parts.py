@@ -36,8 +36,8 @@ def check(parts: Iterable[str], params: Any, where: str) -> None:
     """
     paths = [path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
     for part in parts:
-        if part != BATCH_NORM and not any(within(path, part) for path in paths):
-            known = sorted({[key for key in path if key != "encoder"][0] for path in paths})
+        if not any(within(path, part) for path in paths):
+            known = sorted({next(key for key in path if key != "encoder") for path in paths})
             raise UsageError(
                 f"{where}: the network has no part {part!r}",
                 f"Its parts: {', '.join(known)}; of the trunk also trunk/stage1 and so on.",

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from geomatch.nn.layers import mean_pool_to, unit
 
@@ -47,8 +48,12 @@ class Pool(nn.Module):
             return x.sum(axis=(1, 2))
         if self.kind == "gem":
             power = self.param("power", nn.initializers.constant(3.0), ())
-            # Bounded below, where a power has no finite gradient.
-            return (jnp.maximum(x, 1e-6) ** power).mean(axis=(1, 2)) ** (1 / power)
+            # Bounded below, where a power has no finite gradient, and relative to the maximum,
+            # so that no power leaves the range of a float.
+            x = jnp.maximum(x, 1e-6)
+            most = lax.stop_gradient(x.max(axis=(1, 2)))
+            share = x / most[:, None, None]
+            return most * (share**power).mean(axis=(1, 2)) ** (1 / power)
         if self.kind == "grid":
             return unit(mean_pool_to(x, self.bins))
         return x

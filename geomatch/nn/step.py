@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -113,12 +114,12 @@ def learning_scales(model: Siamese, settings: Config, params: Any) -> Any:
 
     Raises:
         UsageError: a part of `train.freeze` or `train.lr_scale` is none of the network's, or a
-            scale is no number.
+            scale is no number from 0 on.
     """
     scaled = dict(_scale(text) for text in settings.train.lr_scale)
     frozen = model.encoder.shared.frozen
     parts.check(scaled, params, "train.lr_scale")
-    parts.check(frozen, params, "train.freeze")
+    parts.check([part for part in frozen if part != parts.BATCH_NORM], params, "train.freeze")
 
     def scale(keys: Any, _: Any) -> float:
         path = parts.path_of(keys)
@@ -134,9 +135,12 @@ def learning_scales(model: Siamese, settings: Config, params: Any) -> Any:
 def _scale(text: str) -> tuple[str, float]:
     part, _, factor = text.partition("=")
     try:
-        return part.strip(), float(factor)
+        scale = float(factor)
     except ValueError:
-        raise UsageError(f"train.lr_scale: {text!r}", 'For example "trunk=0.1".') from None
+        scale = math.nan
+    if not 0 <= scale < math.inf:
+        raise UsageError(f"train.lr_scale: {text!r}", 'For example "trunk=0.1".')
+    return part.strip(), scale
 
 
 def on_devices(state: State) -> State:

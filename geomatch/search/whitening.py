@@ -37,7 +37,8 @@ def whitening(
     mean = vectors.mean(axis=0)
     centred = vectors.copy()
     for group in np.unique(groups):
-        centred[groups == group] -= vectors[groups == group].mean(axis=0)
+        # In float64: what rounding leaves of a mean would pass for a direction, and be blown up.
+        centred[groups == group] -= vectors[groups == group].mean(axis=0, dtype=np.float64)
     fitted = PCA(size, svd_solver="randomized", random_state=0).fit(centred)
     # A value that never varies is left at zero rather than blown up.
     deviation = np.sqrt(fitted.explained_variance_)

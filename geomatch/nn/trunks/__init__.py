@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import flax.linen as nn
 
@@ -29,7 +30,7 @@ class Trunk:
 
     network: Callable[..., nn.Module]
     stages: int
-    preprocessing: str = "torch"
+    preprocessing: Literal["torch", "lite"] = "torch"
     epsilon: float = 1e-5
 
 
