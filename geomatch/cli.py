@@ -405,6 +405,66 @@ def evaluate(
     console.table(title, ("split", *columns), rows, numbers=tuple(columns))
 
 
+weights = typer.Typer(no_args_is_help=True, help="Weights that were trained elsewhere.")
+app.add_typer(weights, name="weights")
+
+
+@weights.command("import")
+def import_weights(
+    file: Annotated[Path, typer.Argument(help="A .pth, .safetensors or .h5 file.")],
+    trunk: Annotated[str, typer.Option(help="The trunk they are of, such as resnet50.")],
+    project: ProjectFolder = HERE,
+) -> None:
+    """Read a trunk of torchvision, timm or Keras, for train.init."""
+    from geomatch import console
+
+    opened, _ = _open(project, [f"model.trunk={trunk}"])
+    from geomatch.weights import import_weights as run
+
+    made = run(opened, file, trunk)
+    left = f"; left out: {', '.join(made.left_out)}" if made.left_out else ""
+    console.note(
+        f"{made.tensors} tensors in the names of {made.family}, preprocessing "
+        f"{made.preprocessing!r}{left}"
+    )
+    console.note(
+        f"Next: geomatch train --set model.trunk={trunk} --set train.init={made.path.as_posix()}"
+    )
+
+
+export = typer.Typer(no_args_is_help=True, help="Files for other programs.")
+app.add_typer(export, name="export")
+
+
+@export.command("model")
+def export_model(
+    project: ProjectFolder = HERE,
+    run: Annotated[
+        str | None,
+        typer.Option(help="NAME or NAME@STEP; the latest run's best checkpoint.", metavar="RUN"),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="A run's folder, or another project, in place of --run.", exists=True),
+    ] = None,
+    onnx: Annotated[
+        Path | None, typer.Option(help="Write the encoder as ONNX.", metavar="FILE")
+    ] = None,
+    safetensors: Annotated[
+        Path | None,
+        typer.Option(help="Write all weights, and a model card beside them.", metavar="FILE"),
+    ] = None,
+) -> None:
+    """Write a trained encoder as ONNX or safetensors."""
+    from geomatch import console
+
+    opened, _ = _open(project, None)
+    from geomatch.export import export_model as write
+
+    made = write(opened, run=run, model=model, onnx=onnx, safetensors=safetensors)
+    console.note(f"{made.name}: {', '.join(map(str, made.files))}")
+
+
 @app.command()
 def info(project: ProjectFolder = HERE, as_json: Json = False, settings: Settings = None) -> None:
     """Show what is there, from what, what is stale and what to run next."""

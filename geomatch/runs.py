@@ -136,7 +136,7 @@ def _run_folder(model: Path) -> Path:
         return other.run(latest(other.run_names(), None, f"run in {model}", "geomatch train"))
     raise GeomatchError(
         f"{model} is neither the folder of a run nor a project",
-        "Give PROJECT/runs/NAME, or PROJECT for its latest run.",
+        "Give PROJECT/runs/NAME, PROJECT for its latest run, or imagenet.",
     )
 
 

@@ -57,7 +57,7 @@ def indexed(trained: Small, tmp_path_factory: pytest.TempPathFactory) -> Small:
     root = tmp_path_factory.mktemp("indexed") / "project"
     shutil.copytree(trained.root, root)
     project = Project(root)
-    made = embed(project)
+    made = embed(project, settings=settings())
     index(project)
     return Small(project, trained.imagery, trained.tiles, trained.trained, made)
 

@@ -42,6 +42,8 @@ QUICK = (
     "mining.truth_within=1",
     "augment.brightness=0.05",
     "augment.contrast=0.05",
+    "embed.engine=jax",
+    "embed.dtype=float32",
 )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from small_project import hand_made_tiles, retile, settings
 
+from geomatch.begin import settle
 from geomatch.data.embeddings import Embeddings
 from geomatch.data.tiles import TileTable
 from geomatch.embed import embed
@@ -278,7 +279,7 @@ def test_info_names_the_next_command_at_each_stage(tiled, trained, copied):
 
 def test_a_run_s_settings_are_its_own(trained):
     wanted, _, manifest = read_run(trained.project.run("run1"))
-    assert wanted.model == settings().model
+    assert wanted.model == settle(settings(), trained.project.root).model
     assert manifest["gsd"] == 1.0
     encoding = load_encoder(trained.project, "run1@18", None)
     assert (encoding.name, encoding.step, encoding.dimension) == ("run1@18", 18, 192)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import geopandas
 import jax
@@ -14,13 +15,15 @@ from small_project import CRS, make_project, settings
 from geomatch import embed as module
 from geomatch.data.embeddings import Embeddings
 from geomatch.data.store import TileStore
-from geomatch.embed import embed
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.nn.describe import describe
 from geomatch.runs import load_encoder
 from geomatch.train import train
 
 pytest_plugins = ["small_fixtures"]
+
+
+embed = partial(module.embed, settings=settings())
 
 
 class BrokenOffError(Exception):
@@ -36,13 +39,15 @@ def counted(monkeypatch):
         begun = 0
         stop = None
 
+    real = module.describe_with
+
     def describe_or_raise(*arguments):
         if Parts.begun == Parts.stop:
             raise BrokenOffError
         Parts.begun += 1
-        return describe(*arguments)
+        return real(*arguments)
 
-    monkeypatch.setattr(module, "describe", describe_or_raise)
+    monkeypatch.setattr(module, "describe_with", describe_or_raise)
     return Parts
 
 
@@ -197,5 +202,6 @@ def test_the_footer_says_what_the_descriptors_are(indexed):
     assert facts == Embeddings.load(indexed.embedded.path).facts
     assert facts["name"] == f"run1@{indexed.trained.best}"
     assert (facts["dimension"], facts["normalise"]) == (192, False)
-    assert facts["run"] == str(indexed.project.run("run1").absolute())
+    assert facts["run"] == "runs/run1"
+    assert (facts["engine"], facts["dtype"]) == ("jax", "float32")
     assert json.loads(metadata[b"geo"])["version"] == "1.1.0"

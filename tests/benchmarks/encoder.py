@@ -258,7 +258,9 @@ def keras_training(dtype: str) -> Callable[[Asked], Work]:
         @tf.function
         def step() -> Any:
             with tf.GradientTape() as tape:
-                rows = tf.cast(model(tf.cast(tiles, tf.float32) / 128 - 1, training=True), "float32")
+                rows = tf.cast(
+                    model(tf.cast(tiles, tf.float32) / 128 - 1, training=True), "float32"
+                )
                 rows = tf.math.l2_normalize(rows, axis=1)
                 logits = tf.matmul(rows[:half], rows[half:], transpose_b=True) / 0.1
                 entropy = tf.nn.sparse_softmax_cross_entropy_with_logits

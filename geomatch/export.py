@@ -1,0 +1,99 @@
+"""Export: a trained encoder as files for other programs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors.numpy import save_file
+
+from geomatch import __version__, config
+from geomatch.errors import UsageError
+from geomatch.nn import backend, parts
+from geomatch.nn.checkpoint import Checkpoints
+from geomatch.nn.describe import in_dtype
+from geomatch.nn.graph import to_onnx
+from geomatch.project import FORMAT, Project, read_manifest, replacing, write_json
+from geomatch.runs import Encoding, load_encoder, read_run
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The files that were written, and of which checkpoint."""
+
+    name: str
+    files: tuple[Path, ...]
+
+
+def export_model(
+    project: Project,
+    *,
+    run: str | None = None,
+    model: Path | None = None,
+    onnx: Path | None = None,
+    safetensors: Path | None = None,
+) -> Exported:
+    """Write an encoder as ONNX, as safetensors with a model card, or as both.
+
+    Args:
+        run, model: as for `embed`.
+        onnx: takes uint8 tiles (n, h, w, c), preprocessing inside, and gives descriptors (n, d).
+        safetensors: all weights, by their paths; the card is a JSON file beside it.
+
+    Raises:
+        UsageError: no file is named.
+        GeomatchError: there is no such checkpoint, or onnx is not installed.
+    """
+    if onnx is None and safetensors is None:
+        raise UsageError("nothing to write", "Name a file: --onnx FILE or --safetensors FILE.")
+    backend.prepare()
+    encoding = load_encoder(project, run, model)
+    files = []
+    if onnx is not None:
+        form = encoding.form
+        forward = partial(in_dtype(encoding.model, "float32").apply, encoding.variables)
+        graph = to_onnx(forward, (form.size, form.size, form.channels))
+        with replacing(onnx) as temporary:
+            temporary.write_bytes(graph)
+        files.append(onnx)
+    if safetensors is not None:
+        leaves = jax.tree_util.tree_leaves_with_path(encoding.variables)
+        tensors = {".".join(parts.path_of(keys)): np.asarray(leaf) for keys, leaf in leaves}
+        with replacing(safetensors) as temporary:
+            save_file(tensors, temporary, {"geomatch": __version__, "name": encoding.name})
+        card = safetensors.with_suffix(".json")
+        write_json(card, _card(project, encoding))
+        files += [safetensors, card]
+    return Exported(encoding.name, tuple(files))
+
+
+def _card(project: Project, encoding: Encoding) -> dict[str, Any]:
+    """What one has to know to use the weights, and how good they are."""
+    _, _, manifest = read_run(encoding.folder)
+    form, model = encoding.form, encoding.settings.model
+    with Checkpoints(encoding.folder / "checkpoints", read_only=True) as checkpoints:
+        validation = checkpoints.metric(encoding.step)
+    report = project.reports / encoding.name / "report.json"
+    test = read_manifest(report, "geomatch eval")["splits"]["test"] if report.exists() else None
+    return {
+        "format": FORMAT,
+        "geomatch": __version__,
+        "name": encoding.name,
+        "fingerprint": encoding.fingerprint,
+        "model": config.as_dict(model),
+        "dimension": encoding.dimension,
+        "input": {
+            "size": form.size,
+            "image_channels": form.image_channels,
+            "label_channels": form.label_channels,
+            "gsd": encoding.gsd,
+            "dtype": "uint8",
+        },
+        "trained_on": manifest["tiles"],
+        "validation": {"map@5": validation},
+        "test": test,
+    }
