@@ -414,11 +414,12 @@ def import_weights(
     file: Annotated[Path, typer.Argument(help="A .pth, .safetensors or .h5 file.")],
     trunk: Annotated[str, typer.Option(help="The trunk they are of, such as resnet50.")],
     project: ProjectFolder = HERE,
+    settings: Settings = None,
 ) -> None:
     """Read a trunk of torchvision, timm or Keras, for train.init."""
     from geomatch import console
 
-    opened, _ = _open(project, [f"model.trunk={trunk}"])
+    opened, _ = _open(project, [*(settings or []), f"model.trunk={trunk}"])
     from geomatch.weights import import_weights as run
 
     made = run(opened, file, trunk)
@@ -454,11 +455,12 @@ def export_model(
         Path | None,
         typer.Option(help="Write all weights, and a model card beside them.", metavar="FILE"),
     ] = None,
+    settings: Settings = None,
 ) -> None:
     """Write a trained encoder as ONNX or safetensors."""
     from geomatch import console
 
-    opened, _ = _open(project, None)
+    opened, _ = _open(project, settings)
     from geomatch.export import export_model as write
 
     made = write(opened, run=run, model=model, onnx=onnx, safetensors=safetensors)

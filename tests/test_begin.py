@@ -215,7 +215,7 @@ def test_a_whitening_head_whitens_training_tiles(tiled, copied):
     encoding = load_encoder(project, None, None)
     tiles = tiled.tiles.select(tiled.tiles.split == SPLITS.index("train"))
     pixels = TileStore.open(project.pixels).read(tiles.store_row)
-    vectors = next(describe(encoding.model, encoding.variables, [pixels], len(pixels)))
+    vectors = np.array(next(describe(encoding.model, encoding.variables, [pixels], len(pixels))))
     np.testing.assert_allclose(vectors.mean(axis=0), 0, atol=0.05)
     for year in (0, 1):
         vectors[tiles.year == year] -= vectors[tiles.year == year].mean(axis=0)

@@ -40,11 +40,12 @@ def close(found, wanted, dtype="float32"):
 
 
 def values(shape, seed, dtype="float32"):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.dtype(dtype))
+    drawn = np.random.default_rng(seed).normal(size=shape)
+    return jnp.asarray(drawn.astype(np.float32).astype(jnp.dtype(dtype)))
 
 
 def wide(*arrays):
-    return [array.astype(jnp.float32) for array in arrays]
+    return [jnp.asarray(np.asarray(array, np.float32)) for array in arrays]
 
 
 CONVOLUTIONS = [
@@ -95,8 +96,8 @@ def with_gradients(function, arguments, dy):
 def compare(fast, plain, arguments, shape, dtype):
     """See that both agree, `plain` computing in float32."""
     dy = values(shape, 9, dtype)
-    found, gradients = with_gradients(fast, arguments, dy)
-    wanted, wanted_gradients = with_gradients(plain, wide(*arguments), *wide(dy))
+    found, gradients = with_gradients(fast, tuple(arguments), dy)
+    wanted, wanted_gradients = with_gradients(plain, tuple(wide(*arguments)), *wide(dy))
     assert found.dtype == arguments[0].dtype
     close(found, wanted, dtype)
     for mine, theirs, of in zip(gradients, wanted_gradients, arguments, strict=True):

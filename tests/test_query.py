@@ -408,7 +408,6 @@ def test_a_moved_project_still_answers(indexed, tmp_path):
 
 def test_an_image_is_asked_of_a_project_moved_elsewhere(indexed, tmp_path):
     shutil.copytree(indexed.root, tmp_path / "first")
-    first = dataclasses.replace(indexed.project, root=tmp_path / "first")
     (tmp_path / "first").rename(tmp_path / "second")
     second = dataclasses.replace(indexed.project, root=tmp_path / "second")
     image_of(indexed, tmp_path / "cut.tif", inner(indexed.tiles))

@@ -11,11 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_network import network
 
 from geomatch import config
+from geomatch.errors import UsageError
 from geomatch.nn.encoder import Siamese
-from geomatch.nn.step import TileForm, abstract_state, build, initial_state, make_step
-from geomatch.nn.trunks import TRUNKS, BasicBlock, ResNet
+from geomatch.nn.step import (
+    TileForm,
+    abstract_state,
+    build,
+    initial_state,
+    learning_scales,
+    make_step,
+    on_devices,
+    with_params,
+)
+from geomatch.nn.trunks import TRUNKS, BasicBlock, ResNet, Trunk
 
 pytest_plugins = ["small_fixtures"]
 
@@ -25,16 +36,24 @@ STILL = config.Augment(flips=False, turns=False, brightness=0.0, contrast=0.0, l
 
 @pytest.fixture(scope="module", autouse=True)
 def _tiny():
-    """A trunk that compiles quickly."""
+    """Trunks that compile quickly, of one and two stages."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TRUNKS, "tiny", partial(ResNet, block=BasicBlock, stages=(1,), width=8))
+        for name, blocks in (("tiny", (1,)), ("two", (1, 1))):
+            trunk = partial(ResNet, block=BasicBlock, blocks=blocks, width=8)
+            patch.setitem(TRUNKS, name, Trunk(trunk, len(blocks)))
         yield
 
 
-def configured(loss="bce", changes=STILL, **train):
+POOL = {"trunk": "tiny", "head": "pool"}
+MLP = {"head": "mlp", "hidden": (6,), "descriptor": 5, "dropout": 0.0}
+BLOCKS = {"trunk": "two", **MLP}
+SMALL = {"trunk": "convnet", "stage": 1, **MLP}
+
+
+def configured(loss="bce", changes=STILL, model=POOL, **train):
     return config.Config(
-        model=config.Model(trunk="tiny", head="pool"),  # type: ignore[arg-type]
-        train=config.Train(loss=loss, lr=1e-3, **train),
+        model=config.Model(**model),
+        train=config.Train(**{"loss": loss, "lr": 1e-3, "dtype": "float32", **train}),
         augment=changes,
     )
 
@@ -62,9 +81,12 @@ def prepared(settings):
     return model, initial_state(model, settings, FORM), make_step(model, settings, FORM, reach=1)
 
 
-def run_step(settings, tiles, cells, devices=1):
-    model, state, step = prepared(settings)
-    after, loss = step(state, shared(tiles, devices), shared(cells, devices), np.uint32(0))
+def run_step(settings, tiles, cells, devices=1, state=None):
+    model, first, step = prepared(settings)
+    state = state or first
+    # A step takes its state, which is asked for again.
+    own = jax.tree.map(np.array, state)
+    after, loss = step(own, shared(tiles, devices), shared(cells, devices), np.uint32(0))
     return model, state, jax.tree.map(np.asarray, after), np.asarray(loss)
 
 
@@ -75,7 +97,8 @@ def gradient(after):
 
 def one_device(model):
     """The model outside of pmap, its BatchNorm over the batch it is given."""
-    return Siamese(dataclasses.replace(model.encoder, axis_name=None))
+    shared = dataclasses.replace(model.encoder.shared, axis_name=None)
+    return Siamese(model.encoder.clone(shared=shared))
 
 
 def trained_descriptors(model, state, tiles):
@@ -94,15 +117,11 @@ def assert_near(found, wanted, tolerance=1e-4):
         np.testing.assert_allclose(mine, theirs, rtol=tolerance, atol=tolerance * scale)
 
 
-@pytest.mark.parametrize(("roles", "devices"), [(3, 2), (6, 1)])
-def test_bce_of_a_batch_by_hand(roles, devices):
-    tiles, cells = random_batch(roles)
-    model, state, after, loss = run_step(configured(), tiles, cells, devices)
-    rows, statistics = trained_descriptors(model, state, tiles)
-    head = state.params["pair_head"]
+def bce_by_hand(rows, head):
+    """The loss of descriptors (roles, batch, d): triplets of an anchor, its match and another."""
     terms = []
-    for first in range(0, roles, 3):
-        for i in range(4):
+    for first in range(0, len(rows), 3):
+        for i in range(rows.shape[1]):
             for other, match in ((first + 1, True), (first + 2, False)):
                 apart = np.abs(rows[first, i] - rows[other, i])
                 logit = float(head["bias"][0])
@@ -110,8 +129,16 @@ def test_bce_of_a_batch_by_hand(roles, devices):
                     logit += float(weight) * float(value)
                 p = 1 / (1 + math.exp(-logit))
                 terms.append(-math.log(p if match else 1 - p))
-    assert len(terms) == 2 * 4 * roles // 3
-    assert loss == pytest.approx(sum(terms) / len(terms), rel=1e-4)
+    assert len(terms) == 2 * rows.shape[1] * len(rows) // 3
+    return sum(terms) / len(terms)
+
+
+@pytest.mark.parametrize(("model", "roles", "devices"), [(POOL, 3, 2), (POOL, 6, 1), (SMALL, 3, 2)])
+def test_bce_of_a_batch_by_hand(model, roles, devices):
+    tiles, cells = random_batch(roles)
+    model, state, after, loss = run_step(configured(model=model), tiles, cells, devices)
+    rows, statistics = trained_descriptors(model, state, tiles)
+    assert loss == pytest.approx(bce_by_hand(rows, state.params["pair_head"]), rel=1e-4)
     assert_near(after.batch_stats, jax.tree.map(np.asarray, dict(statistics)))
 
 
@@ -151,11 +178,14 @@ def test_info_nce_of_a_batch_by_hand(roles):
     assert loss == pytest.approx(wanted, rel=1e-4)
 
 
-@pytest.mark.parametrize(("loss", "roles"), [("bce", 6), ("infonce", 5)])
-def test_two_devices_take_the_step_of_one(loss, roles):
+@pytest.mark.parametrize(
+    ("loss", "roles", "model"), [("bce", 6, POOL), ("infonce", 5, POOL), ("infonce", 2, SMALL)]
+)
+def test_two_devices_take_the_step_of_one(loss, roles, model):
     tiles, cells = random_batch(roles)
-    _, _, single, loss_of_one = run_step(configured(loss), tiles, cells)
-    _, _, double, losses = run_step(configured(loss), tiles, cells, devices=2)
+    settings = configured(loss, model=model)
+    _, _, single, loss_of_one = run_step(settings, tiles, cells)
+    _, _, double, losses = run_step(settings, tiles, cells, devices=2)
     assert losses.shape == (2,)
     assert losses == pytest.approx(np.full(2, loss_of_one[0]), rel=1e-5)
     assert_near(gradient(double), gradient(single))
@@ -208,7 +238,8 @@ def test_randomness_is_of_the_seed_and_the_step_number():
     def losses(seed, *numbers):
         _, _, step = prepared(configured(changes=config.Augment(), seed=seed))
         batch = shared(tiles, 1), shared(cells, 1)
-        return [float(step(state, *batch, np.uint32(number))[1][0]) for number in numbers]
+        own = partial(jax.tree.map, np.array, state)
+        return [float(step(own(), *batch, np.uint32(number))[1][0]) for number in numbers]
 
     first, again, other = losses(0, 3, 3, 4)
     assert first == again
@@ -233,3 +264,296 @@ def test_the_seed_decides_the_weights():
     _, other, _ = prepared(configured(changes=config.Augment(), seed=1))
     kernels = [s.params["encoder"]["trunk"]["stem"]["kernel"] for s in (first, other)]
     assert not np.array_equal(*kernels)
+
+
+def losses_of_steps(settings, numbers, devices=1, alike=False):
+    """The loss of a first step under several numbers; `alike`: each device has the same tiles."""
+    tiles, cells = random_batch(3)
+    _, state, step = prepared(settings)
+    own = partial(jax.tree.map, np.array, state)
+    batch = [shared(values, 1 if alike else devices) for values in (tiles, cells)]
+    if alike:
+        batch = [np.repeat(values, devices, axis=0) for values in batch]
+    return [float(step(own(), *batch, np.uint32(number))[1][0]) for number in numbers]
+
+
+def test_dropout_is_of_the_seed_and_the_step_number():
+    settings = configured(model={**SMALL, "dropout": 0.5})
+    first, again, other = losses_of_steps(settings, (3, 3, 4))
+    assert first == again
+    reseeded = dataclasses.replace(settings.train, seed=1)
+    state = prepared(settings)[1]
+    step = make_step(prepared(settings)[0], dataclasses.replace(settings, train=reseeded), FORM, 1)
+    batch = [shared(values, 1) for values in random_batch(3)]
+    elsewhere = float(step(jax.tree.map(np.array, state), *batch, np.uint32(3))[1][0])
+    assert len({first, other, elsewhere}) == 3
+    # All else stands still.
+    still = losses_of_steps(configured(model=SMALL), (3, 4))
+    assert still[0] == still[1]
+
+
+def test_every_device_drops_values_of_its_own():
+    dropping, still = configured(model={**SMALL, "dropout": 0.5}), configured(model=SMALL)
+    # Were both to drop the same, two devices with the same tiles would have the loss of one.
+    for settings, same in ((dropping, False), (still, True)):
+        (one,), (both,) = (
+            losses_of_steps(settings, (0,), devices, alike=True) for devices in (1, 2)
+        )
+        assert (abs(one - both) < 1e-5 * one) == same
+
+
+# Parts that do not learn, or not as fast.
+
+
+def drawn_state(settings, seed=0):
+    """A state whose every parameter has a gradient; initial residual branches are silent."""
+    _, state, _ = prepared(settings)
+    model = {key: getattr(settings.model, key) for key in BLOCKS}
+    _, variables = network(FORM, seed, **model)
+    return with_params(state, settings, variables["params"], variables["batch_stats"])
+
+
+def named(tree):
+    """Leaves by their path: "encoder/trunk/stem/kernel"."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {"/".join(key.key for key in path): leaf for path, leaf in leaves}
+
+
+@functools.cache
+def movements(**train):
+    """How far a first step moves each parameter and statistic of the same state."""
+    settings = configured(model=BLOCKS, lr=1e-2, **train)
+    state = drawn_state(settings)
+    _, _, after, _ = run_step(settings, *random_batch(3), state=state)
+    before, after = (
+        {**named(each.params), **{f"{k} of batches": v for k, v in named(each.batch_stats).items()}}
+        for each in (state, after)
+    )
+    assert all(np.isfinite(leaf).all() for leaf in after.values())
+    return {name: after[name] - before[name] for name in before}
+
+
+def test_all_learns_that_the_loss_depends_on():
+    moved = {name for name, by in movements().items() if by.any()}
+    assert movements().keys() - moved == {"log_temperature"}
+    assert {name for name in moved if name.endswith("of batches")} >= {
+        "encoder/trunk/stage2_block1/shortcut/var of batches",
+        "encoder/head/BatchNorm_0/mean of batches",
+    }
+
+
+@pytest.mark.parametrize(
+    ("freeze", "kept"),
+    [
+        (("trunk",), ("encoder/trunk/",)),
+        (("trunk/stem", "trunk/stage1"), ("encoder/trunk/stem/", "encoder/trunk/stage1_block1/")),
+        (("head", "fusion", "pair_head"), ("encoder/head/", "encoder/fusion/", "pair_head/")),
+    ],
+)
+def test_frozen_parts_stay_as_they_are_and_the_rest_learns(freeze, kept):
+    moved = movements(freeze=freeze)
+    free = {name for name, by in movements().items() if by.any()}
+    frozen = {name for name in free if name.startswith(kept)}
+    assert frozen
+    assert {name for name, by in moved.items() if by.any()} == free - frozen
+
+
+def test_frozen_statistics_alone_stay_and_all_weights_learn():
+    moved = {name for name, by in movements(freeze=("batch_norm",)).items() if by.any()}
+    free = {name for name, by in movements().items() if by.any()}
+    assert moved == {name for name in free if not name.endswith("of batches")}
+
+
+def test_frozen_parts_stay_over_many_steps_on_two_devices():
+    settings = configured(model=BLOCKS, lr=1e-2, freeze=("trunk",))
+    step = prepared(settings)[2]
+    state = drawn_state(settings)
+    batch = [shared(values, 2) for values in random_batch(3)]
+    now = on_devices(state)
+    for number in range(3):
+        now, _ = step(now, *batch, np.uint32(number))
+    for before, after in ((state.params, now.params), (state.batch_stats, now.batch_stats)):
+        trunk, found = before["encoder"]["trunk"], after["encoder"]["trunk"]
+        for a, b in zip(*map(jax.tree.leaves, (trunk, found)), strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert any(
+            not np.array_equal(a, b)
+            for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True)
+        )
+
+
+def test_a_frozen_trunk_is_trained_on_as_it_infers():
+    tiles, cells = random_batch(3)
+    settings = configured(freeze=("trunk",))
+    model, state, _, loss = run_step(settings, tiles, cells)
+    rows = np.asarray(jax.jit(model.apply)(state.variables, tiles.reshape(-1, 16, 16, 4)))
+    wanted = bce_by_hand(rows.reshape(3, 4, -1), state.params["pair_head"])
+    assert loss == pytest.approx(wanted, rel=1e-4)
+    trained, _ = trained_descriptors(prepared(configured())[0], state, tiles)
+    assert abs(bce_by_hand(trained, state.params["pair_head"]) - wanted) > 1e-3 * wanted
+
+
+def test_what_was_frozen_learns_once_thawed():
+    settings = configured(model=BLOCKS, lr=1e-2, freeze=("trunk",))
+    thawed = build(settings, FORM, frozen=False)
+    step = make_step(thawed, settings, FORM, reach=1)
+    state = drawn_state(settings)
+    batch = [shared(values, 1) for values in random_batch(3)]
+    after, _ = step(jax.tree.map(np.array, state), *batch, np.uint32(0))
+    found, before = named(after.params), named(state.params)
+    for name, by in movements().items():
+        if not name.endswith("of batches"):
+            np.testing.assert_allclose(found[name] - before[name], by, atol=1e-4)
+    stem = (each.batch_stats["encoder"]["trunk"]["stem"]["mean"] for each in (state, after))
+    assert not np.array_equal(*stem)
+
+
+@pytest.mark.parametrize(
+    ("scales", "freeze", "wanted"),
+    [
+        # The narrowest part decides.
+        (
+            ("trunk=0.1", "trunk/stage1=3", "head=0", "fusion=2"),
+            (),
+            {
+                "encoder/trunk/stage1_": 3,
+                "encoder/trunk/": 0.1,
+                "encoder/head/": 0,
+                "encoder/fusion/": 2,
+            },
+        ),
+        (
+            ("trunk=2",),
+            ("trunk/stem", "trunk/stage1"),
+            {"encoder/trunk/stem/": 0, "encoder/trunk/stage1_": 0, "encoder/trunk/": 2},
+        ),
+    ],
+)
+def test_a_part_s_learning_rate_is_scaled(scales, freeze, wanted):
+    # Of the same frozen statistics, which are no matter of the rate.
+    plain = movements(freeze=freeze) if freeze else movements()
+    found = movements(lr_scale=scales, freeze=freeze)
+    checked = set()
+    for name, by in plain.items():
+        part = next((part for part in wanted if name.startswith(part)), None)
+        scale = wanted.get(part, 1)
+        if name.endswith("of batches"):
+            scale = 1
+        else:
+            checked.add(part)
+        # Values are near 1, of which a float keeps seven digits.
+        np.testing.assert_allclose(found[name], scale * by, rtol=1e-3, atol=1e-6)
+    assert checked == {*wanted, None}
+
+
+def test_the_narrowest_part_decides_whichever_comes_first():
+    def scales(*texts):
+        settings = configured(model=BLOCKS, lr_scale=texts)
+        model, state, _ = prepared(settings)
+        return learning_scales(model, settings, state.params)
+
+    assert scales("trunk=0.1", "trunk/stage1=3") == scales(" trunk/stage1 = 3", "trunk=0.1")
+    assert scales("trunk=0.1", "trunk/stage1=3") != scales("trunk=0.1")
+
+
+@pytest.mark.parametrize(
+    "scale", ["trunk", "trunk=", "trunk=fast", "trunk=-1", "trunk=nan", "trunk=inf"]
+)
+def test_a_scale_that_is_no_number_is_refused(scale):
+    settings = configured(lr_scale=(scale,))
+    with pytest.raises(UsageError, match="lr_scale") as error:
+        make_step(build(settings, FORM), settings, FORM, reach=1)
+    assert repr(scale) in error.value.message
+    assert "trunk=0.1" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "part"),
+    [
+        ("lr_scale", "trnk=0.1", "trnk"),
+        ("lr_scale", "=1", ""),
+        # It names statistics, which have no rate.
+        ("lr_scale", "batch_norm=0.1", "batch_norm"),
+        ("freeze", "trunk/stage9", "trunk/stage9"),
+        # The "pool" head has no parameters.
+        ("freeze", "head", "head"),
+    ],
+)
+def test_a_part_that_the_network_has_not_is_refused_and_those_it_has_are_named(
+    setting, value, part
+):
+    settings = configured(**{setting: (value,)})
+    with pytest.raises(UsageError, match=f"train.{setting}") as error:
+        make_step(build(settings, FORM), settings, FORM, reach=1)
+    assert repr(part) in error.value.message
+    assert "fusion, log_temperature, pair_head, trunk;" in error.value.hint
+
+
+# What a network is built from.
+
+
+def test_batch_norm_s_epsilon_is_the_trunk_s_unless_given():
+    def epsilon(**model):
+        return build(configured(model=model), FORM).encoder.shared.epsilon
+
+    assert epsilon(trunk="resnet50") == 1e-5
+    assert epsilon(trunk="efficientnet_lite0") == 1e-3
+    assert epsilon(trunk="efficientnet_lite0", epsilon=0.01) == 0.01
+
+
+@pytest.mark.parametrize("labels", [0, 3])
+def test_classes_are_of_labels_of_one_band(labels):
+    settings = configured(model={**POOL, "label_classes": 4})
+    with pytest.raises(UsageError, match=f"label_classes = 4.* {labels} label channels"):
+        build(settings, TileForm(16, 3, labels))
+
+
+def test_classes_are_learned_from():
+    settings = configured(model={**POOL, "label_classes": 2})
+    tiles, cells = random_batch(3)
+    tiles[..., -1] %= 3
+    model, state, after, loss = run_step(settings, tiles, cells)
+    rows, _ = trained_descriptors(model, state, tiles)
+    assert loss == pytest.approx(bce_by_hand(rows, state.params["pair_head"]), rel=1e-4)
+    before, after = (each.params["encoder"]["fusion"]["kernel"] for each in (state, after))
+    assert before.shape == (5, 3)
+    assert (before != after)[3:].all()
+
+
+def test_a_network_without_batch_norm_learns():
+    settings = configured(model={"trunk": "convnet", "stage": 2, "head": "pool"})
+    _, state, after, loss = run_step(settings, *random_batch(3))
+    assert np.isfinite(loss).all()
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    kernels = (each.params["encoder"]["trunk"]["stage1"]["kernel"] for each in (state, after))
+    assert not np.array_equal(*kernels)
+
+
+def test_a_step_in_bfloat16_is_near_the_one_in_float32():
+    tiles, cells = random_batch(3)
+    model = {**POOL, "pooling": "mean"}
+    steps = [
+        run_step(configured(model=model, dtype=dtype), tiles, cells)
+        for dtype in ("float32", "bfloat16")
+    ]
+    (_, _, wanted, loss), (_, _, found, half_loss) = steps
+    assert half_loss == pytest.approx(loss, rel=0.02)
+    assert not np.array_equal(half_loss, loss)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found.params)} == {np.dtype("float32")}
+    slopes = (
+        np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradient(after))])
+        for after in (found, wanted)
+    )
+    mine, theirs = (slope / np.linalg.norm(slope) for slope in slopes)
+    assert mine @ theirs > 0.97
+
+
+def test_other_weights_begin_with_a_fresh_optimizer():
+    settings = configured()
+    _, state, after, _ = run_step(settings, *random_batch(3))
+    begun = with_params(after, settings, after.params, after.batch_stats)
+    assert any(leaf.any() for leaf in jax.tree.leaves(after.optimizer))
+    for a, b in zip(*map(jax.tree.leaves, (begun.optimizer, state.optimizer)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(*map(jax.tree.leaves, (begun.params, after.params)), strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -6,8 +6,13 @@ import importlib.util
 import os
 from pathlib import Path
 
-YNN = "--xla_cpu_experimental_ynn_fusion_type"
-"""Which operations go to XLA's YNN library; its convolutions use one core alone."""
+FLAGS = {
+    # XLA's YNN library convolves on one core alone.
+    "xla_cpu_experimental_ynn_fusion_type": "-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION",
+    # A third less memory for a training step, at the same speed.
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+}
+"""Of XLA's CPU backend, where the user says nothing else; known to jax 0.10 to 0.12."""
 
 
 def prepare() -> None:
@@ -23,9 +28,10 @@ def prepare() -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         cache = folder / "geomatch" / f"jax-{cores}-cores"
         jax.config.update("jax_compilation_cache_dir", str(cache))
-    flags = os.environ.get("XLA_FLAGS", "")
-    if cpu_only() and YNN not in flags and jax.__version_info__ < (0, 13):
-        os.environ["XLA_FLAGS"] = f"{flags} {YNN}=-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
+    said = os.environ.get("XLA_FLAGS", "")
+    if cpu_only() and jax.__version_info__ < (0, 13):
+        mine = [f"--{name}={value}" for name, value in FLAGS.items() if name not in said]
+        os.environ["XLA_FLAGS"] = " ".join([said, *mine]).strip()
 
 
 def cpu_only() -> bool:

@@ -100,7 +100,7 @@ def resolved(model: config.Model) -> config.Model:
     """`model`, with the trunk's own values where the configuration leaves them to it.
 
     Raises:
-        UsageError: the trunk has no such stage, or label classes and pooling do not fit.
+        UsageError: the trunk has no such stage.
     """
     trunk = TRUNKS[model.trunk]
     if model.stage > trunk.stages:

@@ -598,6 +598,7 @@ TRANSLATIONS: dict[str, Callable[..., _Tensor]] = {
     "square": _square,
     "squeeze": _squeeze,
     "stack": _stack,
+    "stop_gradient": _same,
     "sub": _affine("Sub"),
     "tanh": _elementwise("Tanh"),
     "transpose": _transpose,

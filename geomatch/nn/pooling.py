@@ -33,15 +33,13 @@ class Pool(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.kind == "rmac":
             side = min(x.shape[1:3])
-            found = [
-                x[:, i : i + size, j : j + size].max(axis=(1, 2)) for i, j, size in regions(side)
-            ]
+            found = [maximum(x[:, i : i + size, j : j + size]) for i, j, size in regions(side)]
             return unit(jnp.stack(found, axis=1))
         return self._pooled(x).reshape(len(x), 1, -1)
 
     def _pooled(self, x: jax.Array) -> jax.Array:
         if self.kind == "max":
-            return x.max(axis=(1, 2))
+            return maximum(x)
         if self.kind == "mean":
             return x.mean(axis=(1, 2))
         if self.kind == "sum":
@@ -57,6 +55,29 @@ class Pool(nn.Module):
         if self.kind == "grid":
             return unit(mean_pool_to(x, self.bins))
         return x
+
+
+@jax.custom_vjp
+def maximum(x: jax.Array) -> jax.Array:
+    """Maxima (b, c) of (b, h, w, c); the gradient of each goes to one place.
+
+    JAX shares it among all places equal to the maximum. XLA may compute the map anew to find them,
+    rounded otherwise: then there are none, and the share is 0 / 0.
+    """
+    return x.max(axis=(1, 2))
+
+
+def _maximum_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    flat = x.reshape(len(x), -1, x.shape[-1])
+    places = jax.nn.one_hot(flat.argmax(axis=1), flat.shape[1], dtype=bool, axis=1)
+    return maximum(x), places.reshape(x.shape)
+
+
+def _maximum_backward(places: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
+    return (jnp.where(places, dy[:, None, None], 0),)
+
+
+maximum.defvjp(_maximum_forward, _maximum_backward)
 
 
 def regions(side: int) -> Iterator[tuple[int, int, int]]:

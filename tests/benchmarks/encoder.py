@@ -117,7 +117,8 @@ def show(args: Any, times: dict[str, list[float]], memory: dict[str, int]) -> No
     from rich.console import Console
     from rich.table import Table
 
-    speed = {name: args.batch / statistics.median(values) for name, values in times.items()}
+    images = args.batch * (2 if args.what == "embedding" else 1)
+    speed = {name: images / statistics.median(values) for name, values in times.items()}
     title = f"{args.what}, {args.trunk}, {args.size} px, {args.channels} channels, "
     table = Table(title=title + f"batch {args.batch}, jax {jax.__version__}")
     for column in ("", "images/s", "slowest", "fastest", "of the best peer", "peak GB"):
@@ -129,14 +130,14 @@ def show(args: Any, times: dict[str, list[float]], memory: dict[str, int]) -> No
             for other, value in speed.items()
             if other.split()[-1] == precision and other.split()[0] in PEERS
         ]
-        low, high = (args.batch / extreme(times[name]) for extreme in (max, min))
+        low, high = (images / extreme(times[name]) for extreme in (max, min))
         ratio = f"{speed[name] / max(peers):.2f}" if peers else ""
         row = (name, f"{speed[name]:.1f}", f"{low:.1f}", f"{high:.1f}", ratio)
         table.add_row(*row, f"{memory[name] / 1e9:.2f}")
     Console().print(table)
 
 
-PEERS = ("torch", "keras")
+PEERS = ("torch", "keras", "openvino")
 
 
 def ours_training(dtype: str, plain: bool = False) -> Callable[[Asked], Work]:
@@ -151,11 +152,9 @@ def ours_training(dtype: str, plain: bool = False) -> Callable[[Asked], Work]:
         import jax
 
         from geomatch.nn import layers
-        from geomatch.nn.step import initial_state, make_step, on_devices
+        from geomatch.nn.step import build, initial_state, make_step, on_devices
 
         settings, form = ours(asked, dtype)
-        from geomatch.nn.step import build
-
         model = build(settings, form)
         state = on_devices(initial_state(model, settings, form))
         step = make_step(model, settings, form, reach=0)
@@ -285,7 +284,103 @@ TRAINING = {
     "keras float32": keras_training("float32"),
     "keras bfloat16": keras_training("bfloat16"),
 }
-EMBEDDING: dict[str, Callable[[Asked], Work]] = {}
+
+
+def ours_embedding(engine: str, dtype: str) -> Callable[[Asked], Work]:
+    """`embed`'s own engine, from uint8 tiles to descriptors."""
+
+    def prepare(asked: Asked) -> Work:
+        from geomatch.nn import backend, engines
+
+        backend.prepare()
+        from geomatch.nn.describe import describe_with
+        from geomatch.nn.step import build, initial_state
+
+        settings, form = ours(asked, "float32")
+        model, tiles = build(settings, form), asked.tiles()
+        variables = initial_state(model, settings, form).variables
+        choice = engines.Choice(engine, dtype)
+        made = engines.build(choice, model, variables, form, asked.batch, [tiles])
+        return lambda: list(describe_with(made, [tiles, tiles]))
+
+    return prepare
+
+
+def torch_embedding(dtype: str, compiled: bool = False) -> Callable[[Asked], Work]:
+    """torch: channels-last, autocast in bfloat16; frozen where it is compiled."""
+
+    def prepare(asked: Asked) -> Work:
+        import torch
+
+        torch.set_num_threads(os.cpu_count() or 1)
+        model = torch_model(asked).eval()
+        if compiled:
+            import torch._inductor.config
+
+            torch._inductor.config.freezing = True
+            model = torch.compile(model)
+        tiles = torch.from_numpy(asked.tiles())
+
+        def work() -> object:
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, dtype == "bfloat16"):
+                for _ in range(2):
+                    x = tiles.permute(0, 3, 1, 2).float().div(128).sub(1)
+                    rows = model(x.contiguous(memory_format=torch.channels_last))
+            return rows.float().numpy()
+
+        return work
+
+    return prepare
+
+
+def openvino_embedding(dtype: str) -> Callable[[Asked], Work]:
+    """torchvision's network as OpenVINO converts it, with the same preprocessing inside."""
+
+    def prepare(asked: Asked) -> Work:
+        import openvino
+        import torch
+
+        class Whole(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.network = torch_model(asked).eval()
+
+            def forward(self, tiles: Any) -> Any:
+                return self.network(tiles.permute(0, 3, 1, 2).float() / 128 - 1)
+
+        tiles = asked.tiles()
+        network = openvino.convert_model(Whole(), example_input=torch.from_numpy(tiles))
+        network.reshape(list(tiles.shape))
+        hint = {"INFERENCE_PRECISION_HINT": "bf16" if dtype == "bfloat16" else "f32"}
+        compiled = openvino.Core().compile_model(network, "CPU", hint | {"NUM_STREAMS": 2})
+        requests = [compiled.create_infer_request() for _ in range(2)]
+
+        def work() -> object:
+            for request in requests:
+                request.start_async([tiles])
+            for request in requests:
+                request.wait()
+            return np.array(requests[0].get_output_tensor().data)
+
+        return work
+
+    return prepare
+
+
+EMBEDDING = {
+    "ours openvino int8": ours_embedding("openvino", "int8"),
+    "ours openvino bfloat16": ours_embedding("openvino", "bfloat16"),
+    "ours openvino float32": ours_embedding("openvino", "float32"),
+    "ours onnxruntime float32": ours_embedding("onnxruntime", "float32"),
+    "ours jax bfloat16": ours_embedding("jax", "bfloat16"),
+    "ours jax float32": ours_embedding("jax", "float32"),
+    "openvino bfloat16": openvino_embedding("bfloat16"),
+    "openvino float32": openvino_embedding("float32"),
+    "torch bfloat16": torch_embedding("bfloat16"),
+    "torch float32": torch_embedding("float32"),
+    "torch compile bfloat16": torch_embedding("bfloat16", compiled=True),
+}
+"""Each works through two batches a repetition, as `embed` has two under way."""
 
 
 if __name__ == "__main__":
