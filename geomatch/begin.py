@@ -24,6 +24,7 @@ from geomatch.nn.step import State, TileForm, build, initial_state, with_params
 from geomatch.nn.weights import Weights, packaged_weights, read_weights
 from geomatch.progress import Reporter
 from geomatch.project import FORMAT, Project, read_manifest, replace_folder, write_json
+from geomatch.search.exact import unit
 from geomatch.search.whitening import whitening
 
 TABLES = ("model", "train", "mining", "augment")
@@ -176,11 +177,9 @@ def _whitened(
 ) -> State:
     # Flips and turns of few tiles make a covariance that holds elsewhere, too.
     rng = np.random.default_rng(settings.train.seed)
-    views = 2**settings.augment.flips * 4**settings.augment.turns
-    drawn = np.sort(rng.permutation(views * len(training))[:WHITENING_VIEWS])
-    rows, view = np.divmod(drawn, views)
-    flip = view % 2 if settings.augment.flips else np.zeros_like(view)
-    turn = view // 2 if settings.augment.flips else view
+    flips, turns = 1 + settings.augment.flips, 1 + 3 * settings.augment.turns
+    drawn = np.sort(rng.permutation(turns * flips * len(training))[:WHITENING_VIEWS])
+    rows, turn, flip = np.unravel_index(drawn, (len(training), turns, flips))
     change = jax.jit(jax.vmap(turned))
     batches = (
         np.asarray(change(store.read(training.store_row[rows[part]]), flip[part], turn[part]))
@@ -191,8 +190,7 @@ def _whitened(
         parts.append(part)
         report("fitting the PCA", sum(map(len, parts)), len(rows))
     whiten = state.params["encoder"]["head"]["whiten"]
-    vectors = np.concatenate(parts).reshape(-1, len(whiten["kernel"]))
-    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+    vectors = unit(np.concatenate(parts).reshape(-1, len(whiten["kernel"])))
     years = np.repeat(training.year[rows], len(vectors) // len(rows))
     kernel, bias = whitening(vectors, years, settings.model.descriptor)
     params = {**state.params, "encoder": {**state.params["encoder"]}}

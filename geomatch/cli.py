@@ -85,6 +85,12 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Beats geomatch.toml; repeatable."),
 ]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        "--run", help="NAME or NAME@STEP; the latest run's best checkpoint.", metavar="RUN"
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 HERE = Path()
@@ -225,10 +231,7 @@ def train(
 @app.command()
 def embed(
     project: ProjectFolder = HERE,
-    run: Annotated[
-        str | None,
-        typer.Option(help="NAME or NAME@STEP; the latest run's best checkpoint.", metavar="RUN"),
-    ] = None,
+    run: Checkpoint = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -440,10 +443,7 @@ app.add_typer(export, name="export")
 @export.command("model")
 def export_model(
     project: ProjectFolder = HERE,
-    run: Annotated[
-        str | None,
-        typer.Option(help="NAME or NAME@STEP; the latest run's best checkpoint.", metavar="RUN"),
-    ] = None,
+    run: Checkpoint = None,
     model: Annotated[
         Path | None,
         typer.Option(help="A run's folder, or another project, in place of --run.", exists=True),
