@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-import flax.linen as nn
-
 from geomatch.nn.trunks.convnet import ConvNet
 from geomatch.nn.trunks.efficientnet import EfficientNetLite
+from geomatch.nn.trunks.network import Network
 from geomatch.nn.trunks.resnet import BasicBlock, Bottleneck, ResNet
 from geomatch.nn.trunks.vgg import VGG
 
@@ -20,15 +19,13 @@ class Trunk:
     """A trunk and what its published weights were trained with.
 
     Attributes:
-        network: makes the module, from `shared` (its layers' common settings), `stage` (the last
-            one to compute), `stride_in` and `outputs` (see `config.Model`); called with images
-            (b, h, w, 3) and whether it trains.
+        network: makes it, from the attributes that all have.
         stages: how many there are.
         preprocessing: see `encoder.PREPROCESSING`.
         epsilon: of its BatchNorm.
     """
 
-    network: Callable[..., nn.Module]
+    network: Callable[..., Network]
     stages: int
     preprocessing: Literal["torch", "lite"] = "torch"
     epsilon: float = 1e-5

@@ -5,19 +5,15 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
-from geomatch.nn.layers import Conv, Shared, max_pool_2x2, relu
+from geomatch.nn.layers import Conv, max_pool_2x2, relu
+from geomatch.nn.trunks.network import Network
 
 STAGES = ((32, 7), (64, 5), (128, 3), (256, 1))
 """Filters and kernel size; the fifth stage has as many filters as the descriptor."""
 
 
-class ConvNet(nn.Module):
+class ConvNet(Network):
     """Five convolutions, each with a maximum that halves the map; the last has no ReLU."""
-
-    shared: Shared
-    stage: int
-    stride_in: str
-    outputs: int
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:

@@ -10,7 +10,8 @@ from functools import partial
 import flax.linen as nn
 import jax
 
-from geomatch.nn.layers import ConvNorm, Shared, relu6
+from geomatch.nn.layers import ConvNorm, relu6
+from geomatch.nn.trunks.network import Network
 
 STAGES = (
     # blocks, filters, kernel, stride, expansion
@@ -44,13 +45,8 @@ class InvertedBottleneck(nn.Module):
         return x + y if x.shape == y.shape else y
 
 
-class EfficientNetLite(nn.Module):
+class EfficientNetLite(Network):
     """Stages 1 to 7 of stride 2, 4, 8, 16, 16, 32, 32; the eighth is the last 1x1 to 1280."""
-
-    shared: Shared
-    stage: int
-    stride_in: str
-    outputs: int
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:

@@ -8,7 +8,8 @@ from functools import partial
 import flax.linen as nn
 import jax
 
-from geomatch.nn.layers import ConvNorm, Shared, max_pool_3x3, relu
+from geomatch.nn.layers import ConvNorm, max_pool_3x3, relu
+from geomatch.nn.trunks.network import Network
 
 ConvNormDef = Callable[..., ConvNorm]
 
@@ -58,7 +59,7 @@ def _shortcut(block: BasicBlock | Bottleneck, x: jax.Array, filters: int) -> jax
     return block.conv(filters, 1, stride=block.stride, name="shortcut")(x)
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """Feature maps of stride 4, 8, 16 and 32, of stages 1 to 4.
 
     Attributes:
@@ -66,10 +67,6 @@ class ResNet(nn.Module):
         width: channels of the first stage.
     """
 
-    shared: Shared
-    stage: int
-    stride_in: str
-    outputs: int
     block: type[BasicBlock | Bottleneck]
     blocks: tuple[int, ...]
     width: int = 64

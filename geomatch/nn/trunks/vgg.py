@@ -5,19 +5,15 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
-from geomatch.nn.layers import Conv, Shared, max_pool_2x2, relu
+from geomatch.nn.layers import Conv, max_pool_2x2, relu
+from geomatch.nn.trunks.network import Network
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Filters of each convolution."""
 
 
-class VGG(nn.Module):
+class VGG(Network):
     """Feature maps of stride 2, 4, 8, 16 and 32, of stages 1 to 5, each ending in its maximum."""
-
-    shared: Shared
-    stage: int
-    stride_in: str
-    outputs: int
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
