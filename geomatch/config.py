@@ -39,6 +39,18 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Images:
+    folders: tuple[str, ...] = _key(
+        (), 'images in class folders, an MNIST file, or ["train=PATH", "test=PATH"]'
+    )
+    pairs: tuple[str, ...] = _key((), "two folders of images with the same names")
+    least: int = _key(2, "images of a class; smaller ones are left out", least=1)
+    ignore: tuple[str, ...] = _key((), "classes left out")
+    validation: float = _key(0.2, "share of each class, or a count from 1 on", least=0)
+    test: float = _key(0.1, "share of each class, or a count from 1 on", least=0)
+
+
+@dataclass(frozen=True)
 class Split:
     by: Literal["blocks", "source", "file"] = _key("blocks", "how regions are set apart")
     validation: tuple[str, ...] = _key((), "source: globs of file names; file: polygon files")
@@ -92,37 +104,72 @@ class Model:
 class Train:
     epochs: int = _key(120, "one epoch is every training place once as anchor", least=0)
     batch: int = _key(6, "anchors per global batch, divisible by the devices", least=1)
-    lr: float = _key(1e-4, "Adam's learning rate", least=0)
+    views: int = _key(2, "tiles of each place in a batch that is compared as a whole", least=2)
+    lr: float = _key(1e-4, "learning rate", least=0)
+    schedule: Literal["constant", "cosine", "exponential"] = _key(
+        "constant", '"cosine": to 0 in the last epoch; "exponential": by `decay` each epoch'
+    )
+    warmup: float = _key(0.0, "epochs in which the learning rate rises from 0", least=0)
+    decay: float = _key(0.95, 'factor of an epoch, of the "exponential" schedule', least=0)
     lr_scale: tuple[str, ...] = _key((), 'learning rate of parts: ["trunk=0.1", "head=10"]')
     freeze: tuple[str, ...] = _key(
         (), 'parts that do not learn: "trunk", "trunk/stage1", "head", "batch_norm" (statistics)'
     )
     freeze_epochs: int = _key(0, "for so many epochs; 0: throughout", least=0)
-    loss: Literal["bce", "infonce"] = _key(
-        "bce", '"bce": binary cross-entropy of the pair head; "infonce": the whole batch'
+    loss: Literal[
+        "bce", "focal", "contrastive", "cosine", "triplet", "infonce", "multi-similarity"
+    ] = _key("bce", "bce and focal are of the pair head; infonce compares a whole batch")
+    margin: float | None = _key(None, "of distances; unset: 1 contrastive, 0 cosine, 0.1 triplet")
+    squared: bool = _key(True, 'squared distances in "triplet"')
+    gamma: float = _key(2.0, '"focal": how much easy pairs are played down', least=0)
+    alpha: float = _key(0.25, '"focal": weight of matching pairs; of others 1 less it', least=0)
+    optimizer: Literal["adam", "adamw", "sgd", "ranger"] = _key(
+        "adam", '"sgd": Nesterov momentum; "ranger": RAdam with Lookahead'
     )
-    optimizer: Literal["adam"] = _key("adam", "optimizer")
+    momentum: float = _key(0.9, 'of "sgd"', least=0)
+    weight_decay: float = _key(0.0, "of kernels; not of BatchNorm and biases", least=0)
+    clip: float = _key(0.0, "largest norm of all gradients; 0: any", least=0)
+    ema: float = _key(0.0, "decay of averaged weights, which are then kept; 0: none", least=0)
+    patience: int = _key(0, "validation rounds without a better one, then stop; 0: never", least=0)
     seed: int = _key(0, "of weights, batches and augmentation")
     init: str = _key("", 'trunk weights: "imagenet", a file, or a run\'s name; "": random')
     dtype: Literal["auto", "float32", "bfloat16"] = _key("auto", "computation in the network")
     save_minutes: float = _key(5.0, "a checkpoint at least this often", least=0)
+    frames: Literal["", "validation", "test"] = _key(
+        "", "draw this split's descriptors in two dimensions at every round"
+    )
 
 
 @dataclass(frozen=True)
 class Mining:
-    rule: Literal["knn", "none"] = _key("knn", "how hard pairs are found")
+    rule: Literal["knn", "ranked", "in-batch", "neighbours", "none"] = _key(
+        "knn", '"knn": hard pairs; "ranked": hardest triplets; "neighbours": batches of like tiles'
+    )
     every: int = _key(5, "epochs between mining (and validation) rounds", least=1)
     k: int = _key(5, "neighbours looked at for each query", least=1)
     truth_within: int = _key(2, "a query is hard when its match is not among so many", least=0)
+    pick: Literal["semi-hard", "batch-hard"] = _key("semi-hard", '"in-batch": which triplets')
+    hardest: int = _key(1600, '"ranked": triplets of an epoch', least=1)
+    candidates: int = _key(100, '"ranked": triplets of each place that are ranked', least=1)
+    ramp: float = _key(0.0, "epochs over which the share of hard samples rises to 1", least=0)
+    exact_up_to: int = _key(200_000, "tiles; neighbours among more are approximate", least=0)
 
 
 @dataclass(frozen=True)
 class Augment:
     flips: bool = _key(True, "mirror tiles at random")
     turns: bool = _key(True, "quarter turns at random")
-    independent: bool = _key(False, "flips and turns drawn apart for each year of a place")
+    rotation: float = _key(0.0, "largest rotation in degrees, either way", least=0)
+    zoom: float = _key(0.0, "largest relative change of scale", least=0)
+    shift: float = _key(0.0, "largest translation, as a share of the tile's side", least=0)
+    independent: bool = _key(False, "flips, turns and warps drawn apart for each year of a place")
     brightness: float = _key(0.2, "largest change, as a share of full scale", least=0)
     contrast: float = _key(0.2, "largest relative change", least=0)
+    saturation: float = _key(0.0, "largest relative change", least=0)
+    hue: float = _key(0.0, "largest change, as a share of the colour circle", least=0)
+    blur: float = _key(0.0, "largest standard deviation in pixels", least=0)
+    jpeg: float = _key(0.0, "strongest block compression, 0 to 1", least=0)
+    per_year: bool = _key(False, "light drawn for each year of a batch rather than for each tile")
     label_dropout: float = _key(0.1, "share of tiles that lose their labels", least=0)
 
 
@@ -138,7 +185,20 @@ class Embed:
 
 @dataclass(frozen=True)
 class Eval:
-    database: Literal["split", "all"] = _key("split", "tiles searched: the split's own, or all")
+    database: Literal["split", "all", "train"] = _key(
+        "split", "tiles searched: the split's own, all, or the training split's"
+    )
+    during: tuple[Literal["train", "validation", "test"], ...] = _key(
+        (), "splits measured at every round of training, beside validation"
+    )
+
+
+@dataclass(frozen=True)
+class Tune:
+    space: tuple[str, ...] = _key(
+        (), 'what is tried: ["train.lr = 1e-5 .. 1e-3 log", "model.descriptor = 64 | 128"]'
+    )
+    trials: int = _key(20, "runs of the search", least=1)
 
 
 @dataclass(frozen=True)
@@ -147,6 +207,7 @@ class Config:
 
     grid: Grid = Grid()
     source: tuple[Source, ...] = ()
+    images: Images = Images()
     split: Split = Split()
     model: Model = Model()
     train: Train = Train()
@@ -154,6 +215,13 @@ class Config:
     augment: Augment = Augment()
     embed: Embed = Embed()
     eval: Eval = Eval()
+    tune: Tune = Tune()
+
+    @property
+    def metric(self) -> Literal["cosine", "euclidean"]:
+        """How descriptors compare: by what their loss made near."""
+        by_distance = self.train.loss in ("contrastive", "triplet")
+        return "euclidean" if by_distance and not self.model.normalise else "cosine"
 
 
 def load(path: Path, overrides: Iterable[str] = ()) -> Config:
@@ -191,7 +259,7 @@ def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
             raise _unknown(table, values, "--set")
         if key not in values[table]:
             raise _unknown(f"{table}.{key}", [f"{table}.{k}" for k in values[table]], "--set")
-        values[table][key] = _literal(text.strip())
+        values[table][key] = literal(text.strip())
     return _build(Config, values, "--set")
 
 
@@ -267,7 +335,7 @@ def toml(value: Any) -> str:
     return json.dumps(list(value) if isinstance(value, tuple) else value)
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
     """A value typed on a command line: TOML where it parses, else the string itself."""
     try:
         return tomllib.loads(f"value = {text}")["value"]

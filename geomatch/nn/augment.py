@@ -2,52 +2,84 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.scipy.ndimage import map_coordinates
 
 from geomatch.config import Augment
+
+YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+"""RGB to luminance and the two axes of chrominance (NTSC)."""
+
+QUANTISATION = np.array(
+    [
+        [16, 11, 10, 16, 24, 40, 51, 61],
+        [12, 12, 14, 19, 26, 58, 60, 55],
+        [14, 13, 16, 24, 40, 57, 69, 56],
+        [14, 17, 22, 29, 51, 87, 80, 62],
+        [18, 22, 37, 56, 68, 109, 103, 77],
+        [24, 35, 55, 64, 81, 104, 113, 92],
+        [49, 64, 78, 87, 103, 121, 120, 101],
+        [72, 92, 95, 98, 112, 100, 103, 99],
+    ]
+)
+"""JPEG's standard luminance table, which is its quality 50 (ITU-T T.81, table K.1)."""
 
 
 def augment(
     key: jax.Array,
     tiles: jax.Array,
+    years: jax.Array,
     image_channels: int,
     settings: Augment,
     pairs: Sequence[tuple[int, int]],
 ) -> jax.Array:
     """Change tiles at random, those of one place alike.
 
+    Rotation, shift and light are uniform within their bounds, zoom log-uniform.
+
     Args:
-        tiles: (roles, b, h, w, c) uint8.
-        pairs: roles of one place, which are flipped and turned alike unless
-            `settings.independent`.
+        tiles: (roles, b, h, h, c) uint8.
+        years: (roles, b) int32, a code of each tile's year; read where `settings.per_year`.
         image_channels: how many of the channels are image; the rest are labels.
+        pairs: roles of one place, the second after the first, which are flipped, turned and warped
+            alike unless `settings.independent`.
 
     Returns:
         The same shape and dtype.
     """
     roles, batch = tiles.shape[:2]
-    turn_key, light_key, label_key = jax.random.split(key, 3)
-    states = jax.random.randint(turn_key, (roles, batch), 0, 8)
+    turn_key, warp_key, light_key, label_key = jax.random.split(key, 4)
+    like = np.arange(roles)
     if not settings.independent:
         for first, second in pairs:
-            states = states.at[second].set(states[first])
+            like[second] = like[first]
+    states = jax.random.randint(turn_key, (roles, batch), 0, 8)[like].reshape(-1)
     flip = (states % 2) * settings.flips
     turn = (states // 2) * settings.turns
     flat = tiles.reshape(-1, *tiles.shape[2:])
-    changed = jax.vmap(turned)(flat, flip.reshape(-1), turn.reshape(-1))
-    image = changed[..., :image_channels].astype(jnp.float32)
-    contrast, brightness = jax.random.uniform(light_key, (2, len(flat), 1, 1, 1), minval=-1)
-    mean = image.mean(axis=(1, 2, 3), keepdims=True)
-    image = (image - mean) * (1 + settings.contrast * contrast) + mean
-    image = image + 255 * settings.brightness * brightness
-    # A query without labels must work, so some tiles learn without theirs.
-    keep = jax.random.uniform(label_key, (len(flat), 1, 1, 1)) >= settings.label_dropout
-    labels = changed[..., image_channels:] * keep
+    if settings.rotation or settings.zoom or settings.shift:
+        draws = jax.random.uniform(warp_key, (4, roles, batch), minval=-1)[:, like].reshape(4, -1)
+        angle = jnp.radians(90 * turn + settings.rotation * draws[0])
+        zoom = (1 + settings.zoom) ** draws[1]
+        shift = settings.shift * tiles.shape[2] * draws[2:]
+        image, labels = warped(flat, image_channels, flip, angle, zoom, shift)
+    else:
+        flat = jax.vmap(turned)(flat, flip, turn)
+        image, labels = flat[..., :image_channels].astype(jnp.float32), flat[..., image_channels:]
+    codes = years.reshape(-1) if settings.per_year else jnp.arange(len(flat))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(light_key, codes)
+    image = lit(image, keys, settings)
     image = jnp.clip(jnp.rint(image), 0, 255).astype(jnp.uint8)
-    return jnp.concatenate([image, labels.astype(jnp.uint8)], axis=-1).reshape(tiles.shape)
+    if labels.size and settings.label_dropout:
+        # A query without labels must work, so some tiles learn without theirs.
+        keep = jax.random.uniform(label_key, (len(flat), 1, 1, 1)) >= settings.label_dropout
+        labels = labels * keep
+    return jnp.concatenate([image, labels], axis=-1).reshape(tiles.shape)
 
 
 def turned(tile: jax.Array, flip: jax.Array, turn: jax.Array) -> jax.Array:
@@ -55,3 +87,126 @@ def turned(tile: jax.Array, flip: jax.Array, turn: jax.Array) -> jax.Array:
     tile = jnp.where(flip == 1, tile[:, ::-1], tile)
     tile = jnp.where(turn % 2 == 1, tile.transpose(1, 0, 2)[::-1], tile)
     return jnp.where(turn >= 2, tile[::-1, ::-1], tile)
+
+
+def warped(
+    tiles: jax.Array,
+    image_channels: int,
+    flip: jax.Array,
+    angle: jax.Array,
+    zoom: jax.Array,
+    shift: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Tiles mirrored, turned, scaled and moved, in this order, by a single resampling.
+
+    Bilinear for image channels and nearest for labels, at the same coordinates. A tile is
+    reflected at its edges.
+
+    Args:
+        tiles: (n, h, h, c) uint8.
+        flip: (n,) 1 where mirrored.
+        angle: (n,) anticlockwise, in radians.
+        zoom: (n,) above 1 for larger.
+        shift: (2, n) pixels down and to the right.
+
+    Returns:
+        Image channels, float32, and labels, uint8, each (n, h, h, channels).
+    """
+    side = tiles.shape[1]
+    from_centre = jnp.arange(side) - (side - 1) / 2
+    flip, angle, zoom = (value[:, None, None] for value in (flip, angle, zoom))
+    down, right = shift[..., None, None]
+    y, x = (from_centre[:, None] - down) / zoom, (from_centre - right) / zoom
+    row = jnp.cos(angle) * y + jnp.sin(angle) * x
+    column = (jnp.cos(angle) * x - jnp.sin(angle) * y) * (1 - 2 * flip)
+    places = row + (side - 1) / 2, column + (side - 1) / 2
+
+    def looked_up(channels: jax.Array, order: int) -> jax.Array:
+        def look_up(plane: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
+            return map_coordinates(plane, [row, column], order, mode="reflect")
+
+        # The channels innermost, so that those of a pixel are read together.
+        return jax.vmap(jax.vmap(look_up, (-1, None, None), -1))(channels, *places)
+
+    image = looked_up(tiles[..., :image_channels].astype(jnp.float32), 1)
+    return image, looked_up(tiles[..., image_channels:], 0)
+
+
+def lit(image: jax.Array, keys: jax.Array, settings: Augment) -> jax.Array:
+    """Images (n, h, w, c) float32 in another light, drawn by the key of each."""
+    draws = jax.vmap(lambda key: jax.random.uniform(key, (6,), minval=-1))(keys)
+    contrast, brightness, saturation, hue, blur, jpeg = draws.T[..., None, None, None]
+    if settings.contrast:
+        mean = image.mean(axis=(1, 2, 3), keepdims=True)
+        image = (image - mean) * (1 + settings.contrast * contrast) + mean
+    if settings.brightness:
+        image = image + 255 * settings.brightness * brightness
+    if image.shape[-1] >= 3 and (settings.saturation or settings.hue):
+        factor, angle = 1 + settings.saturation * saturation, 2 * math.pi * settings.hue * hue
+        colours = recoloured(image[..., :3], factor, angle)
+        image = jnp.concatenate([colours, image[..., 3:]], axis=-1)
+    if settings.blur:
+        image = blurred(image, settings.blur * jnp.abs(blur), math.ceil(3 * settings.blur))
+    if settings.jpeg:
+        image = compressed(image, settings.jpeg * jnp.abs(jpeg))
+    return image
+
+
+def recoloured(image: jax.Array, factor: jax.Array, angle: jax.Array) -> jax.Array:
+    """Images (n, h, w, 3) with their chrominance scaled and turned; luminance stays.
+
+    Args:
+        factor: (n, 1, 1, 1) of the saturation; 0 is grey.
+        angle: (n, 1, 1, 1) of the hue, in radians.
+    """
+    back = np.linalg.inv(YIQ)
+    luminance = back[:, :1] @ YIQ[:1]
+    quarter = back[:, 1:] @ [[0, -1], [1, 0]] @ YIQ[1:]
+    along, across = factor * jnp.cos(angle), factor * jnp.sin(angle)
+    mixed = luminance + along[..., None] * (np.eye(3) - luminance) + across[..., None] * quarter
+    # Three terms, which XLA fuses: its product of so small matrices takes four times as long.
+    red, green, blue = (mixed[..., band] * image[..., band : band + 1] for band in range(3))
+    return red + green + blue
+
+
+def blurred(image: jax.Array, deviation: jax.Array, radius: int) -> jax.Array:
+    """Images (n, h, w, c) under Gaussians of a `deviation` (n, 1, 1, 1) in pixels.
+
+    The edges are reflected, which keeps the mean.
+    """
+    steps = jnp.arange(-radius, radius + 1)
+    weights = jax.nn.softmax(-0.5 * (steps / jnp.maximum(deviation, 1e-3)) ** 2)
+    for axis in (1, 2):
+        around = [(0, 0)] * image.ndim
+        around[axis] = (radius, radius)
+        # Padded once: XLA would do it anew for each term.
+        padded = jax.lax.optimization_barrier(jnp.pad(image, around, mode="symmetric"))
+        size = image.shape[axis]
+        image = jnp.zeros_like(image)
+        for i in range(len(steps)):
+            part = jax.lax.slice_in_dim(padded, i, i + size, axis=axis)
+            image = image + weights[..., i : i + 1] * part
+    return image
+
+
+def compressed(image: jax.Array, strength: jax.Array) -> jax.Array:
+    """Images (n, h, w, c), 0 to 255, after JPEG's loss of detail in blocks of 8 x 8 pixels.
+
+    Every channel is taken for luminance, and none is subsampled.
+
+    Args:
+        strength: (n, 1, 1, 1) multiples of quality 10; 0 changes nothing.
+    """
+    height, width = image.shape[1:3]
+    ragged = ((0, 0), (0, -height % 8), (0, -width % 8), (0, 0))
+    padded = jnp.pad(image, ragged, mode="edge")
+    count, high, wide, channels = padded.shape
+    blocks = padded.reshape(count, high // 8, 8, wide // 8, 8, channels) - 128
+    wave = np.arange(8)[:, None]
+    cosines = np.cos(np.pi * (2 * np.arange(8) + 1) * wave / 16) * np.sqrt((1 + (wave > 0)) / 8)
+    # The table of quality 10 is five times that of 50, in a byte.
+    step = jnp.clip(5 * strength[..., None, None] * QUANTISATION[:, None, :, None], 1e-2, 255)
+    there = jnp.einsum("ui,nyixjc,vj->nyuxvc", cosines, blocks, cosines, precision="highest")
+    there = jnp.rint(there / step) * step
+    back = jnp.einsum("ui,nyuxvc,vj->nyixjc", cosines, there, cosines, precision="highest")
+    return back.reshape(padded.shape)[:, :height, :width] + 128

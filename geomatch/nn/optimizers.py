@@ -1,0 +1,109 @@
+"""Optimizers and learning rates, from the settings of training."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from geomatch.config import Train
+
+SYNC_PERIOD, SLOW_STEP = 6, 0.5
+"""Lookahead: steps between synchronisations, and how far the slow weights then go."""
+
+
+class LookaheadState(NamedTuple):
+    """What `lookahead` keeps: its slow weights, and the state of optax's."""
+
+    slow: Any
+    inner: Any
+
+
+def optimizer(
+    train: Train, steps: int, steps_per_epoch: int, scales: Any = None
+) -> optax.GradientTransformation:
+    """The optimizer of a run.
+
+    Gradients are clipped to a norm of `train.clip`. Weight decay is of kernels alone: an L2 penalty
+    for adam and sgd, decoupled (Loshchilov and Hutter 2019, arXiv 1711.05101) for adamw and ranger.
+
+    Args:
+        train: its settings.
+        steps: of the whole run.
+        steps_per_epoch: of one epoch.
+        scales: a factor of each parameter's updates, a tree like theirs; None: 1. The state is of
+            the same form with and without.
+    """
+    clip = optax.clip_by_global_norm(train.clip) if train.clip else optax.identity()
+    decay = optax.add_decayed_weights(train.weight_decay, mask=_kernels)
+    rule = {
+        "adam": (decay, optax.scale_by_adam()),
+        "adamw": (optax.scale_by_adam(), decay),
+        "sgd": (decay, optax.trace(train.momentum, nesterov=True)),
+        "ranger": (optax.scale_by_radam(), decay),
+    }[train.optimizer]
+    rate = optax.scale_by_learning_rate(schedule(train, steps, steps_per_epoch))
+    fast = optax.chain(clip, *rule, rate, _scaled(scales))
+    return lookahead(fast) if train.optimizer == "ranger" else fast
+
+
+def schedule(train: Train, steps: int, steps_per_epoch: int) -> optax.Schedule:
+    """The learning rate by the number of steps done.
+
+    It rises evenly from 0 over `train.warmup` epochs to `train.lr`, then stays ("constant"), falls
+    to 0 over the rest of `steps` ("cosine"), or by the factor `train.decay` each epoch, evenly over
+    its steps ("exponential").
+    """
+    warmup = round(train.warmup * steps_per_epoch)
+    after: optax.Schedule
+    if train.schedule == "cosine":
+        after = optax.cosine_decay_schedule(train.lr, max(steps - warmup, 1))
+    elif train.schedule == "exponential":
+
+        def after(count: Any) -> Any:
+            return train.lr * train.decay ** (count / steps_per_epoch)
+
+    else:
+        after = optax.constant_schedule(train.lr)
+    if not warmup:
+        return after
+    rise = optax.linear_schedule(0.0, train.lr, warmup)
+    return optax.join_schedules([rise, after], [warmup])
+
+
+def lookahead(fast: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Lookahead (Zhang et al. 2019, arXiv 1907.08610) around `fast`, of a plain tree of parameters.
+
+    optax's has fast and slow weights side by side among the parameters; here the slow ones are
+    state. Its updates must be applied as they are.
+    """
+    inner = optax.lookahead(fast, SYNC_PERIOD, SLOW_STEP)
+
+    def init(params: Any) -> LookaheadState:
+        # A copy, since a step may be given the buffers of the parameters to overwrite.
+        slow = jax.tree.map(jnp.copy, params)
+        return LookaheadState(slow, inner.init(optax.LookaheadParams(params, slow)))
+
+    def update(
+        gradients: Any, state: LookaheadState, params: Any = None
+    ) -> tuple[Any, LookaheadState]:
+        both = optax.LookaheadParams(params, state.slow)
+        updates, inner_state = inner.update(gradients, state.inner, both)
+        slow = optax.apply_updates(state.slow, updates.slow)
+        return updates.fast, LookaheadState(slow, inner_state)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _kernels(params: Any) -> Any:
+    """Whether each parameter is a kernel, rather than a bias, a scalar or BatchNorm's."""
+    return jax.tree.map(lambda p: p.ndim >= 2, params)
+
+
+def _scaled(scales: Any) -> optax.GradientTransformation:
+    """Updates times `scales`."""
+    if scales is None:
+        return optax.identity()
+    return optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, scales))
