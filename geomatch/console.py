@@ -142,11 +142,17 @@ def overview(found: Mapping[str, Any]) -> None:
         lines["tiles"] = "none yet"
     else:
         channels = tiles["channels"]
-        lines["tiles"] = f"{tiles['tiles']} on {tiles['grid']} ({tiles['placement']} placement)"
-        lines["years"] = ", ".join(
-            f"{year} ({facts['files']} files{', labels' if facts['labels'] else ''})"
-            for year, facts in tiles["years"].items()
-        )
+        where = f"on {tiles['grid']} ({tiles['placement']} placement)"
+        if tiles["placement"] == "none":
+            where = f"of {tiles['grid']}, without a ground"
+        lines["tiles"] = f"{tiles['tiles']} {where}"
+        if tiles["years"]:
+            lines["years"] = ", ".join(
+                f"{year} ({facts['files']} files{', labels' if facts['labels'] else ''})"
+                for year, facts in tiles["years"].items()
+            )
+        if tiles["classes"]:
+            lines["places" if tiles["years"] else "classes"] = tiles["classes"]
         lines["channels"] = f"{channels['image']} image, {channels['label']} label"
         lines["splits"] = ", ".join(f"{name} {n}" for name, n in tiles["splits"].items())
     for run in found["runs"]:

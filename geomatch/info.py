@@ -34,6 +34,7 @@ def info(project: Project) -> dict[str, Any]:
         key: facts[key]
         for key in ("grid", "channels", "placement", "years", "tiles", "splits", "fingerprint")
     }
+    found["tiles"]["classes"] = facts.get("classes", 0)  # older tiles do not say
     found["runs"] = [_run(project, name, facts) for name in project.run_names()]
     for name in project.embedding_names():
         about = embeddings.read_facts(project.embeddings / f"{name}.parquet")

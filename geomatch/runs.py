@@ -26,7 +26,7 @@ class Encoding:
         name: "RUN@STEP", behind its project's name where that is another one.
         fingerprint: of the weights and what they are applied with.
         dimension: of descriptors.
-        gsd: metres a pixel of the tiles it was trained on.
+        gsd: metres a pixel of the tiles it was trained on; None without a ground.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Encoding:
     step: int
     settings: config.Config
     form: TileForm
-    gsd: float
+    gsd: float | None
     model: Siamese
     variables: dict[str, Any]
     dimension: int
@@ -56,9 +56,11 @@ class Encoding:
         words = ("{} px", "{} image channels", "{} label channels", "{} m a pixel")
         for own, other, text in zip(mine, theirs, words, strict=True):
             if own != other:
+                there, here = (
+                    "no ground" if value is None else text.format(value) for value in (other, own)
+                )
                 raise GeomatchError(
-                    f"the tiles have {text.format(other)}, {self.name} was trained on "
-                    f"{text.format(own)}",
+                    f"the tiles have {there}, {self.name} was trained on {here}",
                     "Tile to that form, or train a run on these tiles: geomatch train --run NEW",
                 )
 

@@ -8,6 +8,7 @@ that a killed command goes on; when all are there, what was made takes the place
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import multiprocessing
 import os
@@ -24,34 +25,23 @@ from typing import Any
 
 import numpy as np
 
-from geomatch import __version__, config
-from geomatch.data import geoparquet
-from geomatch.data.store import TileStore, shard_rows
-from geomatch.data.tiles import SPLITS, TileTable
+from geomatch import config, folders, shards
+from geomatch.data.store import shard_rows
+from geomatch.data.tiles import TileTable
 from geomatch.errors import GeomatchError, UsageError
-from geomatch.geo import footprints, labels, rasters, sources
+from geomatch.geo import labels, rasters, sources
 from geomatch.geo.grid import Grid, Ints
 from geomatch.geo.plan import Plan, choose_grid, make_plan
 from geomatch.geo.rasters import GridReader, Raster
 from geomatch.geo.sources import Collection
 from geomatch.progress import Reporter, silent
-from geomatch.project import (
-    FORMAT,
-    Project,
-    fingerprint,
-    read_manifest,
-    replace_folder,
-    write_json,
-)
+from geomatch.project import Project, fingerprint, read_manifest, replace_folder
 
 
 @dataclass(frozen=True)
-class Shard:
-    """The work of one process at one time: rows `start` onwards of the store."""
+class Cells(shards.Shard):
+    """The work of one process at one time."""
 
-    number: int
-    start: int
-    folder: Path
     grid: Grid
     channels: tuple[int, int]
     epsg: Ints
@@ -60,17 +50,11 @@ class Shard:
     year: Ints
     collections: dict[int, Collection]
 
-    @property
-    def record(self) -> Path:
-        return self.folder / "shards" / f"{self.number:06d}.json"
-
-    @property
-    def pixels(self) -> Path:
-        return self.folder / "tiles" / "pixels.zarr"
+    def __len__(self) -> int:
+        return len(self.col)
 
     @property
     def key(self) -> str:
-        """What the shard's pixels depend on: a record with another key is of no use."""
         cells = [a.tolist() for a in (self.epsg, self.col, self.row, self.year)]
         used = {year: sources.facts(collection) for year, collection in self.collections.items()}
         return fingerprint([cells, used, asdict(self.grid), self.channels])
@@ -85,23 +69,26 @@ def tile(
     force: bool = False,
     report: Reporter = silent,
 ) -> TileTable:
-    """Cut the tiles of `settings.source` and return their catalogue.
+    """Cut the tiles of `settings.source`, or of `settings.images`, and return their catalogue.
 
     Relative paths in `settings` are taken from the project's folder.
 
     Args:
         overrides: the "table.key=value" strings within `settings` that `geomatch.toml` does not
             hold; kept, with the sources, so that the same tiles can be asked for again.
-        workers: processes; one a core by default.
+        workers: processes (of images without a ground, threads); one a core by default.
         force: cut anew what is up to date.
 
     Raises:
         GeomatchError: a source is missing, damaged or does not fit the others.
         UsageError: a setting makes no sense.
     """
+    if settings.images.folders or settings.images.pairs:
+        return folders.tile(project, settings, overrides, workers, force, report)
     if not settings.source:
         raise UsageError(
-            "no imagery is named", "Run: geomatch tile 2010=PATH 2020=PATH, or add [[source]]."
+            "no imagery is named",
+            "Run: geomatch tile 2010=PATH 2020=PATH, or --folders DIR, or add [[source]].",
         )
     settings = config.located(settings, project.root)
     partial = project.root / "tiles.partial"
@@ -118,17 +105,19 @@ def tile(
                 [sources.facts(c) for c in collections],
             ]
         )
-        if not force and _up_to_date(project, request):
+        if not force and shards.are_made(project, request):
             report("tiles are up to date")
         else:
             plan = make_plan(settings, grid, collections, report)
             asked = {"source": config.as_dict(settings)["source"], "set": list(overrides)}
-            _prepare(partial, plan, channels, asked, force)
-            shards = _shards(plan, partial, channels, collections)
-            records = _cut(shards, workers or os.cpu_count() or 1, report)
+            shards.prepare(partial, [len(plan.col), grid.size, sum(channels)], asked, force)
+            work = _shards(plan, partial, channels, collections)
+            cut = functools.partial(_cut, workers or os.cpu_count() or 1)
+            records = shards.cut(work, cut, "cutting tiles", report)
             table = _catalogue(plan, collections, records, settings.grid.min_valid)
             facts = {"request": request, "asked": asked}
-            _finish(partial / "tiles", collections, channels, table, records, facts)
+            facts |= _facts(grid, collections, channels)
+            shards.finish(partial / "tiles", table, records, facts)
             replace_folder(partial / "tiles", project.tiles)
         shutil.rmtree(partial, ignore_errors=True)
         return TileTable.load(project.catalogue)
@@ -145,11 +134,11 @@ def asked_before(project: Project) -> dict[str, Any]:
 
 def _shards(
     plan: Plan, folder: Path, channels: tuple[int, int], collections: Sequence[Collection]
-) -> list[Shard]:
+) -> list[Cells]:
     rows = shard_rows(plan.grid.size, sum(channels))
     # Boxes of images and of labels of each year, by zone.
     boxes: list[tuple[Boxes, Boxes]] = [({}, {}) for _ in collections]
-    shards = []
+    found = []
     for number, start in enumerate(range(0, len(plan.col), rows)):
         part = slice(start, start + rows)
         epsg, col, row, year = plan.epsg[part], plan.col[part], plan.row[part], plan.year[part]
@@ -162,10 +151,10 @@ def _shards(
                 images=_near(collection.images, boxes[code][0], epsg[mine], bounds[mine]),
                 labels=_near(collection.labels, boxes[code][1], epsg[mine], bounds[mine]),
             )
-        shards.append(
-            Shard(number, start, folder, plan.grid, channels, epsg, col, row, year, needed)
+        found.append(
+            Cells(number, start, folder, plan.grid, channels, epsg, col, row, year, needed)
         )
-    return shards
+    return found
 
 
 Boxes = dict[int, np.ndarray]
@@ -190,56 +179,17 @@ def _near(
 # Cutting
 
 
-def _prepare(
-    partial: Path, plan: Plan, channels: tuple[int, int], asked: dict[str, Any], force: bool
-) -> None:
-    """Make the unfinished folder, or keep the one whose store has the same shape."""
-    shape = [len(plan.col), plan.grid.size, sum(channels)]
-    path, pixels = partial / "plan.json", partial / "tiles" / "pixels.zarr"
-    # Killed while the folder took its place, what is left are records of pixels that moved.
-    if force or not pixels.exists() or _asked_shape(path) != shape:
-        shutil.rmtree(partial, ignore_errors=True)
-        (partial / "shards").mkdir(parents=True)
-    write_json(path, {"format": FORMAT, "shape": shape, "asked": asked})
-    TileStore.create(pixels, *shape)
-
-
-def _asked_shape(path: Path) -> Any:
-    return read_manifest(path, "geomatch tile --force")["shape"] if path.exists() else None
-
-
-def _cut(shards: list[Shard], workers: int, report: Reporter) -> list[dict[str, Any]]:
-    """Cut what is not there yet; the records of all shards, in order."""
-    records: dict[int, dict[str, Any]] = {}
-    for shard in shards:
-        if shard.record.exists():
-            record = read_manifest(shard.record, "geomatch tile --force")
-            if record["key"] == shard.key:
-                records[shard.number] = record
-    missing = [shard for shard in shards if shard.number not in records]
-    total = sum(len(shard.col) for shard in shards)
-    kept = done = total - sum(len(shard.col) for shard in missing)
-    if records and missing:
-        report(f"going on: {done} of {total} tiles were cut before")
-    started = time.monotonic()
-    for shard, record in _results(missing, min(workers, len(missing))):
-        records[shard.number] = record
-        done += len(shard.col)
-        rate = (done - kept) / (time.monotonic() - started)
-        report("cutting tiles", done, total, f"{rate:.0f} tiles/s")
-    return [records[shard.number] for shard in shards]
-
-
-def _results(shards: list[Shard], workers: int) -> Iterator[tuple[Shard, dict[str, Any]]]:
+def _cut(workers: int, missing: list[Cells]) -> Iterator[tuple[Cells, shards.Record]]:
+    workers = min(workers, len(missing))
     if workers <= 1:
-        yield from ((shard, _cut_shard(shard)) for shard in shards)
+        yield from ((shard, _cut_shard(shard)) for shard in missing)
         return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, initializer=_watch, initargs=(os.getpid(),))
     try:
         # A territory has many thousands of shards: keep only a few queued.
-        waiting = iter(shards)
-        running: dict[Future[dict[str, Any]], Shard] = {}
+        waiting = iter(missing)
+        running: dict[Future[shards.Record], Cells] = {}
         with _interrupts_ignored():  # for the workers to inherit while they start
             for shard in itertools.islice(waiting, 4 * workers):
                 running[pool.submit(_cut_shard, shard)] = shard
@@ -281,7 +231,7 @@ def _watch(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _cut_shard(shard: Shard) -> dict[str, Any]:
+def _cut_shard(shard: Cells) -> shards.Record:
     """Read a shard's cells, write its pixels, then its record."""
     size, (bands, drawn) = shard.grid.size, shard.channels
     pixels = np.zeros((len(shard.col), size, size, bands + drawn), np.uint8)
@@ -301,26 +251,17 @@ def _cut_shard(shard: Shard) -> dict[str, Any]:
                 valid[i] = mask.mean()
                 if read_labels is not None:
                     pixels[i, ..., bands:] = read_labels(col, row)
-    TileStore.open(shard.pixels).write(shard.start, pixels)
-    record = {
-        "format": FORMAT,
-        "key": shard.key,
-        "digest": fingerprint(pixels.tobytes()),
-        "valid": valid.tolist(),
-        "source": names,
-    }
-    write_json(shard.record, record)
-    return record
+    return shard.write(pixels, valid=valid.tolist(), source=names)
 
 
-def _groups(shard: Shard) -> Iterator[tuple[tuple[int, int], Ints]]:
+def _groups(shard: Cells) -> Iterator[tuple[tuple[int, int], Ints]]:
     keys = np.stack([shard.year, shard.epsg], axis=1)
     for year, epsg in np.unique(keys, axis=0).tolist():
         yield (year, epsg), np.flatnonzero((shard.year == year) & (shard.epsg == epsg))
 
 
 def _label_reader(
-    stack: contextlib.ExitStack, collection: Collection, shard: Shard, rows: Ints, crs: str
+    stack: contextlib.ExitStack, collection: Collection, shard: Cells, rows: Ints, crs: str
 ) -> Callable[[int, int], rasters.Pixels] | None:
     """A function of column and row that gives a cell's labels, 0 where there are none."""
     if collection.vector is not None:
@@ -340,7 +281,7 @@ def _label_reader(
 def _catalogue(
     plan: Plan,
     collections: Sequence[Collection],
-    records: Sequence[dict[str, Any]],
+    records: Sequence[shards.Record],
     min_valid: float,
 ) -> TileTable:
     valid = np.concatenate([np.asarray(r["valid"], np.float32) for r in records])
@@ -356,6 +297,8 @@ def _catalogue(
         grid=plan.grid,
         years=tuple(c.year for c in collections),
         sources=tuple(str(name) for name in sources),
+        classes=(),
+        label=np.full(len(plan.col), -1, np.int64),
         epsg=plan.epsg,
         col=plan.col,
         row=plan.row,
@@ -367,58 +310,24 @@ def _catalogue(
     ).select(kept)
 
 
-def _finish(
-    folder: Path,
-    collections: Sequence[Collection],
-    channels: tuple[int, int],
-    table: TileTable,
-    records: Sequence[dict[str, Any]],
-    facts: dict[str, Any],
-) -> None:
-    """Write the catalogue and, last, the manifest."""
-    table.save(folder / "tiles.parquet", *footprints.drawing(table.grid))
+def _facts(
+    grid: Grid, collections: Sequence[Collection], channels: tuple[int, int]
+) -> dict[str, Any]:
     fictitious = any(c.placement == "fictitious" for c in collections)
-    contents = [
-        asdict(table.grid),
-        [record["digest"] for record in records],
-        table.store_row.tolist(),
-        table.split.tolist(),
-        table.years,
-    ]
-    years = {
-        c.year: {
-            "files": len(c.images),
-            "labels": c.vector or len(c.labels),
-            "stretch": c.stretch and asdict(c.stretch),
-        }
-        for c in collections
-    }
-    write_json(
-        folder / "manifest.json",
-        {
-            "format": FORMAT,
-            "geomatch": __version__,
-            "fingerprint": fingerprint(contents),
-            "grid": table.grid.id,
-            "crs": table.grid.crs,
-            "size": table.grid.size,
-            "gsd": table.grid.gsd,
-            "stride": table.grid.stride,
-            "channels": {"image": channels[0], "label": channels[1]},
-            "placement": "fictitious" if fictitious else "real",
-            "years": years,
-            "tiles": len(table),
-            "planned": sum(len(record["valid"]) for record in records),
-            "splits": {name: int((table.split == i).sum()) for i, name in enumerate(SPLITS)},
-            **facts,
+    return {
+        "grid": grid.id,
+        "crs": grid.crs,
+        "size": grid.size,
+        "gsd": grid.gsd,
+        "stride": grid.stride,
+        "channels": {"image": channels[0], "label": channels[1]},
+        "placement": "fictitious" if fictitious else "real",
+        "years": {
+            c.year: {
+                "files": len(c.images),
+                "labels": c.vector or len(c.labels),
+                "stretch": c.stretch and asdict(c.stretch),
+            }
+            for c in collections
         },
-    )
-
-
-def _up_to_date(project: Project, request: str) -> bool:
-    try:
-        facts = project.tile_facts()
-        geoparquet.read_footer(project.catalogue, "geomatch", "geomatch tile")
-    except GeomatchError:
-        return False
-    return facts["request"] == request
+    }

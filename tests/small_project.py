@@ -189,6 +189,8 @@ def hand_made_tiles(
         grid=Grid(CRS, 8, 1.0, stride),
         years=("2000", "2010", "2020")[: max(year) + 1],
         sources=("sheet.tif",),
+        classes=(),
+        label=np.full(n, -1),
         epsg=np.full(n, 32630),
         col=np.array(col),
         row=np.array(row),
@@ -197,4 +199,19 @@ def hand_made_tiles(
         source=np.zeros(n, np.int64),
         valid=np.ones(n, np.float32),
         store_row=np.arange(n),
+    )
+
+
+def hand_made_classes(label: list[int], split: list[int] | None = None) -> TileTable:
+    """Images without a ground or years, of classes "a", "b" and so on."""
+    n = len(label)
+    return dataclasses.replace(
+        hand_made_tiles([0] * n, [0] * n, [0] * n, split),
+        grid=None,
+        years=("",),
+        sources=tuple(f"{'abcdefgh'[code]}/{i}.png" for i, code in enumerate(label)),
+        source=np.arange(n),
+        classes=tuple("abcdefgh"[: max(label) + 1]),
+        label=np.array(label),
+        epsg=np.zeros(n, np.int64),
     )

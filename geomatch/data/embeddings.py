@@ -32,7 +32,7 @@ class Embeddings:
     facts: dict[str, Any]
 
     def save(
-        self, path: Path, tiles: TileTable, outline: Outline, crs: dict[str, Any] | None
+        self, path: Path, tiles: TileTable, outline: Outline | None, crs: dict[str, Any] | None
     ) -> None:
         """Write GeoParquet; see `write`."""
         write(path, [self.vectors], tiles, outline, crs, self.facts)
@@ -75,7 +75,7 @@ def write(
     path: Path,
     parts: Iterable[NDArray[np.float32]],
     tiles: TileTable,
-    outline: Outline,
+    outline: Outline | None,
     crs: dict[str, Any] | None,
     facts: dict[str, Any],
 ) -> None:

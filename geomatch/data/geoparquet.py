@@ -18,8 +18,10 @@ from geomatch.errors import StaleError
 BBOX = pa.struct([(name, pa.float64()) for name in ("xmin", "ymin", "xmax", "ymax")])
 
 
-def geometry_columns(rings: NDArray[np.float64]) -> dict[str, pa.Array]:
-    """`geometry` and `bbox` columns of closed outlines (n, 5, 2)."""
+def geometry_columns(rings: NDArray[np.float64] | None, n: int) -> dict[str, pa.Array]:
+    """`geometry` and `bbox` columns of n closed outlines (n, 5, 2), null without them."""
+    if rings is None:
+        return {"geometry": pa.nulls(n, pa.binary()), "bbox": pa.nulls(n, BBOX)}
     low, high = rings.min(axis=1), rings.max(axis=1)
     parts = [low[:, 0], low[:, 1], high[:, 0], high[:, 1]]
     return {

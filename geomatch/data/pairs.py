@@ -1,7 +1,8 @@
 """The one definition of a match, for training and for evaluation alike.
 
 Same cell in another year: positive. Same cell in the same year, or an overlapping cell in any
-year: neutral, neither a match nor its opposite. All the rest: negative.
+year: neutral, neither a match nor its opposite. All the rest: negative. Without years a place is
+a class: the same class is positive, the tile itself neutral.
 """
 
 from __future__ import annotations
@@ -32,14 +33,18 @@ class Task:
         years: codes of the queries' year and of the database's.
         queries: (q,) tiles that have a match in the database.
         database: (d,) tiles searched.
-        truth: (q,) position in `database` of each query's match.
+        query_place, database_place: (q,), (d,) codes of their places; without years, what is of
+            the query's place and not neutral is a match.
+        truth: (q,) position in `database` of each query's one match; None without years.
         neutral: positions in `database` to leave out, as parallel (query, position) arrays.
     """
 
     years: tuple[int, int]
     queries: Ints
     database: Ints
-    truth: Ints
+    query_place: Ints
+    database_place: Ints
+    truth: Ints | None
     neutral: tuple[Ints, Ints]
 
 
@@ -49,7 +54,7 @@ def tasks(
     database: NDArray[np.bool_],
     same_year: bool = False,
 ) -> list[Task]:
-    """Every ordered pair of years that has queries.
+    """Every ordered pair of years that has queries; without years, one task of all tiles.
 
     Args:
         queries: (n,) which tiles may ask.
@@ -57,6 +62,8 @@ def tasks(
         same_year: search the queries' own year too; there the place itself is neutral.
     """
     place = tiles.places()
+    if not tiles.dated:
+        return _of_classes(place, queries, database)
     found = []
     for a in range(len(tiles.years)):
         for b in range(len(tiles.years)):
@@ -76,8 +83,21 @@ def tasks(
                 np.concatenate([rows, itself]),
                 np.concatenate([positions, self_found[itself]]),
             )
-            found.append(Task((a, b), asking, searched, truth, neutral))
+            places = place[asking], place[searched]
+            found.append(Task((a, b), asking, searched, *places, truth, neutral))
     return found
+
+
+def _of_classes(place: Ints, queries: NDArray[np.bool_], database: NDArray[np.bool_]) -> list[Task]:
+    """The task of every tile that has another of its class in the database."""
+    held = np.bincount(place[database], minlength=int(place.max(initial=-1)) + 1)
+    asking = np.flatnonzero(queries & (held[place] > database))
+    if not len(asking):
+        return []
+    searched = np.flatnonzero(database)
+    itself = np.flatnonzero(database[asking])
+    neutral = itself, np.searchsorted(searched, asking[itself])
+    return [Task((0, 0), asking, searched, place[asking], place[searched], None, neutral)]
 
 
 def _position(place: Ints, searched: Ints, among: NDArray[np.bool_]) -> Ints:
@@ -94,7 +114,7 @@ def overlapping(tiles: TileTable, queries: Ints, database: Ints) -> tuple[Ints, 
     Returns:
         Parallel arrays: index into `queries`, position in `database`.
     """
-    reach = tiles.grid.reach
+    reach = 0 if tiles.grid is None else tiles.grid.reach
     if not reach or not len(database):
         return np.empty(0, np.int64), np.empty(0, np.int64)
     keys = _keys(tiles, tiles.col, tiles.row)
@@ -120,7 +140,10 @@ def overlapping(tiles: TileTable, queries: Ints, database: Ints) -> tuple[Ints, 
 
 
 def are_neutral(tiles: TileTable, a: Ints, b: Ints) -> NDArray[np.bool_]:
-    """(n,) whether tiles `a` and `b` (indices, broadcast) lie on common ground."""
+    """(n,) whether tiles `a` and `b` (indices, broadcast) lie on common ground, or in one class."""
+    if tiles.grid is None:
+        same: NDArray[np.bool_] = tiles.label[a] == tiles.label[b]
+        return same
     reach = tiles.grid.reach
     near: NDArray[np.bool_] = (
         (tiles.epsg[a] == tiles.epsg[b])

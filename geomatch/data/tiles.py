@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,19 +47,22 @@ class TileTable:
     """Tiles as parallel arrays of length n, in the order of the store.
 
     Attributes:
-        grid: the ground grid.
-        years: labels in time order; `year` holds their codes.
+        grid: the ground grid; None for images without a ground, whose place is their class.
+        years: labels in time order, `("",)` where there are none; `year` holds their codes.
         sources: file names; `source` holds their codes.
-        epsg: code of the CRS that each tile's cell is counted in.
-        col, row: the cell.
+        classes: names; `label` holds their codes, -1 on the ground.
+        epsg: code of the CRS that each tile's cell is counted in; 0 without a ground.
+        col, row: the cell; 0 without a ground.
         split: code into `SPLITS`.
         valid: share of valid pixels.
         store_row: position in the pixel store.
     """
 
-    grid: Grid
+    grid: Grid | None
     years: tuple[str, ...]
     sources: tuple[str, ...]
+    classes: tuple[str, ...]
+    label: NDArray[np.int64]
     epsg: NDArray[np.int64]
     col: NDArray[np.int64]
     row: NDArray[np.int64]
@@ -77,65 +80,91 @@ class TileTable:
         arrays = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: v[rows] for k, v in arrays.items() if isinstance(v, np.ndarray)})
 
+    @property
+    def dated(self) -> bool:
+        """Whether tiles are of years."""
+        return self.years != ("",)
+
     def cells(self) -> list[str]:
-        """Each tile's place: "col_row", with the EPSG code before it in a "utm" grid."""
+        """Each tile's place: "col_row", with the EPSG code before it in a "utm" grid.
+
+        Without a ground, its class.
+        """
+        if self.grid is None:
+            return [self.classes[code] for code in self.label.tolist()]
         pairs = zip(self.col.tolist(), self.row.tolist(), strict=True)
         if self.grid.crs != "utm":
             return [f"{col}_{row}" for col, row in pairs]
         return [f"{e}_{c}_{r}" for e, (c, r) in zip(self.epsg.tolist(), pairs, strict=True)]
 
     def ids(self) -> list[str]:
-        """Each tile's name: "CELL@YEAR"."""
+        """Each tile's name: "CELL@YEAR"; without years, the image's path within its set."""
+        if not self.dated:
+            return [self.sources[code] for code in self.source.tolist()]
         years = [self.years[code] for code in self.year.tolist()]
         return [f"{cell}@{year}" for cell, year in zip(self.cells(), years, strict=True)]
 
     def places(self) -> NDArray[np.int64]:
-        """(n,) code of each tile's place; tiles of one cell share it."""
+        """(n,) code of each tile's place; tiles of one cell, or class, share it."""
+        if self.grid is None:
+            return self.label
         keys = np.stack([self.epsg, self.col, self.row], axis=1)
         return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
     def bounds(self) -> Floats:
-        """(n, 4) in metres of each tile's own CRS."""
+        """(n, 4) in metres of each tile's own CRS; NaN without a ground."""
+        if self.grid is None:
+            return np.full((len(self), 4), np.nan)
         return self.grid.bounds(self.col, self.row)
 
     def centres(self) -> Floats:
-        """(n, 2) in metres of each tile's own CRS."""
+        """(n, 2) in metres of each tile's own CRS; NaN without a ground."""
+        if self.grid is None:
+            return np.full((len(self), 2), np.nan)
         return self.grid.centres(self.col, self.row)
 
-    def arrow(self, outline: Outline, rows: slice = slice(None)) -> pa.Table:
-        """The catalogue's columns of `rows`."""
+    def arrow(self, outline: Outline | None, rows: slice = slice(None)) -> pa.Table:
+        """The catalogue's columns of `rows`; null is what tiles do not have."""
         part = self.select(np.arange(len(self))[rows])
-        years = np.asarray(part.years, object)[part.year]
-        dates = {year: date_of(year) for year in part.years}
+        n = len(part)
+        years = np.asarray([year or None for year in part.years], object)[part.year]
+        dates = {year or None: date_of(year) for year in part.years}
+        nowhere = part.grid is None
+        rings = None if outline is None else outline(part.epsg, part.bounds())
         columns = {
             "id": part.ids(),
             "cell": part.cells(),
-            "col": part.col,
-            "row": part.row,
+            "col": pa.nulls(n, pa.int64()) if nowhere else part.col,
+            "row": pa.nulls(n, pa.int64()) if nowhere else part.row,
             "year": years,
             "datetime": pa.array(
                 np.asarray([dates[year] for year in years], "datetime64[ms]"),
                 pa.timestamp("ms", tz="UTC"),
             ),
             "source": np.asarray(part.sources, object)[part.source],
-            **geoparquet.geometry_columns(outline(part.epsg, part.bounds())),
+            **geoparquet.geometry_columns(rings, n),
             "valid": part.valid,
             "split": np.asarray(SPLITS, object)[part.split],
-            "class": pa.nulls(len(part), pa.string()),
+            "class": pa.array(part.cells()) if nowhere else pa.nulls(n, pa.string()),
             "store_row": part.store_row,
         }
         return pa.table({name: columns[name] for name in SCHEMA.names}).cast(SCHEMA)
 
-    def save(self, path: Path, outline: Outline, crs: dict[str, Any] | None) -> None:
-        """Write GeoParquet; `crs` is the PROJJSON of what `outline` gives, None for CRS84."""
+    def save(self, path: Path, outline: Outline | None, crs: dict[str, Any] | None) -> None:
+        """Write GeoParquet.
+
+        Args:
+            outline: None without a ground.
+            crs: PROJJSON of what `outline` gives, None for CRS84.
+        """
         starts = range(0, len(self), ROW_GROUP)
-        grid = {f.name: getattr(self.grid, f.name) for f in fields(self.grid)}
+        grid = None if self.grid is None else asdict(self.grid)
         geoparquet.write(
             path,
             SCHEMA,
             (self.arrow(outline, slice(start, start + ROW_GROUP)) for start in starts),
             crs,
-            {"geomatch": {"grid": grid, "years": self.years}},
+            {"geomatch": {"grid": grid, "years": self.years, "classes": self.classes}},
         )
 
     @classmethod
@@ -146,23 +175,33 @@ class TileTable:
             StaleError: the file is damaged.
         """
         facts = geoparquet.read_footer(path, "geomatch", "geomatch tile")
-        grid, years = Grid(**facts["grid"]), tuple(facts["years"])
+        grid = None if facts["grid"] is None else Grid(**facts["grid"])
+        years, classes = tuple(facts["years"]), tuple(facts.get("classes", ()))
         names = ["col", "row", "year", "source", "valid", "split", "store_row"]
-        table = pq.read_table(path, columns=[*names, *(["cell"] if grid.crs == "utm" else [])])
-        sources, source = _codes(table["source"])
-        if grid.crs == "utm":
+        if grid is None:
+            names.append("class")
+        elif grid.crs == "utm":
+            names.append("cell")
+        table = pq.read_table(path, columns=names)
+        n, (sources, source) = len(table), _codes(table["source"])
+        nothing = np.zeros(n, np.int64)
+        if grid is None:
+            epsg = nothing
+        elif grid.crs == "utm":
             codes, code = _codes(pa.compute.replace_substring_regex(table["cell"], "_.*", ""))
             epsg = np.asarray([int(c) for c in codes], np.int64)[code]
         else:
-            epsg = np.full(len(table), int(grid.crs.removeprefix("EPSG:")), np.int64)
+            epsg = np.full(n, int(grid.crs.removeprefix("EPSG:")), np.int64)
         return cls(
             grid=grid,
             years=years,
             sources=sources,
+            classes=classes,
+            label=nothing - 1 if grid else _codes(table["class"], classes)[1],
             epsg=epsg,
-            col=table["col"].to_numpy(),
-            row=table["row"].to_numpy(),
-            year=_codes(table["year"], years)[1],
+            col=table["col"].to_numpy() if grid else nothing,
+            row=table["row"].to_numpy() if grid else nothing,
+            year=nothing if years == ("",) else _codes(table["year"], years)[1],
             split=_codes(table["split"], SPLITS)[1],
             source=source,
             valid=table["valid"].to_numpy(),
@@ -181,7 +220,8 @@ def _codes(
         return values, codes
     if unknown := set(values) - set(order):
         raise GeomatchError(f"the catalogue holds {', '.join(unknown)}", "Run: geomatch tile")
-    position = np.asarray([order.index(v) for v in values], np.int64)
+    place = {value: i for i, value in enumerate(order)}
+    position = np.asarray([place[v] for v in values], np.int64)
     return tuple(order), position[codes] if len(codes) else codes
 
 

@@ -54,14 +54,17 @@ def _by_zone(epsg: Ints, points: Floats, target: str) -> Floats:
 
 
 def drawing(
-    grid: Grid,
-) -> tuple[Callable[[Ints, Floats], Floats], dict[str, Any] | None]:
+    grid: Grid | None,
+) -> tuple[Callable[[Ints, Floats], Floats] | None, dict[str, Any] | None]:
     """How tiles of a grid are drawn in a GeoParquet file.
 
     Returns:
         A function of EPSG codes (n,) and bounds (n, 4) that gives outlines (n, 5, 2), and the
-        PROJJSON of their CRS; None for OGC:CRS84, where a "utm" grid is drawn.
+        PROJJSON of their CRS; None for OGC:CRS84, where a "utm" grid is drawn. Both are None
+        without a grid.
     """
+    if grid is None:
+        return None, None
     crs = file_crs(grid)
     projjson = None if crs == CRS84 else CRS.from_user_input(crs).to_dict(projjson=True)
     return lambda epsg, bounds: rings(epsg, bounds, crs), projjson
