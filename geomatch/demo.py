@@ -20,7 +20,7 @@ from geomatch.index import index
 from geomatch.progress import Reporter, silent
 from geomatch.project import FORMAT, Project, read_manifest, replace_folder, replacing, write_json
 from geomatch.query import Matches, query
-from geomatch.report.pictures import Thumbnail, sheet
+from geomatch.report.pictures import Thumbnail, answers, sheet
 from geomatch.tile import tile
 from geomatch.train import train
 
@@ -147,12 +147,10 @@ def _row(found: Matches, name: str, store: TileStore) -> list[Thumbnail]:
     cell, _, year = name.rpartition("@")
     return [
         Thumbnail(pixels[0], (f"query {cell}", year)),
-        *(
-            Thumbnail(
-                pixels[match.rank],
-                (f"{match.rank}: {match.score:.3f}", f"{match.distance_m:.0f} m, {match.year}"),
-                match.tile.rpartition("@")[0] == cell,
-            )
-            for match in found.matches
+        *answers(
+            found.as_json(),
+            pixels[1:],
+            [match.tile.rpartition("@")[0] for match in found.matches],
+            cell,
         ),
     ]

@@ -172,6 +172,7 @@ def _join(
         "step": encoding.step,
         "dimension": encoding.dimension,
         "normalise": encoding.settings.model.normalise,
+        "metric": encoding.settings.metric,
         "fingerprint": digest,
         "centres": None if centres is None else centres.tolist(),
         **made_from,

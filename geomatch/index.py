@@ -21,6 +21,18 @@ from geomatch.project import FORMAT, Project, latest, replace_folder, write_json
 from geomatch.search import flat
 
 ROWS = 65_536
+ROW = pa.schema(
+    [
+        ("id", pa.string()),
+        ("year", pa.string()),
+        ("lon", pa.float64()),
+        ("lat", pa.float64()),
+        ("epsg", pa.int64()),
+        ("x", pa.float64()),
+        ("y", pa.float64()),
+        ("store_row", pa.int64()),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -53,8 +65,8 @@ def index(project: Project, *, run: str | None = None, report: Reporter = silent
         partial.mkdir(parents=True)
         counts = [int((tiles.year == year).sum()) for year in range(len(tiles.years))]
         for year, label in enumerate(tiles.years):
-            flat.write(partial, year, _of_year(source, tiles, year))
-            report(f"indexed {counts[year]} tiles of {label}")
+            flat.write(partial, year, _of_year(source, tiles, year), facts["metric"])
+            report(f"indexed {counts[year]} tiles" + (f" of {label}" if label else ""))
         _write_rows(partial / "tiles.parquet", tiles)
         write_json(
             partial / "manifest.json",
@@ -64,7 +76,10 @@ def index(project: Project, *, run: str | None = None, report: Reporter = silent
                 "years": tiles.years,
                 "counts": counts,
                 "embeddings": facts["fingerprint"],
-                **{key: facts[key] for key in ("tiles", "model", "run", "step", "centres")},
+                **{
+                    key: facts[key]
+                    for key in ("tiles", "model", "run", "step", "centres", "metric")
+                },
                 "run_id": facts.get("run_id"),
             },
         )
@@ -83,24 +98,26 @@ def _of_year(source: Path, tiles: TileTable, year: int) -> Iterator[NDArray[np.f
 
 
 def _write_rows(path: Path, tiles: TileTable) -> None:
-    """Each tile's id, year, place on the ground and row in the pixel store, years in order."""
+    """Each tile's id, year, place on the ground and row in the pixel store, years in order.
+
+    Null is what tiles do not have.
+    """
     order = np.argsort(tiles.year, kind="stable")
     writer: Any = None
     for start in range(0, len(order), ROWS):
         part = tiles.select(order[start : start + ROWS])
-        centres = part.centres()
-        lonlat = footprints.lonlat(part.epsg, centres)
         columns = {
             "id": part.ids(),
-            "year": np.asarray(part.years, object)[part.year],
-            "lon": lonlat[:, 0],
-            "lat": lonlat[:, 1],
-            "epsg": part.epsg,
-            "x": centres[:, 0],
-            "y": centres[:, 1],
+            "year": [part.years[code] or None for code in part.year.tolist()],
             "store_row": part.store_row,
         }
-        table = pa.table(columns)
+        if part.grid is not None:
+            centres = part.centres()
+            lonlat = footprints.lonlat(part.epsg, centres)
+            columns |= {"lon": lonlat[:, 0], "lat": lonlat[:, 1], "epsg": part.epsg}
+            columns |= {"x": centres[:, 0], "y": centres[:, 1]}
+        nulls = pa.nulls(len(part))
+        table = pa.table([columns.get(name, nulls) for name in ROW.names], schema=ROW)
         writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
         writer.write_table(table)
     writer.close()

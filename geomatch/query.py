@@ -7,7 +7,7 @@ is imported when one comes.
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,27 +30,32 @@ class Match:
 
     Attributes:
         query: id of the tile asked for, or the image's path.
-        score: cosine similarity, higher is better.
-        distance_m: between tile centres; None without a place of one's own.
+        score: cosine similarity, or the negative distance; higher is better.
+        distance_m: between tile centres; None without a place of one's own. `year`, `lon` and
+            `lat` are None where tiles have none.
     """
 
     query: str
     rank: int
     tile: str
-    year: str
+    year: str | None
     score: float
-    lon: float
-    lat: float
+    lon: float | None
+    lat: float | None
     distance_m: float | None
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Answers in order of rank, and the rows of the pixel store of the query and of each."""
+    """Answers in order of rank, and the rows of the pixel store of the query and of each.
+
+    Of an image as a query, `cut` is what of it was asked for, (h, w, c) uint8.
+    """
 
     matches: tuple[Match, ...]
     query_row: int | None
     rows: tuple[int, ...]
+    cut: NDArray[np.uint8] | None = field(default=None, compare=False)
 
     def as_json(self) -> list[dict[str, Any]]:
         """A list of plain dictionaries."""
@@ -68,6 +73,7 @@ class _Asked:
     x: float = 0.0
     y: float = 0.0
     year: int | None = None
+    cut: NDArray[np.uint8] | None = None
 
 
 def query(
@@ -102,13 +108,14 @@ def query(
     embeddings.check_index(facts, project.embeddings / f"{name}.parquet")
     tiles = project.tile_facts()
     known = _year_codes((*years, *([from_year] if from_year else [])), facts["years"])
-    found = FlatIndex(folder, facts["counts"])
+    found = FlatIndex(folder, facts["counts"], facts["metric"])
     rows = pq.read_table(folder / "tiles.parquet", memory_map=True)
     asked = _resolve(project, target, facts, tiles, rows, found, from_year, report)
     if years:
         searched = known[: len(years)]
     else:
-        searched = [y for y in range(len(facts["years"])) if same_year or y != asked.year]
+        everything = same_year or facts["years"] == [""]
+        searched = [y for y in range(len(facts["years"])) if everything or y != asked.year]
     scores, positions = found.search(asked.vector, searched, top + 1)
     keep = positions != asked.position if asked.position is not None else slice(None)
     placed = tiles["placement"] == "real"
@@ -117,9 +124,8 @@ def query(
 
 def _year_codes(wanted: tuple[str, ...], years: list[str]) -> list[int]:
     if unknown := [year for year in wanted if year not in years]:
-        raise UsageError(
-            f"the index has no year {', '.join(unknown)}", f"It has: {', '.join(years)}."
-        )
+        has = ", ".join(year for year in years if year) or "images without years"
+        raise UsageError(f"the index has no year {', '.join(unknown)}", f"It has: {has}.")
     return [years.index(year) for year in wanted]
 
 
@@ -133,19 +139,24 @@ def _resolve(
     from_year: str | None,
     report: Reporter,
 ) -> _Asked:
-    if point := POINT.fullmatch(target):
+    hits = np.flatnonzero(_column(rows, "id") == target)
+    if len(hits):
+        position = int(hits[0])
+    elif point := POINT.fullmatch(target):
+        if tiles["placement"] == "none":
+            raise UsageError(
+                f"{target} is a point, and the images have no place on the ground",
+                f"Give a tile id, such as {rows['id'][0].as_py()}, or an image file.",
+            )
         position = _over(rows, float(point[1]), float(point[2]), facts["years"], tiles, from_year)
     elif Path(target).is_file():
         year = None if from_year is None else facts["years"].index(from_year)
         return _image(project, target, facts, tiles, year, report)
     else:
-        hits = np.flatnonzero(_column(rows, "id") == target)
-        if not len(hits):
-            raise GeomatchError(
-                f"{target} is neither a tile of the index, nor LON,LAT, nor an image file",
-                f"Tile ids look like {rows['id'][0].as_py()}.",
-            )
-        position = int(hits[0])
+        raise GeomatchError(
+            f"{target} is neither a tile of the index, nor LON,LAT, nor an image file",
+            f"Tile ids look like {rows['id'][0].as_py()}.",
+        )
     row = {key: rows[key][position].as_py() for key in ("id", "year", "epsg", "x", "y")}
     return _Asked(
         row["id"],
@@ -154,7 +165,7 @@ def _resolve(
         row["epsg"],
         row["x"],
         row["y"],
-        facts["years"].index(row["year"]),
+        facts["years"].index(row["year"] or ""),
     )
 
 
@@ -206,6 +217,7 @@ def _image(
     report: Reporter,
 ) -> _Asked:
     """An image file as a query: its centre, at the ground sample distance where it has a place."""
+    from geomatch.data import pictures
     from geomatch.geo import images
     from geomatch.geo.grid import Grid
     from geomatch.nn import backend
@@ -221,8 +233,12 @@ def _image(
         )
     form = encoding.form
     encoding.check_tiles(tiles)
-    grid = Grid(tiles["crs"], tiles["size"], tiles["gsd"], tiles["stride"])
-    cut = images.read(path, grid, form.image_channels)
+    if tiles["placement"] == "none":
+        pixels = pictures.read(Path(path), form.size, form.image_channels)
+        cut = images.Cut(pixels, None, 0.0, 0.0, f"{path}: its centre square, as all tiles are")
+    else:
+        grid = Grid(tiles["crs"], tiles["size"], tiles["gsd"], tiles["stride"])
+        cut = images.read(path, grid, form.image_channels)
     report(cut.remark)
     if form.label_channels:
         report("the query has no labels: they are left unknown")
@@ -232,7 +248,7 @@ def _image(
     if facts["centres"] is not None:
         centres = np.asarray(facts["centres"], np.float32)
         vector = vector - (centres.mean(axis=0) if year is None else centres[year])
-    return _Asked(path, vector, None, cut.epsg, cut.x, cut.y)
+    return _Asked(path, vector, None, cut.epsg, cut.x, cut.y, cut=cut.pixels)
 
 
 def _matches(
@@ -258,4 +274,4 @@ def _matches(
         )
     ]
     own = rows["store_row"][asked.position].as_py() if asked.position is not None else None
-    return Matches(tuple(found), own, tuple(taken["store_row"].to_pylist()))
+    return Matches(tuple(found), own, tuple(taken["store_row"].to_pylist()), asked.cut)

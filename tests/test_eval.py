@@ -8,15 +8,18 @@ import statistics
 
 import numpy as np
 import pytest
-from small_project import make_project, retile
+from PIL import Image
+from small_project import make_project, new_project, retile
 from typer.testing import CliRunner
 
+from geomatch import config
 from geomatch.cli import app
 from geomatch.data.embeddings import Embeddings
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import GeomatchError, StaleError, UsageError
 from geomatch.evaluate import Report, evaluate
 from geomatch.geo import footprints
+from geomatch.tile import tile
 
 pytest_plugins = ["small_fixtures"]
 
@@ -41,6 +44,7 @@ def describe_by_hand(project, vectors):
         "step": 1,
         "dimension": vectors.shape[1],
         "normalise": False,
+        "metric": "cosine",
         "model": "none",
         "tiles": project.tile_facts()["fingerprint"],
         "fingerprint": "by hand",
@@ -52,7 +56,7 @@ def describe_by_hand(project, vectors):
         return footprints.rings(epsg, bounds, "OGC:CRS84")
 
     Embeddings(vectors.astype(np.float32), facts).save(
-        project.embeddings / "hand@1.parquet", tiles, outline, None
+        project.embeddings / "hand@1.parquet", tiles, outline if tiles.grid else None, None
     )
     return tiles
 
@@ -131,11 +135,11 @@ def summary(ranks, errors, database):
 
 
 def assert_figures(found, wanted, skipped=()):
-    assert list(found) == [*FIGURES, "pairs"]
+    assert list(found) == [*FIGURES, "pairs", "roc"]
     assert len(found["pairs"]) == len(wanted["pairs"])
     for mine, theirs in ((found, wanted), *zip(found["pairs"], wanted["pairs"], strict=True)):
-        assert set(mine) == set(theirs)
-        for key in set(mine) - {"pairs", *skipped}:
+        assert set(mine) - {"roc"} == set(theirs)
+        for key in set(mine) - {"pairs", "roc", *skipped}:
             expected = theirs[key]
             wanted_value = expected if isinstance(expected, str) else pytest.approx(expected)
             assert mine[key] == wanted_value, key
@@ -216,6 +220,7 @@ def test_undefined_figures_are_null(tmp_path, tiled):
     figures = json.loads(text)["splits"]["validation"]
     assert figures["queries"] == 0
     assert figures["pairs"] == []
+    assert figures["roc"] is None
     for key in FIGURES[2:]:
         assert figures[key] is None
 
@@ -228,7 +233,7 @@ def test_json_follows_the_contract(tiled, copied, vectors):
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["splits"] == json.loads(json.dumps(evaluate(project).splits))
-    assert list(found["splits"]["test"]) == [*FIGURES, "pairs"]
+    assert list(found["splits"]["test"]) == [*FIGURES, "pairs", "roc"]
     wider = CliRunner().invoke(app, [*arguments, "--database", "all", "--same-year"])
     assert json.loads(wider.stdout)["splits"]["test"]["database"] == 88
 
@@ -274,3 +279,136 @@ def test_embeddings_of_other_tiles_are_stale(tiled, copied, vectors):
 def test_training_and_evaluation_agree_on_the_validation_split(indexed):
     found = evaluate(indexed.project).splits["validation"]["map@5"]
     assert found == pytest.approx(indexed.trained.map5, abs=0.05)
+
+
+def test_pairs_are_told_apart_at_the_threshold_of_validation(tiled, copied, vectors):
+    project = copied(tiled)
+    describe_by_hand(project, vectors)
+    found = {name: split["roc"] for name, split in evaluate(project, fpr=0.2).splits.items()}
+    assert len({figures["threshold"] for figures in found.values()}) == 1
+    assert found["validation"]["fpr"] <= 0.2
+    for name, figures in found.items():
+        (tn, fp), (fn, tp) = figures["confusion"]
+        # Every tile has a partner in the other year, and each is an anchor once.
+        assert tn + fp == fn + tp == (tiled.tiles.split == SPLITS.index(name)).sum()
+        assert figures["fpr"] == fp / (tn + fp)
+        assert figures["tpr"] == tp / (fn + tp)
+        assert 0.5 < figures["auc"] < 1
+        assert 0 < figures["eer"] < 0.5
+    stricter = evaluate(project, fpr=0.0).splits["validation"]["roc"]
+    assert stricter["threshold"] > found["validation"]["threshold"]
+    assert stricter["confusion"][0][1] == 0
+    # Figures of another rate stand beside the others.
+    assert (project.reports / "hand@1-fpr0.2" / "report.json").exists()
+
+
+def test_pairs_of_perfect_descriptors_are_told_apart(tiled, copied):
+    project = copied(tiled)
+    describe_by_hand(project, np.eye(44)[tiled.tiles.places()])
+    found = evaluate(project).splits["test"]["roc"]
+    assert found["auc"] == 1
+    assert found["eer"] == 0
+    assert found["confusion"] == [[24, 0], [0, 24]]
+
+
+def test_without_validation_the_threshold_is_the_split_s_own(tmp_path, tiled, vectors):
+    project = make_project(tmp_path / "two", tiled.imagery, "split.validation=[]")
+    describe_by_hand(project, vectors)
+    found = {name: split["roc"] for name, split in evaluate(project).splits.items()}
+    assert found["validation"] is None
+    assert found["test"]["threshold"] != found["train"]["threshold"]
+    assert found["test"]["fpr"] <= 0.01
+
+
+@pytest.mark.parametrize("fpr", ["-0.1", "1.5"])
+def test_a_rate_that_is_no_share_is_told(tiled, copied, vectors, fpr):
+    project = copied(tiled)
+    describe_by_hand(project, vectors)
+    result = CliRunner().invoke(app, ["eval", "-p", str(project.root), "--fpr", fpr])
+    assert result.exit_code == 2
+    assert "--fpr" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory):
+    """Three classes of twelve small images each: of each class, five to train and four to test."""
+    root = tmp_path_factory.mktemp("classes")
+    rng = np.random.default_rng(0)
+    for name in ("ash", "birch", "cedar"):
+        (root / "images" / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = rng.integers(256, size=(16, 16, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(root / "images" / name / f"{i:02d}.png")
+    project = new_project(root / "project")
+    overrides = [
+        f"images.folders={json.dumps([str(root / 'images')])}",
+        "images.validation=3",
+        "images.test=4",
+    ]
+    tile(project, config.with_overrides(config.Config(), overrides), overrides=overrides, workers=1)
+    tiles = TileTable.load(project.catalogue)
+    ground = np.random.default_rng(1).normal(size=(3, 4))
+    noise = np.random.default_rng(2).normal(0, 0.8, (len(tiles), 4))
+    vectors = ground[tiles.label] + noise
+    return project, describe_by_hand(project, vectors), vectors
+
+
+def precision_again(scores, relevant):
+    """(rank of the first relevant item, AP, AP@5), in plain loops."""
+    order = sorted(range(len(scores)), key=lambda j: -scores[j])
+    hits = [rank for rank, j in enumerate(order, 1) if relevant[j]]
+    precision = [i / rank for i, rank in enumerate(hits, 1)]
+    within = sum(p for p, rank in zip(precision, hits, strict=True) if rank <= 5)
+    return hits[0], sum(precision) / len(hits), within / min(len(hits), 5)
+
+
+@pytest.mark.parametrize("database", ["split", "all", "train"])
+def test_figures_of_classes_equal_those_counted_again(classes, database):
+    project, tiles, vectors = classes
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    found = evaluate(project, database=database)
+    for code, split in enumerate(SPLITS):
+        wanted, label = [], []
+        searched = [
+            j
+            for j in range(len(tiles))
+            if database == "all" or tiles.split[j] == (code if database == "split" else 0)
+        ]
+        for i in np.flatnonzero(tiles.split == code):
+            others = [j for j in searched if j != i]
+            relevant = [tiles.label[j] == tiles.label[i] for j in others]
+            wanted.append(precision_again([unit[i] @ unit[j] for j in others], relevant))
+            label.append(tiles.label[i])
+        rank, ap, ap5 = np.array(wanted).T
+        figures = found.splits[split]
+        assert list(figures) == [*FIGURES, "map", "pairs", "classes", "roc"]
+        assert figures["queries"] == len(rank) == [15, 9, 12][code]
+        assert figures["database"] == len(searched)
+        assert figures["map"] == pytest.approx(ap.mean())
+        assert figures["map@5"] == pytest.approx(ap5.mean())
+        assert figures["recall@1"] == pytest.approx((rank == 1).mean())
+        assert figures["recall@5"] == pytest.approx((rank <= 5).mean())
+        assert figures["median_rank"] == statistics.median(rank)
+        assert figures["median_error_m"] is None
+        assert figures["pairs"] == []
+        assert [row["class"] for row in figures["classes"]] == ["ash", "birch", "cedar"]
+        for k, row in enumerate(figures["classes"]):
+            mine = np.array(label) == k
+            assert row["queries"] == mine.sum()
+            assert row["hit@5"] == pytest.approx((rank[mine] <= 5).mean())
+            assert row["map"] == pytest.approx(ap[mine].mean())
+            assert row["map@5"] == pytest.approx(ap5[mine].mean())
+    assert 0 < found.splits["test"]["map"] < 1
+
+
+def test_classes_are_shown_as_tables(classes):
+    project, _, _ = classes
+    result = CliRunner().invoke(app, ["eval", "-p", str(project.root), "--quiet"])
+    assert result.exit_code == 0, result.output
+    for text in ("mAP", "by class", "birch", "AUC"):
+        assert text in result.stdout
+    assert "error" not in result.stdout
+    arguments = ["eval", "-p", str(project.root), "--database", "train", "--json", "-q"]
+    found = json.loads(CliRunner().invoke(app, arguments).stdout)["splits"]
+    assert found == json.loads(json.dumps(evaluate(project, database="train").splits))
+    assert (project.reports / "hand@1-train" / "report.json").exists()

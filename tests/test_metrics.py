@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import label_ranking_average_precision_score
+from sklearn.metrics import average_precision_score, label_ranking_average_precision_score
 
 from geomatch.search import metrics
 from geomatch.search.exact import neighbours, unit
-from geomatch.search.metrics import map_at, median, rank_truth, recall_at
+from geomatch.search.metrics import map_at, mean, median, rank_relevant, rank_truth, recall_at
 
 NONE = (np.empty(0, np.int64), np.empty(0, np.int64))
 
@@ -30,6 +30,28 @@ def brute_force(scores, truth, neutral):
         ranks.append(1 + len(ahead))
         firsts.append(max(ahead, key=lambda j, row=row: row[j]) if ahead else truth[i])
     return ranks, firsts
+
+
+def ranked_relevant(scores, query_place, database_place, neutral=NONE, k=5):
+    """Rank a matrix of scores (q, n) where the tiles of a query's place are relevant."""
+    scores = np.asarray(scores, np.float32)
+    basis = np.eye(scores.shape[1], dtype=np.float32)
+    return rank_relevant(scores, basis, np.array(query_place), np.array(database_place), neutral, k)
+
+
+def precision_again(scores, relevant, out, k):
+    """Figures of one query, in plain loops: every rival within a tie comes first."""
+    left = [j for j in range(len(scores)) if j not in out]
+    goals = sorted((j for j in left if relevant[j]), key=lambda j: -scores[j])
+    rivals = [j for j in left if not relevant[j]]
+    total, within = 0.0, 0.0
+    for i, goal in enumerate(goals, 1):
+        rank = i + sum(scores[j] >= scores[goal] - metrics.TIE for j in rivals)
+        if i == 1:
+            first = rank
+        total += i / rank
+        within += i / rank if rank <= k else 0
+    return first, total / len(goals), within / min(len(goals), k), len(goals)
 
 
 def test_the_match_at_each_place():
@@ -160,3 +182,94 @@ def test_neighbours_are_the_largest_products():
         scores, np.take_along_axis(queries @ database.T, wanted, 1), rtol=1e-5, atol=1e-6
     )
     assert neighbours(queries, database[:3], 7)[1].shape == (5, 3)
+
+
+def test_several_relevant_tiles_by_hand():
+    scores = [[0.9, 0.8, 0.7, 0.6, 0.5], [0.5, 0.6, 0.7, 0.8, 0.9]]
+    found = ranked_relevant(scores, [1, 1], [1, 0, 1, 0, 1], k=2)
+    # Relevant at ranks 1, 3 and 5 either way.
+    assert found.rank.tolist() == [1, 1]
+    assert found.first.tolist() == [0, 4]
+    assert found.relevant.tolist() == [3, 3]
+    np.testing.assert_allclose(found.ap, [(1 + 2 / 3 + 3 / 5) / 3] * 2)
+    np.testing.assert_allclose(found.ap_at, [1 / 2] * 2)
+    found = ranked_relevant(scores[:1], [1], [0, 0, 1, 1, 0])
+    assert (found.rank.tolist(), found.first.tolist()) == ([3], [0])
+    np.testing.assert_allclose(found.ap_at, [(1 / 3 + 2 / 4) / 2])
+
+
+def test_the_query_itself_is_taken_out_of_its_class():
+    scores = [[1.0, 0.5, 0.9, 0.1]]
+    found = ranked_relevant(scores, [7], [7, 7, 3, 3], (np.array([0]), np.array([0])))
+    assert (found.rank[0], found.first[0], found.relevant[0]) == (2, 2, 1)
+    np.testing.assert_allclose(found.ap, [1 / 2])
+
+
+def test_ties_never_help_several_relevant_tiles():
+    found = ranked_relevant([[0.5, 0.5, 0.5, 0.2]], [1], [1, 1, 0, 1])
+    assert (found.rank[0], found.first[0]) == (2, 2)
+    np.testing.assert_allclose(found.ap, [(1 / 2 + 2 / 3 + 3 / 4) / 3])
+    blank = unit(np.ones((6, 4), np.float32))
+    found = rank_relevant(blank, blank, np.arange(6) % 2, np.arange(6) % 2, NONE)
+    assert found.rank.tolist() == [4] * 6
+    np.testing.assert_allclose(found.ap, (1 / 4 + 2 / 5 + 3 / 6) / 3)
+
+
+@pytest.mark.parametrize("block", [2**24, 40, 1])
+def test_several_relevant_tiles_as_counted_again(monkeypatch, block):
+    monkeypatch.setattr(metrics, "SCORES", block)
+    rng = np.random.default_rng(3)
+    queries = rng.integers(-3, 4, (19, 5)).astype(np.float32)
+    database = rng.integers(-3, 4, (23, 5)).astype(np.float32)
+    places = rng.integers(4, size=19), rng.integers(4, size=23)
+    pairs = np.unique(rng.integers([0, 0], [19, 23], (60, 2)), axis=0)
+    found = rank_relevant(queries, database, *places, tuple(rng.permutation(pairs).T), k=3)
+    scores = queries @ database.T
+    for i in range(19):
+        out = {j for q, j in pairs.tolist() if q == i}
+        relevant = places[1] == places[0][i]
+        wanted = precision_again(scores[i].tolist(), relevant, out, 3)
+        mine = (found.rank[i], found.ap[i], found.ap_at[i], found.relevant[i])
+        assert mine == pytest.approx(wanted)
+        assert found.first[i] not in out
+        assert relevant[found.first[i]] == (wanted[0] == 1)
+        assert scores[i, found.first[i]] == max(scores[i, j] for j in range(23) if j not in out)
+    assert 0 < (found.rank == 1).sum() < 19
+
+
+def test_average_precision_equals_scikit_learn_s():
+    rng = np.random.default_rng(0)
+    queries, database = (unit(rng.normal(size=(n, 6)).astype(np.float32)) for n in (12, 60))
+    places = np.arange(12) % 3, rng.integers(3, size=60)
+    found = rank_relevant(queries, database, *places, NONE)
+    scores = queries @ database.T
+    for i in range(12):
+        wanted = average_precision_score(places[1] == places[0][i], scores[i])
+        assert found.ap[i] == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_one_relevant_tile_is_ranked_as_the_one_match(broken):
+    rng = np.random.default_rng(4)
+    queries, database = (rng.integers(-2, 3, (n, 4)).astype(np.float32) for n in (30, 40))
+    if broken:
+        queries[3], database[7], database[8] = np.nan, np.nan, np.nan
+    # The sixth query asks for the first of the two that are broken.
+    truth = np.roll(np.arange(40), -2)[:30]
+    database_place = np.arange(40)
+    pairs = np.unique(rng.integers([0, 0], [30, 40], (90, 2)), axis=0)
+    neutral = tuple(pairs[pairs[:, 1] != truth[pairs[:, 0]]].T)
+    one = rank_truth(queries, database, truth, neutral)
+    several = rank_relevant(queries, database, truth, database_place, neutral)
+    np.testing.assert_array_equal(several.rank, one.rank)
+    assert mean(several.ap_at) == pytest.approx(map_at(one.rank, 5))
+    assert mean(several.ap) == pytest.approx((1 / one.rank).mean())
+    if not broken:
+        np.testing.assert_array_equal(several.first == truth, one.rank == 1)
+    assert len(set(one.rank.tolist())) > 5
+
+
+def test_without_a_relevant_tile_nothing_is_found():
+    found = ranked_relevant([[0.3, 0.9]], [5], [1, 2])
+    assert (found.rank[0], found.first[0], found.relevant[0]) == (3, 1, 0)
+    assert (found.ap[0], found.ap_at[0]) == (0, 0)

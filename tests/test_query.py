@@ -125,9 +125,9 @@ def test_many_segments_answer_as_one(indexed, copied, cosines, monkeypatch):
     counts = [44, 44]
     for year in (0, 1):
         mine = real[indexed.tiles.year == year]
-        flat.write(folder, year, (mine[i : i + 7] for i in range(0, 44, 7)))
+        flat.write(folder, year, (mine[i : i + 7] for i in range(0, 44, 7)), "cosine")
     assert len(list(folder.glob("year0-*.faiss"))) == 4
-    found = flat.FlatIndex(folder, counts)
+    found = flat.FlatIndex(folder, counts, "cosine")
     order = np.argsort(indexed.tiles.year, kind="stable")
     for asked in (0, 30, 87):
         position = int(np.flatnonzero(order == asked)[0])

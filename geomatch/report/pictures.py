@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-RIGHT, WRONG, QUERY, PAPER, INK = "#1a7f37", "#cf222e", "#0969da", "#ffffff", "#24292f"
+RIGHT, WRONG, UNKNOWN, QUERY = "#1a7f37", "#cf222e", "#8c959f", "#0969da"
+PAPER, INK = "#ffffff", "#24292f"
 EDGE, GAP, LINES = 4, 10, 34
+
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class Thumbnail:
     Attributes:
         pixels: (h, w, c) uint8, the image channels first.
         caption: lines below it.
-        right: whether it is the place asked for; None for the query itself.
+        right: whether it is of the place asked for; None where that is not known.
     """
 
     pixels: NDArray[np.uint8]
@@ -39,16 +43,48 @@ def sheet(rows: Sequence[Sequence[Thumbnail]], path: Path, side: int = 128) -> N
     for i, row in enumerate(rows):
         for j, thumbnail in enumerate(row):
             x, y = GAP + j * cell_width, GAP + i * cell_height
-            colour = {None: QUERY, True: RIGHT, False: WRONG}[thumbnail.right]
+            colour = {None: UNKNOWN, True: RIGHT, False: WRONG}[thumbnail.right] if j else QUERY
             draw.rectangle((x, y, x + side + 2 * EDGE - 1, y + side + 2 * EDGE - 1), fill=colour)
             canvas.paste(_picture(thumbnail.pixels, side), (x + EDGE, y + EDGE))
-            text = "\n".join(thumbnail.caption)
-            draw.multiline_text((x, y + side + 2 * EDGE + 2), text, INK, font)
+            lines = [_fitting(line, font, side + 2 * EDGE) for line in thumbnail.caption]
+            below = (x, y + side + 2 * EDGE + 2)
+            draw.multiline_text(below, "\n".join(lines), INK, font)
     canvas.save(path, format="PNG")
 
 
+def answers(
+    found: Sequence[Mapping[str, Any]], pixels: NDArray[np.uint8], places: Sequence[str], place: str
+) -> list[Thumbnail]:
+    """Thumbnails of the answers to a query.
+
+    Args:
+        found: in order of rank, as `query --json` gives them.
+        pixels: (n, h, w, c) uint8.
+        places: of each answer.
+        place: the one asked for; "" where it is not known.
+    """
+    thumbnails = []
+    for match, picture, here in zip(found, pixels, places, strict=True):
+        away = match["distance_m"]
+        metres = "" if away is None else f"{away:.0f} m" if away < 1e4 else f"{away / 1e3:.0f} km"
+        told = ", ".join(filter(None, (match["year"] or here, metres)))
+        caption = (f"{match['rank']}: {match['score']:.3f}", told)
+        thumbnails.append(Thumbnail(picture, caption, here == place if place else None))
+    return thumbnails
+
+
+def _fitting(text: str, font: Font, width: int) -> str:
+    """The end of `text` that fits, the part in which names differ."""
+    kept = text
+    while font.getlength(kept) > width:
+        kept = "…" + kept.removeprefix("…")[1:]
+    return kept
+
+
 def _picture(pixels: NDArray[np.uint8], side: int) -> Image.Image:
-    """The first three channels as colour, or the first as grey."""
+    """The first three channels as colour, or the first as grey; small ones in whole pixels."""
     channels = pixels[..., :3] if pixels.shape[-1] >= 3 else np.repeat(pixels[..., :1], 3, -1)
     image = Image.fromarray(np.ascontiguousarray(channels))
-    return image.resize((side, side), Image.Resampling.BILINEAR)
+    small = 2 * max(image.size) < side
+    kind = Image.Resampling.NEAREST if small else Image.Resampling.BILINEAR
+    return image.resize((side, side), kind)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomatch.errors import StaleError
-from geomatch.search.exact import unit
+from geomatch.search.exact import Metric, as_database, as_queries, scores
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -19,8 +19,8 @@ SEGMENT = 262_144
 """Vectors of one file: what building holds in memory."""
 
 
-def write(folder: Path, year: int, parts: Iterable[Floats]) -> None:
-    """Write the unit vectors of one year's descriptors, given part by part, in order."""
+def write(folder: Path, year: int, parts: Iterable[Floats], metric: Metric) -> None:
+    """Write one year's descriptors, given part by part, in order, as what is searched."""
     pending: list[Floats] = []
     number = 0
 
@@ -35,7 +35,7 @@ def write(folder: Path, year: int, parts: Iterable[Floats]) -> None:
 
     for part in parts:
         if len(part):
-            pending.append(unit(part))
+            pending.append(as_database(part, metric))
         if sum(map(len, pending)) >= SEGMENT:
             flush()
     if pending:
@@ -47,10 +47,11 @@ class FlatIndex:
 
     Args:
         counts: vectors of each year; a vector's position counts through the years in order.
+        metric: that it was written for.
     """
 
-    def __init__(self, folder: Path, counts: Sequence[int]) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, counts: Sequence[int], metric: Metric) -> None:
+        self._folder, self._metric = folder, metric
         self._offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
     def _segments(self, year: int) -> list[tuple[int, faiss.Index]]:
@@ -69,25 +70,27 @@ class FlatIndex:
         return found
 
     def vector(self, position: int) -> Floats:
-        """(d,) the unit vector at a position."""
+        """(d,) the descriptor at a position; for the cosine its direction."""
         year = int(np.searchsorted(self._offsets, position, "right")) - 1
         start, segment = [s for s in self._segments(year) if s[0] <= position][-1]
         vector: Floats = segment.reconstruct(position - start)
-        return vector
+        # A Euclidean index has half the square of the length beside each vector.
+        return vector if self._metric == "cosine" else vector[:-1]
 
     def search(self, query: Floats, years: Sequence[int], k: int) -> tuple[Floats, Ints]:
-        """The k nearest to a descriptor (d,) by cosine.
+        """The k nearest to a descriptor (d,).
 
         Returns:
             Scores and positions, best first, at most k.
         """
-        row = unit(query[None])
-        scores, positions = [np.empty(0, np.float32)], [np.empty(0, np.int64)]
+        row = as_queries(query[None], self._metric)
+        found, positions = [np.empty(0, np.float32)], [np.empty(0, np.int64)]
         for year in years:
             for start, segment in self._segments(year):
                 near, where = segment.search(row, min(k, segment.ntotal))
-                scores.append(near[0])
+                found.append(near[0])
                 positions.append(where[0] + start)
-        all_scores, all_positions = np.concatenate(scores), np.concatenate(positions)
-        order = np.argsort(-all_scores, kind="stable")[:k]
-        return all_scores[order], all_positions[order]
+        products, all_positions = np.concatenate(found), np.concatenate(positions)
+        order = np.argsort(-products, kind="stable")[:k]
+        best = scores(products[None, order], query[None], self._metric)[0]
+        return best, all_positions[order]

@@ -1,0 +1,84 @@
+"""Project: the descriptors of a split, drawn in two dimensions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geomatch.data.embeddings import Embeddings
+from geomatch.data.tiles import SPLITS, TileTable
+from geomatch.errors import GeomatchError, UsageError
+from geomatch.progress import Reporter, silent
+from geomatch.project import Project, latest, replacing
+from geomatch.report import projection
+
+SAMPLE = 5_000
+"""Tiles that are drawn, at the most."""
+LINKED = 200
+"""Places up to which lines join the tiles of one place."""
+
+
+def project2d(
+    project: Project,
+    *,
+    run: str | None = None,
+    split: str = "test",
+    method: str = "pca",
+    out: Path | None = None,
+    report: Reporter = silent,
+) -> Path:
+    """Draw the descriptors of a split, coloured by class, or by year where classes are many.
+
+    Args:
+        run: name of the embeddings ("RUN@STEP"); by default the latest.
+        method: "pca" or "tsne", which takes descriptors of more than two values to two.
+        out: PNG to write; by default in the reports of the embeddings.
+
+    Raises:
+        UsageError: there is no such split or method.
+        GeomatchError: there are no embeddings, they are stale, or the split has no tiles.
+    """
+    if split not in SPLITS or method not in ("pca", "tsne"):
+        raise UsageError(
+            f"there is no projection of {split} by {method}",
+            f"Splits: {', '.join(SPLITS)}. Methods: pca, tsne.",
+        )
+    name = latest(project.embedding_names(), run, "embeddings", "geomatch embed")
+    described = Embeddings.load(project.embeddings / f"{name}.parquet")
+    project.check_fresh(described.facts)
+    tiles = TileTable.load(project.catalogue)
+    inside = np.flatnonzero(tiles.split == SPLITS.index(split))
+    if not len(inside):
+        raise GeomatchError(f"the {split} split has no tiles", "Choose another with --split.")
+    chosen = np.sort(np.random.default_rng(0).permutation(inside)[:SAMPLE])
+    shown, vectors = tiles.select(chosen), described.vectors[chosen]
+    report(f"projecting {len(chosen)} descriptors of {vectors.shape[1]} values")
+    flat = method == "pca" or vectors.shape[1] == 2
+    points = projection.pca(vectors) if flat else projection.tsne(vectors)
+    if 0 < len(tiles.classes) <= projection.COLOURS:
+        labels, names = shown.label, tiles.classes
+    else:
+        labels, names = shown.year, tiles.years
+    path = out or project.reports / name / f"project2d-{split}-{method}.png"
+    with replacing(path) as temporary:
+        projection.scatter(
+            points,
+            labels,
+            f"{name}, {split}: {len(chosen)} tiles",
+            temporary,
+            names=names,
+            links=_links(shown, points) if tiles.dated else None,
+        )
+    return path
+
+
+def _links(tiles: TileTable, points: NDArray[np.floating]) -> NDArray[np.floating] | None:
+    """(m, 2, 2) lines from each tile to the next of its place; None where places are many."""
+    place = tiles.places()
+    if len(np.unique(place)) > LINKED:
+        return None
+    order = np.lexsort((tiles.year, place))
+    same = np.flatnonzero(place[order][1:] == place[order][:-1])
+    return np.stack([points[order[same]], points[order[same + 1]]], axis=1)
