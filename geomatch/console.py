@@ -10,21 +10,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
+from rich.panel import Panel
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
 )
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from geomatch.errors import GeomatchError
-from geomatch.progress import Reporter
+from geomatch.progress import Reporter, duration, silent
 
 # Piped into a file, a table has all the width it needs.
 out = Console(width=None if sys.stdout.isatty() else 160)
@@ -32,44 +35,97 @@ err = Console(stderr=True)
 
 PLAIN_SECONDS = 15.0
 """Between progress lines where there is no terminal."""
+WIDTH, CELL = 80, 26
+"""Characters across the panel of a task's figures, at the most, and across one of them."""
 
 
 @contextlib.contextmanager
 def progress(quiet: bool = False) -> Iterator[Reporter]:
     """A reporter: live bars in a terminal, plain lines elsewhere, nothing when `quiet`."""
     if quiet:
-        yield lambda task, done=0, total=0, detail="": None
+        yield silent
     elif not err.is_terminal:
         yield _plain()
     else:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}"),
-        )
-        with Progress(*columns, console=err, transient=False) as bars:
-            tasks: dict[str, TaskID] = {}
-
-            def live(task: str, done: int = 0, total: int = 0, detail: str = "") -> None:
-                if not total:
-                    bars.console.print(escape(task), highlight=False)
-                    return
-                if task not in tasks or done < bars.tasks[tasks[task]].completed:
-                    tasks[task] = bars.add_task(escape(task), total=total, detail="")
-                bars.update(tasks[task], completed=done, total=total, detail=escape(detail))
-
+        with _Live() as live:
             yield live
+
+
+class _Live(Progress):
+    """A bar for each task; above them, a panel of the one that has figures."""
+
+    def __init__(self) -> None:
+        self._panel: Panel | None = None
+        self._bars: dict[str, TaskID] = {}
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=12),
+            MofNCompleteColumn(),
+            _Time(),
+            TextColumn("{task.fields[detail]}"),
+            console=err,
+        )
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        if self._panel is not None:
+            yield self._panel
+        yield self.make_tasks_table(self.tasks)
+
+    def __call__(
+        self,
+        task: str,
+        done: int = 0,
+        total: int = 0,
+        detail: str = "",
+        figures: Mapping[str, str] | None = None,
+    ) -> None:
+        if not total:
+            self.console.print(escape(task), highlight=False)
+        elif figures is not None:
+            self._panel = _panel(task, done, total, figures)
+        else:
+            if task not in self._bars:
+                self._bars[task] = self.add_task(escape(task), total=total, detail="")
+            bar = self._bars[task]
+            if done < self.tasks[bar].completed:
+                self.reset(bar)
+            self.update(bar, completed=done, total=total, detail=escape(detail))
+
+
+def _panel(task: str, done: int, total: int, figures: Mapping[str, str]) -> Panel:
+    width = min(WIDTH, err.width)
+    across = max(1, width // CELL)
+    grid = Table.grid(expand=True, padding=(0, 2, 0, 0))
+    for _ in range(across):
+        grid.add_column(ratio=1, no_wrap=True)
+    cells = [f"[dim]{escape(name)}[/] {escape(value)}" for name, value in figures.items()]
+    for start in range(0, len(cells), across):
+        grid.add_row(*cells[start : start + across])
+    parts = Group(grid, ProgressBar(total, done))
+    return Panel(parts, title=escape(f"{task}: {done}/{total}"), title_align="left", width=width)
+
+
+class _Time(ProgressColumn):
+    """The time that is left, or that a finished task took."""
+
+    def render(self, task: Task) -> Text:
+        if task.finished:
+            return Text(f"in {duration(task.finished_time or 0)}")
+        left = task.time_remaining
+        return Text("" if left is None else f"{duration(left)} left")
 
 
 def _plain() -> Reporter:
     started: dict[str, tuple[float, int]] = {}
     shown: dict[str, float] = {}
 
-    def line(task: str, done: int = 0, total: int = 0, detail: str = "") -> None:
+    def line(
+        task: str,
+        done: int = 0,
+        total: int = 0,
+        detail: str = "",
+        figures: Mapping[str, str] | None = None,
+    ) -> None:
         now = time.monotonic()
         if not total:
             print(task, file=sys.stderr, flush=True)
@@ -79,11 +135,12 @@ def _plain() -> Reporter:
         if not finished and now - shown.get(task, begun) < PLAIN_SECONDS:
             return
         shown[task] = now
-        left = ""
-        if not finished and done > first:
-            seconds = (now - begun) / (done - first) * (total - done)
-            left = f", {seconds / 60:.1f} min left" if seconds >= 60 else f", {seconds:.0f} s left"
-        print(f"{task}: {done}/{total} {detail}{left}".rstrip(), file=sys.stderr, flush=True)
+        told = [f"{task}: {done}/{total} {detail}".rstrip()]
+        if figures is not None:
+            told += [f"{name} {value}" for name, value in figures.items()]
+        elif not finished and done > first:
+            told.append(f"{duration((now - begun) / (done - first) * (total - done))} left")
+        print(", ".join(told), file=sys.stderr, flush=True)
         if finished:
             started.pop(task, None)
             shown.pop(task, None)

@@ -29,3 +29,7 @@ class UsageError(GeomatchError):
 
 class StaleError(GeomatchError):
     """An artefact made from something that has changed since."""
+
+
+class DivergedError(GeomatchError):
+    """Training whose loss became no number: its settings are at fault."""

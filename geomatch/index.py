@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from geomatch.geo import footprints
 from geomatch.progress import Reporter, silent
 from geomatch.project import FORMAT, Project, latest, replace_folder, write_json
 from geomatch.search import flat
+from geomatch.search.exact import Metric
 
 ROWS = 65_536
 ROW = pa.schema(
@@ -44,11 +45,18 @@ class Indexed:
     tiles: int
 
 
-def index(project: Project, *, run: str | None = None, report: Reporter = silent) -> Indexed:
+def index(
+    project: Project,
+    *,
+    run: str | None = None,
+    metric: Literal["auto", "cosine", "euclidean"] = "auto",
+    report: Reporter = silent,
+) -> Indexed:
     """Index embeddings for `query`.
 
     Args:
         run: name of the embeddings ("RUN@STEP"); by default the latest.
+        metric: how queries will compare; "auto": as the loss of the run did.
 
     Raises:
         GeomatchError: there are no embeddings, or they are stale.
@@ -63,9 +71,10 @@ def index(project: Project, *, run: str | None = None, report: Reporter = silent
         partial = project.indexes / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+        chosen: Metric = facts["metric"] if metric == "auto" else metric
         counts = [int((tiles.year == year).sum()) for year in range(len(tiles.years))]
         for year, label in enumerate(tiles.years):
-            flat.write(partial, year, _of_year(source, tiles, year), facts["metric"])
+            flat.write(partial, year, _of_year(source, tiles, year), chosen)
             report(f"indexed {counts[year]} tiles" + (f" of {label}" if label else ""))
         _write_rows(partial / "tiles.parquet", tiles)
         write_json(
@@ -76,10 +85,8 @@ def index(project: Project, *, run: str | None = None, report: Reporter = silent
                 "years": tiles.years,
                 "counts": counts,
                 "embeddings": facts["fingerprint"],
-                **{
-                    key: facts[key]
-                    for key in ("tiles", "model", "run", "step", "centres", "metric")
-                },
+                **{key: facts[key] for key in ("tiles", "model", "run", "step", "centres")},
+                "metric": chosen,
                 "run_id": facts.get("run_id"),
             },
         )

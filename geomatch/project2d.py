@@ -1,21 +1,27 @@
-"""Project: the descriptors of a split, drawn in two dimensions."""
+"""Project: the descriptors of a split, drawn in two dimensions, or given to TensorBoard."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from geomatch.data.embeddings import Embeddings
+from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.progress import Reporter, silent
-from geomatch.project import Project, latest, replacing
+from geomatch.project import Project, latest, replace_folder, replacing
 from geomatch.report import projection
 
 SAMPLE = 5_000
 """Tiles that are drawn, at the most."""
+PROJECTED = 10_000
+"""Tiles that TensorBoard is given, at the most: more are slow in a browser."""
+BATCH = 64
 LINKED = 200
 """Places up to which lines join the tiles of one place."""
 
@@ -45,10 +51,7 @@ def project2d(
             f"there is no projection of {split} by {method}",
             f"Splits: {', '.join(SPLITS)}. Methods: pca, tsne.",
         )
-    name = latest(project.embedding_names(), run, "embeddings", "geomatch embed")
-    described = Embeddings.load(project.embeddings / f"{name}.parquet")
-    project.check_fresh(described.facts)
-    tiles = TileTable.load(project.catalogue)
+    name, described, tiles = _load(project, run)
     inside = np.flatnonzero(tiles.split == SPLITS.index(split))
     if not len(inside):
         raise GeomatchError(f"the {split} split has no tiles", "Choose another with --split.")
@@ -72,6 +75,55 @@ def project2d(
             links=_links(shown, points) if tiles.dated else None,
         )
     return path
+
+
+def projector(project: Project, *, run: str | None = None, report: Reporter = silent) -> Path:
+    """Write descriptors of all splits for TensorBoard's Embedding Projector.
+
+    Of more than `PROJECTED` tiles a seeded sample is taken.
+
+    Args:
+        run: as for `project2d`.
+
+    Returns:
+        The folder, in the reports of the embeddings.
+
+    Raises:
+        GeomatchError: there are no embeddings, or they are stale.
+    """
+    from geomatch.report.board import write_projector
+
+    name, described, tiles = _load(project, run)
+    chosen = np.sort(np.random.default_rng(0).permutation(len(tiles))[:PROJECTED])
+    shown = tiles.select(chosen)
+    columns = {"id": shown.ids(), "place" if tiles.dated else "class": shown.cells()}
+    if tiles.dated:
+        columns["year"] = [tiles.years[code] for code in shown.year]
+    columns["split"] = [SPLITS[code] for code in shown.split]
+    store = TileStore.open(project.pixels)
+    channels = project.tile_facts()["channels"]["image"]
+
+    def pictures() -> Iterator[NDArray[np.uint8]]:
+        for start in range(0, len(shown), BATCH):
+            rows = shown.store_row[start : start + BATCH]
+            yield from store.read(rows)[..., :channels]
+            report("drawing tiles", start + len(rows), len(shown))
+
+    target = project.reports / name / "projector"
+    folder = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    write_projector(folder, name, described.vectors[chosen], columns, pictures())
+    replace_folder(folder, target)
+    return target
+
+
+def _load(project: Project, run: str | None) -> tuple[str, Embeddings, TileTable]:
+    """Embeddings with their name, and the tiles that they describe."""
+    name = latest(project.embedding_names(), run, "embeddings", "geomatch embed")
+    described = Embeddings.load(project.embeddings / f"{name}.parquet")
+    project.check_fresh(described.facts)
+    return name, described, TileTable.load(project.catalogue)
 
 
 def _links(tiles: TileTable, points: NDArray[np.floating]) -> NDArray[np.floating] | None:

@@ -11,48 +11,49 @@ import contextlib
 import json
 import re
 import time
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
-from tensorboardX import SummaryWriter
 
 from geomatch import begin, config
-from geomatch.data import mining
-from geomatch.data.batches import Sampler
-from geomatch.data.mining import HardPairs
-from geomatch.data.pairs import tasks
+from geomatch.data.batches import Sampler, whole
+from geomatch.data.mining import Mined
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
-from geomatch.errors import GeomatchError, UsageError
+from geomatch.errors import DivergedError, GeomatchError, UsageError
 from geomatch.nn import backend
 from geomatch.nn.checkpoint import Checkpoints
-from geomatch.nn.describe import describe
 from geomatch.nn.encoder import Siamese
+from geomatch.nn.objective import Ground
+from geomatch.nn.optimizers import schedule
+from geomatch.nn.outline import outline
 from geomatch.nn.step import (
-    State,
+    Course,
     TileForm,
     abstract_state,
     build,
     make_step,
     on_devices,
 )
-from geomatch.progress import Reporter, silent
+from geomatch.progress import Reporter, duration, silent
 from geomatch.project import FORMAT, Project, replacing, write_json
+from geomatch.report.board import Board
+from geomatch.rounds import Examples, Judge, weights
 from geomatch.runs import read_run
-from geomatch.search.exact import neighbours, unit
-from geomatch.search.metrics import map_at
-from geomatch.search.protocol import all_ranks, retrieve
 
 LOG_STEPS = 20
+SHOW_SECONDS = 0.2
+"""Between figures that are shown."""
 READ_AHEAD = 4
-DESCRIBE_BATCH = 32
-SAMPLE = 2000
-"""Queries of each year that a round's mAP@5 is measured on at the most."""
+VALIDATION = "validation/map@5"
 
 Batch = tuple[NDArray[np.uint8], NDArray[np.int32]]
 
@@ -70,47 +71,74 @@ class Trained:
     map5: float | None
 
 
+Judged = Callable[[int, float | None], bool]
+"""(epoch, mAP@5 on validation) to whether to stop."""
+
+
+def never(epoch: int, metric: float | None) -> bool:
+    """A `Judged` that lets a run go on."""
+    del epoch, metric
+    return False
+
+
+def check_name(name: str) -> None:
+    """See that runs can be named so.
+
+    Raises:
+        UsageError: it is no plain name.
+    """
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise UsageError(f"{name!r} is no name for a run", "Use letters, digits, '.', '_' and '-'.")
+
+
 def train(
     project: Project,
     settings: config.Config,
     *,
     run: str | None = None,
+    judged: Judged = never,
     report: Reporter = silent,
 ) -> Trained:
     """Train a run, or go on with it.
 
     Args:
         run: its name; by default the latest, or "run1".
+        judged: told of every round; where it returns True the run stops, unfinished.
 
     Raises:
         UsageError: the run was begun with another configuration.
         GeomatchError: there are no tiles, or none to train on.
+        DivergedError: the loss became no number.
     """
     names = project.run_names()
     name = run or (names[-1] if names else "run1")
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise UsageError(f"{name!r} is no name for a run", "Use letters, digits, '.', '_' and '-'.")
+    check_name(name)
     backend.prepare()
     with project.lock("tiles", shared=True), project.lock(f"runs/{name}"):
         facts = project.tile_facts()
-        tiles = _training_view(TileTable.load(project.catalogue), settings.split.years)
+        splits = _splits(TileTable.load(project.catalogue), settings)
         form = begin.form_of(facts)
-        sampler = _sampler(settings, tiles)
+        sampler = _sampler(settings, splits["train"])
         settings = _open_run(project, name, settings, facts, form)
-        return _loop(project, name, settings, tiles, sampler, form, report)
+        return _loop(project, name, settings, splits, sampler, form, judged, report)
 
 
-def _training_view(tiles: TileTable, years: tuple[str, ...]) -> TileTable:
-    """Training and validation tiles: no test tile comes near a run."""
+def _splits(tiles: TileTable, settings: config.Config) -> dict[str, TileTable]:
+    """Training and validation tiles; test tiles only where they are to be measured or drawn."""
+    years = settings.split.years
     if unknown := [year for year in years if year not in tiles.years]:
         raise UsageError(
             f"split.years: no tiles of {', '.join(unknown)}",
             f"There are: {', '.join(tiles.years)}.",
         )
-    keep = tiles.split != SPLITS.index("test")
     if years:
-        keep &= np.isin(tiles.year, [tiles.years.index(year) for year in years])
-    return tiles.select(keep)
+        tiles = tiles.select(np.isin(tiles.year, [tiles.years.index(year) for year in years]))
+    wanted = {"train", "validation", *settings.eval.during, settings.train.frames}
+    return {
+        split: tiles.select(tiles.split == code)
+        for code, split in enumerate(SPLITS)
+        if split in wanted
+    }
 
 
 def _open_run(
@@ -140,20 +168,41 @@ def _open_run(
     return settings
 
 
-def _sampler(settings: config.Config, tiles: TileTable) -> Sampler:
+def _sampler(settings: config.Config, training: TileTable) -> Sampler:
     """What batches are drawn from, once the settings are seen to fit."""
-    devices, batch = jax.local_device_count(), settings.train.batch
+    train, rule = settings.train, settings.mining.rule
+    devices, batch = jax.local_device_count(), train.batch
     if batch < 1 or batch % devices:
         raise UsageError(
             f"train.batch = {batch} is not divisible by {devices} devices",
             f"--set train.batch={max(1, -(-batch // devices)) * devices}",
         )
-    training = tiles.select(tiles.split == SPLITS.index("train"))
-    sampler = Sampler(training, batch, settings.train.seed, settings.train.loss == "bce")
-    if len(sampler.places) < 2:
+    if rule == "in-batch" and train.loss != "triplet":
+        raise UsageError(
+            f'mining.rule = "in-batch" finds triplets, and train.loss = "{train.loss}"',
+            "--set train.loss=triplet, or --set mining.rule=none.",
+        )
+    if rule == "ranked" and train.loss not in ("triplet", "contrastive"):
+        raise UsageError(
+            f'mining.rule = "ranked" ranks triplets by distance, and train.loss = "{train.loss}" '
+            "knows none",
+            "--set train.loss=triplet, or --set mining.rule=knn.",
+        )
+    if rule == "neighbours" and not training.dated:
+        raise UsageError(
+            'mining.rule = "neighbours" is of places seen in several years',
+            "For class folders: --set mining.rule=knn, ranked or in-batch.",
+        )
+    sampler = Sampler(training, train, settings.mining)
+    if sampler.anchors < 2:
+        if training.dated:
+            raise GeomatchError(
+                "fewer than two training places are seen in two years",
+                "See geomatch info: more imagery, another split, or a lower grid.min_valid.",
+            )
         raise GeomatchError(
-            "fewer than two training places are seen in two years",
-            "See geomatch info: more imagery, another split, or a lower grid.min_valid.",
+            "fewer than two classes have two training images each",
+            "See geomatch info: more images, or other shares of images.validation and images.test.",
         )
     return sampler
 
@@ -167,9 +216,10 @@ def _loop(
     project: Project,
     name: str,
     settings: config.Config,
-    tiles: TileTable,
+    splits: dict[str, TileTable],
     sampler: Sampler,
     form: TileForm,
+    judged: Judged,
     report: Reporter,
 ) -> Trained:
     folder = project.run(name)
@@ -181,64 +231,115 @@ def _loop(
     total = per_epoch * settings.train.epochs
     model = build(settings, form)
     store = TileStore.open(project.pixels)
-    judge = _Judge(model, store, training, tiles.select(tiles.split == SPLITS.index("validation")))
-    reach = tiles.grid.reach
-    step_fn = thawed = make_step(model, settings, form, reach)
+    judge = Judge(model, settings, store, splits, folder)
+    examples = Examples(sampler, settings, form)
+    measured = dict.fromkeys(("validation", *settings.eval.during))
+    step_fn = thawed = _step(settings, form, sampler, total, frozen=True)
     if settings.train.freeze_epochs:
-        thawed = make_step(build(settings, form, frozen=False), settings, form, reach)
+        thawed = _step(settings, form, sampler, total, frozen=False)
 
     with Checkpoints(folder / "checkpoints") as checkpoints, contextlib.ExitStack() as stack:
         last = checkpoints.last
+        log = _Log(folder, -1 if last is None else last)
+        if last is not None and (last >= total or _stops(log.scores, settings)):
+            report(f"run {name} is finished: {last} steps ({last // per_epoch} epochs)")
+            return _finish(folder, name, checkpoints)
         if last is None:
             step = 0
             state = begin.initial(model, settings, form, project.root, training, store, report)
         else:
             step = last
-            if step >= total:
-                report(f"run {name} is finished: {total} steps ({settings.train.epochs} epochs)")
-                return _finish(folder, name, checkpoints)
             state = checkpoints.restore(step, abstract_state(model, settings, form))
             (folder / "finished.json").unlink(missing_ok=True)
             report(f"run {name}: going on from step {step} of {total}")
+        stack.enter_context(log)
+        if last is None:
+            shape = form.size, form.size, form.channels
+            log.board.graph(
+                outline(partial(model.apply, method=Siamese.both), state.variables, shape)
+            )
         state = on_devices(state)
-        log = stack.enter_context(_Log(folder, step if last is not None else -1))
         feed = stack.enter_context(_Feed(sampler, store, devices))
-        hard = _mined(folder)
-        pace = _Pace(total, settings, len(tiles), sampler, report)
-        saved_at = time.monotonic()
+        mined = _mined(folder)
+        pace = _Pace(total, settings, splits, sampler, log.scores, report)
+        saved_at, broken_off = time.monotonic(), False
 
         while True:
             epoch, into_epoch = divmod(step, per_epoch)
             scheduled = into_epoch == 0 and epoch % settings.mining.every == 0
-            # A checkpoint at a round holds the state after it, so a resumed run goes past it.
-            metric, judged = None, False
-            if (scheduled or step == total) and step != last:
-                metric, judged = judge.validate(state, report), True
-                log.write(step, {"validation/map@5": metric})
-                pace.judged(judge.rate, metric)
-            mined = _mining_file(folder, step)
-            mines = settings.mining.rule != "none" and 0 < step < total
-            if scheduled and mines and not mined.exists():
-                hard, figures = judge.mine(state, settings, report)
-                with replacing(mined) as temporary:
-                    hard.save(temporary)
-                log.write(step, figures)
-            overdue = time.monotonic() - saved_at > 60 * settings.train.save_minutes
-            if judged or (overdue and _logs(step, per_epoch) and step != last):
+            # A checkpoint at a round holds the state after it, so a resumed run goes past it; only
+            # one that had ended there has yet to mine.
+            metric, stop = None, step == total
+            judges, mining_file = (scheduled or stop) and step != last, _mining_file(folder, step)
+            mines = scheduled and judge.mines(step, total) and not mining_file.exists()
+            if judges or mines:
+                now = judge.round(state, step, epoch, report)
+            if judges:
+                scores = {f"{split}/map@5": now.map5(split) for split in measured}
+                metric = scores[VALIDATION]
+                log.write(step, scores)
+                now.draw()
+            if mines:
+                mined = now.mine()
+                with replacing(mining_file) as temporary:
+                    mined.save(temporary)
+                unmeasured = {"train"} - {*measured}
+                scores = {f"{split}/map@5": now.map5(split) for split in unmeasured}
+                log.write(step, {**scores, "train/hard_share": mined.share})
+            if judges:
+                pace.judged(step, now.rate, metric, mined)
+                stop |= _stops(log.scores, settings)
+                log.board.histograms(step, weights(state.params))
+                if not stop:
+                    first = (part[0] for part in feed.look(step, mined))
+                    log.board.pictures(step, "batch", examples.rows(step, mined, *first))
                 checkpoints.save(step, state, metric)
                 saved_at = time.monotonic()
-            if step == total:
+                broken_off = not stop and judged(epoch, metric)
+                if broken_off:
+                    break
+            overdue = time.monotonic() - saved_at > 60 * settings.train.save_minutes
+            if overdue and _logs(step, per_epoch) and step != last:
+                checkpoints.save(step, state, metric)
+                saved_at = time.monotonic()
+            if stop:
                 break
 
             if epoch >= settings.train.freeze_epochs:
                 step_fn = thawed
-            state, loss = step_fn(state, *feed.batch(step, hard), np.uint32(step))
+            state, figures_of_step = step_fn(state, *feed.batch(step, mined), np.uint32(step))
             step += 1
-            pace.stepped(step, loss, settings.train.batch * feed.roles)
+            pace.stepped(step, figures_of_step, settings.train.batch * feed.roles, mined)
             if _logs(step, per_epoch):
                 log.write(step, pace.window(step))
+    if settings.train.frames:
+        from geomatch.report.projection import animate
+
+        animate(folder / "figures")
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        return _finish(folder, name, checkpoints)
+        return _standing(name, checkpoints) if broken_off else _finish(folder, name, checkpoints)
+
+
+def _step(
+    settings: config.Config, form: TileForm, sampler: Sampler, total: int, frozen: bool
+) -> Any:
+    tiles = sampler.tiles
+    return make_step(
+        build(settings, form, frozen),
+        settings,
+        form,
+        Ground(tiles.dated, tiles.grid.reach if tiles.grid else 0),
+        Course(total, sampler.steps_per_epoch),
+        settings.train.views if whole(settings.train, settings.mining) else 0,
+    )
+
+
+def _stops(scores: list[float], settings: config.Config) -> bool:
+    """Whether the last `train.patience` rounds brought nothing better than one before."""
+    patience = settings.train.patience
+    if not patience or len(scores) <= patience:
+        return False
+    return max(scores[-patience:]) <= max(scores[:-patience])
 
 
 def _logs(step: int, per_epoch: int) -> bool:
@@ -246,11 +347,15 @@ def _logs(step: int, per_epoch: int) -> bool:
     return step % per_epoch % LOG_STEPS == 0
 
 
-def _finish(folder: Path, name: str, checkpoints: Checkpoints) -> Trained:
-    """Mark a run as finished."""
+def _standing(name: str, checkpoints: Checkpoints) -> Trained:
     best = checkpoints.best
     assert best is not None
-    result = Trained(name, best, checkpoints.metric(best))
+    return Trained(name, best, checkpoints.metric(best))
+
+
+def _finish(folder: Path, name: str, checkpoints: Checkpoints) -> Trained:
+    """Mark a run as finished."""
+    result = _standing(name, checkpoints)
     write_json(folder / "finished.json", {"format": FORMAT, **asdict(result)})
     return result
 
@@ -259,10 +364,10 @@ def _mining_file(folder: Path, step: int) -> Path:
     return folder / "mining" / f"{step:08d}.parquet"
 
 
-def _mined(folder: Path) -> HardPairs | None:
-    """The latest mined pairs of a run."""
+def _mined(folder: Path) -> Mined | None:
+    """What a run mined last."""
     files = sorted((folder / "mining").glob("*.parquet"))
-    return HardPairs.load(files[-1]) if files else None
+    return Mined.load(files[-1]) if files else None
 
 
 class _Feed:
@@ -271,7 +376,7 @@ class _Feed:
     def __init__(self, sampler: Sampler, store: TileStore, devices: int) -> None:
         self._sampler, self._store, self._devices = sampler, store, devices
         self._pool = ThreadPoolExecutor(2)
-        self._hard: HardPairs | None = None
+        self._mined: Mined | None = None
         self._ahead: dict[int, Future[Batch]] = {}
         self.roles = 3
 
@@ -281,96 +386,40 @@ class _Feed:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def batch(self, step: int, hard: HardPairs | None) -> Batch:
-        """Tiles (devices, roles, b, h, w, c) of a step, and their cells (..., 3) int32."""
-        if hard is not self._hard:
-            self._ahead.clear()
-            self._hard = hard
-        for soon in range(step, step + READ_AHEAD):
-            if soon not in self._ahead:
-                self._ahead[soon] = self._pool.submit(self._read, soon, hard)
-        batch = self._ahead.pop(step).result()
+    def batch(self, step: int, mined: Mined | None) -> Batch:
+        """Tiles (devices, roles, b, h, w, c) of a step, and their places (..., 4) int32."""
+        batch = self.look(step, mined)
+        del self._ahead[step]
         self.roles = batch[0].shape[1]
         return batch
 
-    def _read(self, step: int, hard: HardPairs | None) -> Batch:
-        drawn = self._sampler.draw(step, hard)
+    def look(self, step: int, mined: Mined | None) -> Batch:
+        """What `batch` gives next."""
+        if mined is not self._mined:
+            self._ahead.clear()
+            self._mined = mined
+        for soon in range(step, step + READ_AHEAD):
+            if soon not in self._ahead:
+                self._ahead[soon] = self._pool.submit(self._read, soon, mined)
+        return self._ahead[step].result()
+
+    def _read(self, step: int, mined: Mined | None) -> Batch:
+        drawn = self._sampler.draw(step, mined)
         roles, batch = drawn.shape
         table, rows = self._sampler.tiles, drawn.reshape(-1)
-        cells = np.stack([table.epsg[rows], table.col[rows], table.row[rows]], axis=1)
+        if table.grid is not None:
+            place = table.epsg[rows], table.col[rows], table.row[rows], table.year[rows]
+        else:
+            none = np.zeros(len(rows), np.int64)
+            place = none, table.label[rows], none, table.year[rows] if table.dated else rows
         shape = (roles, self._devices, batch // self._devices)
 
         def shared(values: NDArray[Any]) -> NDArray[Any]:
             return np.moveaxis(values.reshape(*shape, *values.shape[1:]), 0, 1)
 
-        return shared(self._store.read(table.store_row[rows])), shared(cells.astype(np.int32))
-
-
-class _Judge:
-    """Describes tiles with the current weights, to validate and to mine."""
-
-    def __init__(
-        self, model: Siamese, store: TileStore, training: TileTable, validation: TileTable
-    ) -> None:
-        self._model, self._store = model, store
-        self._training, self._validation = training, validation
-        self.rate = 0.0
-        """Tiles a second, of the last round."""
-
-    def validate(self, state: State, report: Reporter) -> float | None:
-        """mAP@5 of the validation split, None where it has no queries."""
-        return self._map5(
-            self._validation, self._describe(state, self._validation, "validating", report)
+        return shared(self._store.read(table.store_row[rows])), shared(
+            np.stack(place, axis=1).astype(np.int32)
         )
-
-    def mine(
-        self, state: State, settings: config.Config, report: Reporter
-    ) -> tuple[HardPairs, dict[str, float | None]]:
-        """Hard pairs among the training tiles, and figures of the round."""
-        tiles, rule = self._training, settings.mining
-        vectors = unit(self._describe(state, tiles, "mining", report))
-        everything = np.ones(len(tiles), bool)
-        parts = []
-        for task in tasks(tiles, everything, everything):
-            if task.years[0] < task.years[1]:
-                continue  # S1 asks for the newer year in the older
-            _, near = neighbours(vectors[task.queries], vectors[task.database], rule.k)
-            parts.append(
-                mining.hard_queries(
-                    task.queries,
-                    task.database,
-                    task.truth,
-                    near,
-                    task.neutral,
-                    rule.truth_within,
-                )
-            )
-        hard = mining.join(parts, rule.k)
-        return hard, {"train/map@5": self._map5(tiles, vectors), "train/hard_share": hard.share}
-
-    def _map5(self, tiles: TileTable, vectors: NDArray[np.float32]) -> float | None:
-        """mAP@5 of at most `SAMPLE` queries of each year against all of the tiles."""
-        asking = np.zeros(len(tiles), bool)
-        for year in range(len(tiles.years)):
-            own = np.flatnonzero(tiles.year == year)
-            asking[np.random.default_rng(year).permutation(own)[:SAMPLE]] = True
-        everything = np.ones(len(tiles), bool)
-        return map_at(all_ranks(retrieve(vectors, tasks(tiles, asking, everything))), 5)
-
-    def _describe(
-        self, state: State, tiles: TileTable, task: str, report: Reporter
-    ) -> NDArray[np.float32]:
-        if not len(tiles):
-            return np.empty((0, 1), np.float32)
-        starts = range(0, len(tiles), DESCRIBE_BATCH)
-        batches = (self._store.read(tiles.store_row[s : s + DESCRIBE_BATCH]) for s in starts)
-        begun, done, parts = time.monotonic(), 0, []
-        for part in describe(self._model, state.variables, batches, DESCRIBE_BATCH):
-            parts.append(part)
-            done += len(part)
-            self.rate = done / (time.monotonic() - begun)
-            report(task, done, len(tiles), f"{self.rate:.0f} tiles/s")
-        return np.concatenate(parts)
 
 
 class _Log:
@@ -382,6 +431,8 @@ class _Log:
 
     def __init__(self, folder: Path, upto: int) -> None:
         self._path = folder / "metrics.jsonl"
+        self.scores: list[float] = []
+        """mAP@5 on validation of every round so far."""
         if self._path.exists():
             with replacing(self._path) as temporary, temporary.open("w") as kept:
                 for line in self._path.read_text(encoding="utf-8").splitlines(keepends=True):
@@ -389,101 +440,125 @@ class _Log:
                     if not line.endswith("\n") or json.loads(line)["step"] > upto:
                         break
                     kept.write(line)
-        for file in (folder / "mining").glob("*.parquet"):
+                    self._count(json.loads(line))
+        for file in (*folder.glob("mining/*.parquet"), *folder.glob("figures/*.png")):
             if int(file.stem) > upto:
                 file.unlink()
-        self._events = SummaryWriter(str(folder / "events"), purge_step=upto + 1)
+        self._folder, self._upto = folder / "events", upto
 
     def __enter__(self) -> _Log:
+        self.board = Board(self._folder, self._upto + 1)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._events.close()
+        self.board.close()
+
+    def _count(self, figures: dict[str, float | None]) -> None:
+        if (score := figures.get(VALIDATION)) is not None:
+            self.scores.append(score)
 
     def write(self, step: int, figures: dict[str, float | None]) -> None:
         """Append figures as of `step`."""
+        self._count(figures)
         with self._path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps({"step": step, **figures}) + "\n")
-        for name, value in figures.items():
-            if value is not None:
-                self._events.add_scalar(name, value, step)
+        self.board.scalars(step, figures)
 
 
 class _Pace:
-    """Speed, losses and time left, told as training goes."""
+    """Speed, losses and time left, told as training goes.
+
+    Args:
+        scores: mAP@5 on validation of every round, as they come.
+    """
 
     def __init__(
         self,
         total: int,
         settings: config.Config,
-        tiles: int,
+        splits: dict[str, TileTable],
         sampler: Sampler,
+        scores: list[float],
         report: Reporter,
     ) -> None:
         self._total, self._per_epoch = total, sampler.steps_per_epoch
-        self._settings, self._tiles, self._sampler = settings, tiles, sampler
-        self._report = report
+        self._settings, self._splits, self._sampler = settings, splits, sampler
+        self._rate = schedule(settings.train, total, self._per_epoch)
+        self._scores, self._report = scores, report
         self._losses: list[jax.Array] = []
-        self._images = 0
-        self._since = self._started = 0.0
-        self._timed_images = 0
-        self._judging_rate = 0.0
-        self._scores: list[float] = []
-        self._told = False
+        self._before: jax.Array | None = None
+        self._recent: deque[NDArray[np.float32]] = deque(maxlen=LOG_STEPS)
+        self._images = self._timed_steps = 0
+        self._since = self._shown = 0.0
+        self._speed = self._judging_rate = 0.0
 
-    def judged(self, rate: float, metric: float | None) -> None:
+    def judged(self, step: int, rate: float, metric: float | None, mined: Mined | None) -> None:
         """A validation round ended, at so many tiles a second."""
         self._judging_rate = rate
         self._since = 0.0
         if metric is not None:
-            self._scores.append(metric)
-            self._report(f"validation mAP@5 {metric:.3f} (best {max(self._scores):.3f})")
+            score = f"{metric:.3f} (best {max(self._scores):.3f})"
+            self._report(f"epoch {-(-step // self._per_epoch)}: validation mAP@5 {score}")
+        if self._total:
+            self._show(step, mined)
 
-    def stepped(self, step: int, loss: jax.Array, images: int) -> None:
-        """A step was sent to the device; `loss` need not be there yet."""
-        self._losses.append(loss)
-        if len(self._losses) > 1:
-            jax.block_until_ready(self._losses[-2])
+    def stepped(self, step: int, figures: jax.Array, images: int, mined: Mined | None) -> None:
+        """A step was sent to the device; its figures need not be there yet."""
+        self._losses.append(figures)
+        if self._before is not None:
+            self._recent.append(np.asarray(self._before)[0])
+        self._before = figures
         now = time.monotonic()
-        if not self._since:
+        if self._since:
+            self._images += images
+            self._timed_steps += 1
+            self._speed = self._images / (now - self._since)
+        else:
             # The first step of a stretch compiles or waits for a round: not counted.
             self._since, self._images = now, 0
-            self._started = self._started or now
-            return
-        self._images += images
-        rate = self._images / (now - self._since)
-        score = f", mAP@5 {self._scores[-1]:.3f}" if self._scores else ""
-        self._report("training", step, self._total, f"{rate:.1f} images/s{score}")
-        self._timed_images += 1
-        if not self._told and now - self._started > 15 and self._timed_images >= 3:
-            self._tell(step, rate)
+        if now - self._shown > SHOW_SECONDS and step < self._total:
+            self._shown = now
+            self._show(step, mined)
 
-    def _tell(self, step: int, rate: float) -> None:
-        """An estimate of the whole time, rounds of validation and mining included."""
-        self._told = True
+    def _show(self, step: int, mined: Mined | None) -> None:
+        loss, hard = np.mean(self._recent, axis=0) if self._recent else (np.nan, np.nan)
+        if not np.isfinite(hard) and mined is not None and mined.share is not None:
+            hard = mined.share
+        timed, scores = self._timed_steps >= 3, self._scores
+        figures = {
+            "epoch": f"{-(-step // self._per_epoch)} of {self._settings.train.epochs}",
+            "time left": duration(self._left(step)) if timed else "-",
+            "images/s": f"{self._speed:.1f}" if timed else "-",
+            "loss": f"{loss:.4f}" if np.isfinite(loss) else "-",
+            "learning rate": f"{float(self._rate(max(0, step - 1))):.2e}",
+            "hard samples": f"{100 * hard:.1f} %" if np.isfinite(hard) else "-",
+            "validation mAP@5": f"{scores[-1]:.3f}" if scores else "-",
+            "best mAP@5": f"{max(scores):.3f}" if scores else "-",
+        }
+        self._report("training", step, self._total, figures=figures)
+
+    def _left(self, step: int) -> float:
+        """Seconds to the end, rounds of validation and mining included."""
         mining, train = self._settings.mining, self._settings.train
-        mines = mining.rule != "none"
-        plain = (
-            max(0, min(self._total, mining.every * self._per_epoch) - step)
-            if mines
-            else (self._total - step)
-        )
         before, after = self._sampler.roles(hard=False), self._sampler.roles(hard=True)
+        first = min(self._total, mining.every * self._per_epoch)
+        plain = max(0, first - step) if mining.rule == "knn" else self._total - step
         images = (plain * before + (self._total - step - plain) * after) * train.batch
-        seconds = images / rate
+        seconds = images / self._speed
         if self._judging_rate:
-            training = len(self._sampler.tiles)
-            rounds = (self._total - step) // (self._per_epoch * mining.every) + 1
-            seconds += rounds * (self._tiles - training + mines * training) / self._judging_rate
-        self._report(f"{rate:.1f} images/s: about {max(1, round(seconds / 60))} min left in all")
+            mines = mining.rule in ("knn", "ranked", "neighbours")
+            described = {*self._splits} - ({"train"} if not mines else set())
+            tiles = sum(len(self._splits[split]) for split in described)
+            rounds = -(-(self._total - step) // (self._per_epoch * mining.every))
+            seconds += rounds * tiles / self._judging_rate
+        return seconds
 
     def window(self, step: int) -> dict[str, float | None]:
         """Figures since the last call."""
-        losses = [float(np.mean(loss)) for loss in self._losses]
+        loss, hard = np.mean([np.asarray(f)[0] for f in self._losses], axis=0).tolist()
         self._losses.clear()
-        loss = float(np.mean(losses))
         if not np.isfinite(loss):
-            raise GeomatchError(
+            raise DivergedError(
                 f"the loss became {loss} near step {step}",
                 "Lower train.lr; float32 is steadier than bfloat16.",
             )
@@ -491,7 +566,9 @@ class _Pace:
         figures: dict[str, float | None] = {
             "epoch": step / self._per_epoch,
             "train/loss": loss,
-            "train/lr": self._settings.train.lr,
+            "train/lr": float(self._rate(step - 1)),
             "train/images_per_s": self._images / elapsed if self._images else None,
         }
+        if np.isfinite(hard):
+            figures["train/hard_share"] = hard
         return figures

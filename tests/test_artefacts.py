@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from small_project import hand_made_tiles, retile, settings
@@ -87,7 +88,14 @@ def state_of(value):
         {"dense": {"kernel": np.full((2, 3), value, np.float32)}},
         {"norm": {"mean": np.full(3, value, np.float32)}},
         (np.array(value, np.int32), {"mu": np.full((2, 3), -value, np.float32)}),
+        {},
     )
+
+
+def averaged_state_of(value):
+    state = state_of(value)
+    half = state_of(value / 2)
+    return state._replace(average={"params": half.params, "batch_stats": half.batch_stats})
 
 
 def test_the_last_and_the_best_checkpoint_are_kept(tmp_path):
@@ -107,6 +115,20 @@ def test_the_last_and_the_best_checkpoint_are_kept(tmp_path):
     assert int(found.optimizer[0]) == 5
     np.testing.assert_array_equal(found.optimizer[1]["mu"], wanted.optimizer[1]["mu"])
     np.testing.assert_array_equal(model["params"]["dense"]["kernel"], np.full((2, 3), 10))
+
+
+def test_averaged_weights_are_kept_as_the_model_and_the_others_beside_them(tmp_path):
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(4, averaged_state_of(4), 0.5)
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
+        found = checkpoints.restore(4, averaged_state_of(0))
+        model = checkpoints.restore_model(4, averaged_state_of(0))
+    wanted = averaged_state_of(4)
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for mine, theirs in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    np.testing.assert_array_equal(model["params"]["dense"]["kernel"], np.full((2, 3), 2))
+    np.testing.assert_array_equal(model["batch_stats"]["norm"]["mean"], np.full(3, 2))
 
 
 def test_a_checkpoint_never_validated_is_the_best_there_is(tmp_path):

@@ -21,7 +21,7 @@ from geomatch.project import Project
 Write = Callable[..., Path]
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-COMMANDS = ["init", "tile", "train", "embed", "index", "query", "eval", "info", "demo"]
+COMMANDS = ["init", "tile", "train", "tune", "embed", "index", "query", "eval", "info", "demo"]
 
 
 def invoke(*arguments: object) -> tuple[int, str, str]:
@@ -112,7 +112,7 @@ def test_wrong_use_is_2(project: Project, arguments: tuple[str, ...]) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["train", "embed", "index", "eval", "query"])
+@pytest.mark.parametrize("command", ["train", "tune", "embed", "index", "eval", "query"])
 def test_without_tiles_the_next_command_is_named(project: Project, command: str) -> None:
     """Failed, not wrong: 1. One line of error, one of hint."""
     target = ["1_2@2010"] if command == "query" else []
@@ -125,7 +125,7 @@ def test_without_tiles_the_next_command_is_named(project: Project, command: str)
     assert "geomatch" in hint
 
 
-@pytest.mark.parametrize("command", ["tile", "train", "embed", "index", "eval", "info"])
+@pytest.mark.parametrize("command", ["tile", "train", "tune", "embed", "index", "eval", "info"])
 def test_outside_a_project_init_is_named(tmp_path: Path, command: str) -> None:
     code, stdout, stderr = invoke(command, "-p", tmp_path)
     assert code == 2
@@ -135,7 +135,7 @@ def test_outside_a_project_init_is_named(tmp_path: Path, command: str) -> None:
     assert "geomatch init" in hint
 
 
-@pytest.mark.parametrize("command", ["tile", "train", "embed", "index", "eval", "info"])
+@pytest.mark.parametrize("command", ["tile", "train", "tune", "embed", "index", "eval", "info"])
 def test_unknown_keys_are_refused_by_every_command(project: Project, command: str) -> None:
     code, _, stderr = invoke(command, "-p", project.root, "--set", "grid.sise=3")
     assert code == 2
@@ -160,7 +160,7 @@ def test_init_with_a_preset_begins_with_its_settings(tmp_path: Path, preset: str
     assert code == 0, stderr
     settings = config.load(tmp_path / "project" / "geomatch.toml")
     assert settings == config.load(EXAMPLES / preset / "geomatch.toml")
-    assert len(settings.source) == 2
+    assert len(settings.source) == 2 or settings.images.folders
 
 
 def test_an_unknown_preset_is_told_with_the_known_ones(tmp_path: Path) -> None:

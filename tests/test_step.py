@@ -10,13 +10,17 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from small_network import network
 
 from geomatch import config
+from geomatch.data.batches import whole
 from geomatch.errors import UsageError
 from geomatch.nn.encoder import Siamese
+from geomatch.nn.objective import Ground
 from geomatch.nn.step import (
+    Course,
     TileForm,
     abstract_state,
     build,
@@ -31,6 +35,7 @@ from geomatch.nn.trunks import TRUNKS, BasicBlock, ResNet, Trunk
 pytest_plugins = ["small_fixtures"]
 
 FORM = TileForm(16, 3, 1)
+GROUND, COURSE = Ground(dated=True, reach=1), Course(steps=10, per_epoch=5)
 STILL = config.Augment(flips=False, turns=False, brightness=0.0, contrast=0.0, label_dropout=0.0)
 
 
@@ -59,13 +64,14 @@ def configured(loss="bce", changes=STILL, model=POOL, **train):
 
 
 def random_batch(roles, batch=4, seed=0):
-    """Tiles (roles, batch, h, w, c), and cells (roles, batch, 3) all apart but for matches."""
+    """Tiles (roles, batch, h, w, c), and places (roles, batch, 4) all apart but for matches."""
     rng = np.random.default_rng(seed)
     tiles = rng.integers(0, 256, (roles, batch, 16, 16, 4), dtype=np.uint8)
-    cells = np.zeros((roles, batch, 3), np.int32)
-    cells[..., 0] = 32630
-    cells[..., 1] = np.arange(roles)[:, None] * 1000 + np.arange(batch) * 10
-    return tiles, cells
+    places = np.zeros((roles, batch, 4), np.int32)
+    places[..., 0] = 32630
+    places[..., 1] = np.arange(roles)[:, None] * 1000 + np.arange(batch) * 10
+    places[..., 3] = np.arange(roles)[:, None] % 2
+    return tiles, places
 
 
 def shared(values, devices):
@@ -78,21 +84,26 @@ def shared(values, devices):
 @functools.cache
 def prepared(settings):
     model = build(settings, FORM)
-    return model, initial_state(model, settings, FORM), make_step(model, settings, FORM, reach=1)
+    return model, initial_state(model, settings, FORM), stepping(model, settings)
 
 
-def run_step(settings, tiles, cells, devices=1, state=None):
+def stepping(model, settings, ground=GROUND):
+    views = settings.train.views if whole(settings.train, settings.mining) else 0
+    return make_step(model, settings, FORM, ground, COURSE, views)
+
+
+def run_step(settings, tiles, places, devices=1, state=None):
     model, first, step = prepared(settings)
     state = state or first
     # A step takes its state, which is asked for again.
     own = jax.tree.map(np.array, state)
-    after, loss = step(own, shared(tiles, devices), shared(cells, devices), np.uint32(0))
-    return model, state, jax.tree.map(np.asarray, after), np.asarray(loss)
+    after, figures = step(own, shared(tiles, devices), shared(places, devices), np.uint32(0))
+    return model, state, jax.tree.map(np.asarray, after), np.asarray(figures)[:, 0]
 
 
 def gradient(after):
     """The gradient of a first step, from Adam's mean of it."""
-    return jax.tree.map(lambda mean: np.asarray(mean) / 0.1, after.optimizer[0].mu)
+    return jax.tree.map(lambda mean: np.asarray(mean) / 0.1, optax.tree.get(after.optimizer, "mu"))
 
 
 def one_device(model):
@@ -135,8 +146,8 @@ def bce_by_hand(rows, head):
 
 @pytest.mark.parametrize(("model", "roles", "devices"), [(POOL, 3, 2), (POOL, 6, 1), (SMALL, 3, 2)])
 def test_bce_of_a_batch_by_hand(model, roles, devices):
-    tiles, cells = random_batch(roles)
-    model, state, after, loss = run_step(configured(model=model), tiles, cells, devices)
+    tiles, places = random_batch(roles)
+    model, state, after, loss = run_step(configured(model=model), tiles, places, devices)
     rows, statistics = trained_descriptors(model, state, tiles)
     assert loss == pytest.approx(bce_by_hand(rows, state.params["pair_head"]), rel=1e-4)
     assert_near(after.batch_stats, jax.tree.map(np.asarray, dict(statistics)))
@@ -144,13 +155,13 @@ def test_bce_of_a_batch_by_hand(model, roles, devices):
 
 @pytest.mark.parametrize("roles", [2, 5])
 def test_info_nce_of_a_batch_by_hand(roles):
-    tiles, cells = random_batch(roles)
+    tiles, places = random_batch(roles)
     # An anchor's cell and its match's are one; item 0 of the first anchors lies beside item 1.
     pairs = [(0, 1)] if roles == 2 else [(0, 1), (2, 3)]
     for a, b in pairs:
-        cells[b] = cells[a]
-    cells[:2, 1] = cells[:2, 0] + [0, 1, 0]
-    model, state, _, loss = run_step(configured("infonce"), tiles, cells)
+        places[b] = places[a]
+    places[:2, 1] = places[:2, 0] + [0, 1, 0, 0]
+    model, state, _, loss = run_step(configured("infonce"), tiles, places)
     rows, _ = trained_descriptors(model, state, tiles)
     rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
     temperature = math.exp(float(state.params["log_temperature"]))
@@ -162,7 +173,7 @@ def test_info_nce_of_a_batch_by_hand(roles):
                 weights = []
                 for other in (*answering, *extra):
                     for j in range(4):
-                        delta = np.abs(cells[role, i] - cells[other, j])
+                        delta = np.abs(places[role, i] - places[other, j])
                         own = other == answer and i == j
                         if own or delta[0] or delta[1] > 1 or delta[2] > 1:
                             cosine = float(rows[role, i] @ rows[other, j])
@@ -182,10 +193,10 @@ def test_info_nce_of_a_batch_by_hand(roles):
     ("loss", "roles", "model"), [("bce", 6, POOL), ("infonce", 5, POOL), ("infonce", 2, SMALL)]
 )
 def test_two_devices_take_the_step_of_one(loss, roles, model):
-    tiles, cells = random_batch(roles)
+    tiles, places = random_batch(roles)
     settings = configured(loss, model=model)
-    _, _, single, loss_of_one = run_step(settings, tiles, cells)
-    _, _, double, losses = run_step(settings, tiles, cells, devices=2)
+    _, _, single, loss_of_one = run_step(settings, tiles, places)
+    _, _, double, losses = run_step(settings, tiles, places, devices=2)
     assert losses.shape == (2,)
     assert losses == pytest.approx(np.full(2, loss_of_one[0]), rel=1e-5)
     assert_near(gradient(double), gradient(single))
@@ -193,8 +204,8 @@ def test_two_devices_take_the_step_of_one(loss, roles, model):
 
 
 def test_the_gradient_is_that_of_the_whole_batch():
-    tiles, cells = random_batch(3)
-    model, state, after, _ = run_step(configured(), tiles, cells, devices=2)
+    tiles, places = random_batch(3)
+    model, state, after, _ = run_step(configured(), tiles, places, devices=2)
     alone = one_device(model)
 
     @jax.jit
@@ -218,8 +229,8 @@ def test_the_gradient_is_that_of_the_whole_batch():
 
 
 def test_adam_moves_by_the_learning_rate_against_the_gradient():
-    tiles, cells = random_batch(6)
-    _, before, after, _ = run_step(configured(), tiles, cells)
+    tiles, places = random_batch(6)
+    _, before, after, _ = run_step(configured(), tiles, places)
     slopes = jax.tree.leaves(gradient(after))
     moved = [
         b - a for a, b in zip(*map(jax.tree.leaves, (before.params, after.params)), strict=True)
@@ -231,15 +242,15 @@ def test_adam_moves_by_the_learning_rate_against_the_gradient():
 
 
 def test_randomness_is_of_the_seed_and_the_step_number():
-    tiles, cells = random_batch(3)
+    tiles, places = random_batch(3)
 
     _, state, _ = prepared(configured())
 
     def losses(seed, *numbers):
         _, _, step = prepared(configured(changes=config.Augment(), seed=seed))
-        batch = shared(tiles, 1), shared(cells, 1)
+        batch = shared(tiles, 1), shared(places, 1)
         own = partial(jax.tree.map, np.array, state)
-        return [float(step(own(), *batch, np.uint32(number))[1][0]) for number in numbers]
+        return [float(step(own(), *batch, np.uint32(number))[1][0, 0]) for number in numbers]
 
     first, again, other = losses(0, 3, 3, 4)
     assert first == again
@@ -268,13 +279,13 @@ def test_the_seed_decides_the_weights():
 
 def losses_of_steps(settings, numbers, devices=1, alike=False):
     """The loss of a first step under several numbers; `alike`: each device has the same tiles."""
-    tiles, cells = random_batch(3)
+    tiles, places = random_batch(3)
     _, state, step = prepared(settings)
     own = partial(jax.tree.map, np.array, state)
-    batch = [shared(values, 1 if alike else devices) for values in (tiles, cells)]
+    batch = [shared(values, 1 if alike else devices) for values in (tiles, places)]
     if alike:
         batch = [np.repeat(values, devices, axis=0) for values in batch]
-    return [float(step(own(), *batch, np.uint32(number))[1][0]) for number in numbers]
+    return [float(step(own(), *batch, np.uint32(number))[1][0, 0]) for number in numbers]
 
 
 def test_dropout_is_of_the_seed_and_the_step_number():
@@ -283,9 +294,9 @@ def test_dropout_is_of_the_seed_and_the_step_number():
     assert first == again
     reseeded = dataclasses.replace(settings.train, seed=1)
     state = prepared(settings)[1]
-    step = make_step(prepared(settings)[0], dataclasses.replace(settings, train=reseeded), FORM, 1)
+    step = stepping(prepared(settings)[0], dataclasses.replace(settings, train=reseeded))
     batch = [shared(values, 1) for values in random_batch(3)]
-    elsewhere = float(step(jax.tree.map(np.array, state), *batch, np.uint32(3))[1][0])
+    elsewhere = float(step(jax.tree.map(np.array, state), *batch, np.uint32(3))[1][0, 0])
     assert len({first, other, elsewhere}) == 3
     # All else stands still.
     still = losses_of_steps(configured(model=SMALL), (3, 4))
@@ -383,9 +394,9 @@ def test_frozen_parts_stay_over_many_steps_on_two_devices():
 
 
 def test_a_frozen_trunk_is_trained_on_as_it_infers():
-    tiles, cells = random_batch(3)
+    tiles, places = random_batch(3)
     settings = configured(freeze=("trunk",))
-    model, state, _, loss = run_step(settings, tiles, cells)
+    model, state, _, loss = run_step(settings, tiles, places)
     rows = np.asarray(jax.jit(model.apply)(state.variables, tiles.reshape(-1, 16, 16, 4)))
     wanted = bce_by_hand(rows.reshape(3, 4, -1), state.params["pair_head"])
     assert loss == pytest.approx(wanted, rel=1e-4)
@@ -396,7 +407,7 @@ def test_a_frozen_trunk_is_trained_on_as_it_infers():
 def test_what_was_frozen_learns_once_thawed():
     settings = configured(model=BLOCKS, lr=1e-2, freeze=("trunk",))
     thawed = build(settings, FORM, frozen=False)
-    step = make_step(thawed, settings, FORM, reach=1)
+    step = stepping(thawed, settings)
     state = drawn_state(settings)
     batch = [shared(values, 1) for values in random_batch(3)]
     after, _ = step(jax.tree.map(np.array, state), *batch, np.uint32(0))
@@ -462,7 +473,7 @@ def test_the_narrowest_part_decides_whichever_comes_first():
 def test_a_scale_that_is_no_number_is_refused(scale):
     settings = configured(lr_scale=(scale,))
     with pytest.raises(UsageError, match="lr_scale") as error:
-        make_step(build(settings, FORM), settings, FORM, reach=1)
+        stepping(build(settings, FORM), settings)
     assert repr(scale) in error.value.message
     assert "trunk=0.1" in error.value.hint
 
@@ -484,7 +495,7 @@ def test_a_part_that_the_network_has_not_is_refused_and_those_it_has_are_named(
 ):
     settings = configured(**{setting: (value,)})
     with pytest.raises(UsageError, match=f"train.{setting}") as error:
-        make_step(build(settings, FORM), settings, FORM, reach=1)
+        stepping(build(settings, FORM), settings)
     assert repr(part) in error.value.message
     assert "fusion, log_temperature, pair_head, trunk;" in error.value.hint
 
@@ -510,9 +521,9 @@ def test_classes_are_of_labels_of_one_band(labels):
 
 def test_classes_are_learned_from():
     settings = configured(model={**POOL, "label_classes": 2})
-    tiles, cells = random_batch(3)
+    tiles, places = random_batch(3)
     tiles[..., -1] %= 3
-    model, state, after, loss = run_step(settings, tiles, cells)
+    model, state, after, loss = run_step(settings, tiles, places)
     rows, _ = trained_descriptors(model, state, tiles)
     assert loss == pytest.approx(bce_by_hand(rows, state.params["pair_head"]), rel=1e-4)
     before, after = (each.params["encoder"]["fusion"]["kernel"] for each in (state, after))
@@ -530,10 +541,10 @@ def test_a_network_without_batch_norm_learns():
 
 
 def test_a_step_in_bfloat16_is_near_the_one_in_float32():
-    tiles, cells = random_batch(3)
+    tiles, places = random_batch(3)
     model = {**POOL, "pooling": "mean"}
     steps = [
-        run_step(configured(model=model, dtype=dtype), tiles, cells)
+        run_step(configured(model=model, dtype=dtype), tiles, places)
         for dtype in ("float32", "bfloat16")
     ]
     (_, _, wanted, loss), (_, _, found, half_loss) = steps

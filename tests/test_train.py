@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import time
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from small_project import (
     QUICK,
     figures,
@@ -20,23 +22,32 @@ from small_project import (
     write_imagery,
 )
 
-from geomatch import begin
+from geomatch import begin, config, rounds
 from geomatch import train as module
 from geomatch.begin import settle
-from geomatch.data.mining import HardPairs
+from geomatch.data.mining import Mined
 from geomatch.data.store import TileStore
-from geomatch.data.tiles import SPLITS
+from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.nn.checkpoint import Checkpoints
 from geomatch.nn.step import abstract_state, build
 from geomatch.project import Project
-from geomatch.runs import read_run
+from geomatch.runs import load_encoder, read_run
+from geomatch.tile import tile
 from geomatch.train import train
 
 pytest_plugins = ["small_fixtures"]
 
 STEPS = 6
 """Steps of an epoch: 24 training places, 4 anchors a batch."""
+SMALL = (
+    "model.trunk=convnet",
+    "model.stage=2",
+    "model.head=mlp",
+    "model.hidden=[8]",
+    "model.descriptor=8",
+)
+"""A network that compiles in a moment, with statistics and dropout."""
 
 
 class BrokenOffError(Exception):
@@ -46,7 +57,7 @@ class BrokenOffError(Exception):
 class Notes(list):
     """A reporter that keeps what it is told."""
 
-    def __call__(self, task, done=0, total=0, detail=""):
+    def __call__(self, task, done=0, total=0, detail="", figures=None):
         self.append(task)
 
 
@@ -68,12 +79,13 @@ def assert_same_run(project, run, other_project, other):
     assert step == other_step
     for a, b in zip(*map(jax.tree.leaves, (state, other_state)), strict=True):
         np.testing.assert_array_equal(a, b)
-    mined = [
-        sorted((p.run(r) / "mining").glob("*")) for p, r in ((project, run), (other_project, other))
-    ]
-    assert [f.name for f in mined[0]] == [f.name for f in mined[1]]
-    for a, b in zip(*mined, strict=True):
-        assert a.read_bytes() == b.read_bytes()
+    for kind in ("mining", "figures"):
+        files = [
+            sorted((p.run(r) / kind).glob("*")) for p, r in ((project, run), (other_project, other))
+        ]
+        assert [f.name for f in files[0]] == [f.name for f in files[1]]
+        for a, b in zip(*files, strict=True):
+            assert a.read_bytes() == b.read_bytes()
 
 
 def break_at(patch, step):
@@ -125,7 +137,7 @@ def test_a_run_leaves_its_settings_figures_and_hard_pairs(trained):
     mined = [line for line in lines if "train/hard_share" in line]
     assert [line["step"] for line in mined] == [6, 12]
     for line in mined:
-        hard = HardPairs.load(folder / "mining" / f"{line['step']:08d}.parquet")
+        hard = Mined.load(folder / "mining" / f"{line['step']:08d}.parquet")
         # The newer year is asked for in the older: 24 places.
         assert hard.asked == 24
         assert hard.share == line["train/hard_share"]
@@ -134,7 +146,7 @@ def test_a_run_leaves_its_settings_figures_and_hard_pairs(trained):
 def test_hard_pairs_are_training_tiles_and_truly_wrong(trained):
     tiles = trained.tiles.select(trained.tiles.split == SPLITS.index("train"))
     files = sorted((trained.project.run("run1") / "mining").iterdir())
-    found = HardPairs.load(files[0])
+    found = Mined.load(files[0])
     assert len(found.query)
     for query, match, negatives in zip(found.query, found.match, found.negatives, strict=True):
         assert tiles.cells()[query] == tiles.cells()[match]
@@ -166,6 +178,176 @@ def test_no_test_tile_is_read_and_no_validation_tile_learnt_from(tiled, copied, 
     assert training in kinds
 
 
+def test_test_tiles_are_measured_where_that_is_asked_for_and_never_learnt_from(
+    tmp_path, monkeypatch
+):
+    """Other test imagery changes the figures of the test split and nothing else."""
+    wanted = settings(*SMALL, "train.epochs=2", 'eval.during=["test", "train"]')
+    learnt, real = [], module.Sampler
+
+    def sampler(tiles, *arguments):
+        learnt.append(tiles)
+        return real(tiles, *arguments)
+
+    monkeypatch.setattr(module, "Sampler", sampler)
+    projects = []
+    for i in range(2):
+        imagery = tmp_path / f"imagery{i}"
+        write_imagery(imagery)
+        if i:
+            write_imagery(tmp_path / "other", seed=1)
+            for year in (2010, 2020):
+                (tmp_path / "other" / f"test_{year}.tif").replace(imagery / f"test_{year}.tif")
+        projects.append(make_project(tmp_path / f"project{i}", imagery))
+        train(projects[-1], wanted)
+    assert all((tiles.split == SPLITS.index("train")).all() for tiles in learnt)
+    lines = [figures(project) for project in projects]
+    scores = [[line.pop("test/map@5", None) for line in each] for each in lines]
+    assert scores[0] != scores[1]
+    assert lines[0] == lines[1]
+    told = [line["step"] for line in figures(projects[0]) if "test/map@5" in line]
+    assert told == [0, 6, 12]
+    # Training tiles are measured at every round, too, and told once.
+    assert [line["step"] for line in lines[0] if "train/map@5" in line] == [0, 6, 12]
+    states = [last_state(project)[1] for project in projects]
+    for a, b in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_array_equal(a, b)
+    files = [sorted((project.run("run1") / "mining").iterdir()) for project in projects]
+    assert len(files[0]) == 1
+    assert files[0][0].read_bytes() == files[1][0].read_bytes()
+
+
+def test_the_rate_that_is_logged_follows_its_schedule(tiled, copied, monkeypatch):
+    monkeypatch.setattr(module, "LOG_STEPS", 1)
+    project = copied(tiled)
+    form = ("train.schedule=cosine", "train.warmup=0.5", "train.lr=0.01", "mining.rule=none")
+    train(project, settings(*SMALL, *form, "train.epochs=2"))
+    rates = {line["step"]: line["train/lr"] for line in figures(project) if "train/lr" in line}
+    wanted = {}
+    for done in range(12):
+        if done < 3:
+            wanted[done + 1] = 0.01 * done / 3
+        else:
+            wanted[done + 1] = 0.01 * (1 + math.cos(math.pi * (done - 3) / 9)) / 2
+    assert rates == pytest.approx(wanted, rel=1e-4)
+
+
+def test_the_averaged_weights_are_what_is_kept_and_described_with(tiled, copied):
+    project = copied(tiled)
+    # All 24 places are one batch, and a step an epoch.
+    form = (*SMALL, "train.batch=24", "train.ema=0.8", "mining.rule=none", "augment.flips=false")
+    train(project, settings(*form, "train.epochs=0"), run="fresh")
+    before = last_state(project, "fresh")[1]
+    result = train(project, settings(*form, "train.epochs=1"), run="once")
+    step, after = last_state(project, "once")
+    assert step == 1
+    learning = {"params": after.params, "batch_stats": after.batch_stats}
+    first = {"params": before.params, "batch_stats": before.batch_stats}
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), learning, first)
+    assert max(jax.tree.leaves(moved)) > 1e-3
+    # The average forgets its random beginning: at the first step 0.1 of it stays, not 0.8.
+    wanted = jax.tree.map(lambda a, b: 0.1 * a + 0.9 * b, first, learning)
+    encoding = load_encoder(project, "once@1", None)
+    for found in (after.average, encoding.variables):
+        assert jax.tree.structure(found) == jax.tree.structure(wanted)
+        for mine, theirs in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+    assert result.map5 == max(line.get("validation/map@5", 0) for line in figures(project, "once"))
+
+
+def test_weights_that_are_not_averaged_are_kept_as_they_are(trained):
+    _, state = last_state(trained.project)
+    assert state.average == {}
+    encoding = load_encoder(trained.project, "run1@18", None)
+    learning = {"params": state.params, "batch_stats": state.batch_stats}
+    for mine, theirs in zip(*map(jax.tree.leaves, (encoding.variables, learning)), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_frames_of_a_run_are_drawn_and_put_together(tiled, copied):
+    project = copied(tiled)
+    form = ("train.epochs=2", "mining.rule=none", "train.frames=test")
+    train(project, settings(*SMALL, *form))
+    folder = project.run("run1") / "figures"
+    names = [f"{step:08d}.png" for step in (0, 6, 12)]
+    assert sorted(f.name for f in folder.iterdir()) == [*names, "embedding.gif"]
+    pictures = [np.asarray(Image.open(folder / name)) for name in names]
+    assert not np.array_equal(pictures[0], pictures[2])
+    with Image.open(folder / "embedding.gif") as animation:
+        assert animation.n_frames == 3
+
+
+def test_a_run_without_frames_draws_none(trained):
+    assert not (trained.project.run("run1") / "figures").exists()
+
+
+# Stopping early
+
+
+def scripted(patch, scores):
+    """Make rounds measure these, one after another."""
+    left = iter(scores)
+    patch.setattr(rounds.Round, "map5", lambda self, split: next(left))
+
+
+def test_a_run_that_no_longer_gains_stops_and_keeps_its_best(tiled, copied, monkeypatch):
+    project, notes = copied(tiled), Notes()
+    wanted = settings(*SMALL, "train.epochs=50", "train.patience=2", "mining.rule=none")
+    with monkeypatch.context() as patch:
+        scripted(patch, [0.1, 0.3, 0.6, 0.5, 0.59, 0.9])
+        result = train(project, wanted)
+    # The second round after the best at step 12 is at step 24.
+    assert (result.best, result.map5) == (12, 0.6)
+    assert last_state(project)[0] == 24
+    assert (project.run("run1") / "finished.json").exists()
+    with Checkpoints(project.run("run1") / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.steps == [12, 24]
+    assert load_encoder(project, None, None).step == 12
+    before = (project.run("run1") / "metrics.jsonl").read_bytes()
+    assert train(project, wanted, report=notes) == result
+    assert notes == ["run run1 is finished: 24 steps (4 epochs)"]
+    assert (project.run("run1") / "metrics.jsonl").read_bytes() == before
+
+
+def test_rounds_before_a_break_count_for_stopping(tiled, copied, monkeypatch):
+    project = copied(tiled)
+    wanted = settings(*SMALL, "train.epochs=50", "train.patience=2", "mining.rule=none")
+    with monkeypatch.context() as patch:
+        scripted(patch, [0.6, 0.5])
+        break_at(patch, 8)
+        with pytest.raises(BrokenOffError):
+            train(project, wanted)
+    scripted(monkeypatch, [0.4, 0.9])
+    assert train(project, wanted).best == 0
+    assert last_state(project)[0] == 12
+
+
+def test_a_run_that_gains_now_and_then_goes_on(tiled, copied, monkeypatch):
+    project = copied(tiled)
+    scripted(monkeypatch, [0.1, 0.05, 0.2, 0.15, 0.3])
+    train(project, settings(*SMALL, "train.epochs=4", "train.patience=2", "mining.rule=none"))
+    assert last_state(project)[0] == 24
+
+
+def test_who_judges_a_run_is_told_of_rounds_and_may_break_it_off(tiled, copied):
+    project, told = copied(tiled), []
+    wanted = settings(*SMALL, "train.epochs=3", "mining.rule=none")
+
+    def judged(epoch, metric):
+        told.append((epoch, metric))
+        return epoch == 1
+
+    result = train(project, wanted, judged=judged)
+    scores = [line["validation/map@5"] for line in figures(project) if "validation/map@5" in line]
+    assert told == [(0, scores[0]), (1, scores[1])]
+    assert result.map5 == max(scores)
+    assert not (project.run("run1") / "finished.json").exists()
+    # Begun again it goes on from there; the last round is the run's own end.
+    train(project, wanted, judged=judged)
+    assert [epoch for epoch, _ in told] == [0, 1, 2]
+    assert last_state(project)[0] == 18
+
+
 def test_a_run_of_no_epochs_is_the_untrained_encoder(tiled, copied):
     project = copied(tiled)
     result = train(project, settings("train.epochs=0"))
@@ -176,7 +358,7 @@ def test_a_run_of_no_epochs_is_the_untrained_encoder(tiled, copied):
 def test_labels_are_trained_on(tmp_path, tiled):
     project = make_project(tmp_path / "labels", tiled.imagery, labels=True)
     assert project.tile_facts()["channels"] == {"image": 3, "label": 1}
-    train(project, settings("train.epochs=1", "mining.rule=none"))
+    train(project, settings(*SMALL, "train.epochs=1", "mining.rule=none"))
     step, state = last_state(project)
     fusion = state.params["encoder"]["fusion"]["kernel"]
     assert fusion.shape == (4, 3)
@@ -226,7 +408,7 @@ def test_a_run_broken_while_it_mines_goes_on_as_if_nothing_had_been(often, monke
         raise BrokenOffError
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.mining, "hard_queries", fail)
+        patch.setattr(rounds.mining, "hard_queries", fail)
         with pytest.raises(BrokenOffError):
             train(often, settings(), run="mining")
     # The round at step 6 was begun, and its validation told, but the round was not saved.
@@ -234,6 +416,68 @@ def test_a_run_broken_while_it_mines_goes_on_as_if_nothing_had_been(often, monke
     assert last_state(often, "mining")[0] == 4
     train(often, settings(), run="mining")
     assert_same_run(often, "mining", often, "whole")
+
+
+RULES = {
+    "ranked": (
+        "train.loss=triplet",
+        "train.schedule=cosine",
+        "train.ema=0.9",
+        "mining.rule=ranked",
+        "mining.hardest=22",
+        "mining.candidates=5",
+        "mining.ramp=1.0",
+    ),
+    "neighbours": (
+        "train.loss=infonce",
+        "train.views=3",
+        "train.optimizer=ranger",
+        "train.warmup=0.5",
+        "mining.rule=neighbours",
+        "mining.k=3",
+        "train.frames=validation",
+    ),
+    "in-batch": (
+        "train.loss=triplet",
+        "train.ema=0.5",
+        "train.optimizer=sgd",
+        "train.schedule=exponential",
+        "mining.rule=in-batch",
+        "mining.pick=batch-hard",
+        "train.patience=9",
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_broken_run_of_any_rule_goes_on_as_if_nothing_had_been(tiled, copied, monkeypatch, rule):
+    monkeypatch.setattr(module, "LOG_STEPS", 2)
+    project, wanted = copied(tiled), settings(*SMALL, "train.epochs=2", *RULES[rule])
+    train(project, wanted, run="whole")
+    with monkeypatch.context() as patch:
+        break_at(patch, 9)
+        with pytest.raises(BrokenOffError):
+            train(project, wanted, run="broken")
+    assert last_state(project, "broken")[0] == 8
+    train(project, wanted, run="broken")
+    assert_same_run(project, "broken", project, "whole")
+    mined = [int(file.stem) for file in sorted((project.run("whole") / "mining").glob("*"))]
+    assert mined == ([] if rule == "in-batch" else [0, 6])
+    shares = {
+        line["step"]: line["train/hard_share"]
+        for line in figures(project, "whole")
+        if "train/hard_share" in line
+    }
+    # In a batch triplets are hard or not at every step.
+    assert list(shares) == (mined or [2, 4, 6, 8, 10, 12])
+    # Before anything is learnt, neighbours on the ground are neither.
+    assert [step for step, share in shares.items() if share is None] == (
+        [0] if rule == "neighbours" else []
+    )
+    assert all(share is None or 0 <= share <= 1 for share in shares.values())
+    assert len(list((project.run("whole") / "figures").glob("*.png"))) == (
+        3 if rule == "neighbours" else 0
+    )
 
 
 ON_ONE_DEVICE = """
@@ -244,9 +488,10 @@ from geomatch import begin
 from geomatch import train as module
 from geomatch.project import Project
 from small_project import settings
-from test_train import BrokenOffError, break_at
+from test_train import SMALL, BrokenOffError, break_at
 assert jax.local_device_count() == 1
-project, wanted = Project(Path(sys.argv[1])), settings("train.epochs=2", "mining.rule=none")
+project = Project(Path(sys.argv[1]))
+wanted = settings(*SMALL, "train.epochs=2", "mining.rule=none")
 module.LOG_STEPS = 2
 module.train(project, wanted, run="whole")
 with pytest.MonkeyPatch.context() as patch:
@@ -365,6 +610,42 @@ def test_a_batch_that_devices_cannot_share_is_refused(tiled, copied, batch, reme
     assert refused.value.hint == f"--set train.batch={remedy}"
 
 
+REFUSED = {
+    "in-batch with bce": (
+        ["mining.rule=in-batch", "train.loss=bce"],
+        ("in-batch", "bce"),
+        ("train.loss=triplet", "mining.rule=none"),
+    ),
+    "in-batch with infonce": (
+        ["mining.rule=in-batch", "train.loss=infonce"],
+        ("in-batch", "infonce"),
+        ("train.loss=triplet",),
+    ),
+    "ranked with infonce": (
+        ["mining.rule=ranked", "train.loss=infonce"],
+        ("ranked", "infonce"),
+        ("train.loss=triplet", "mining.rule=knn"),
+    ),
+    "ranked with multi-similarity": (
+        ["mining.rule=ranked", "train.loss=multi-similarity"],
+        ("ranked", "multi-similarity"),
+        ("train.loss=triplet", "mining.rule=knn"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_go_together_is_refused_with_a_remedy(tiled, copied, case):
+    overrides, words, remedies = REFUSED[case]
+    project = copied(tiled)
+    with pytest.raises(UsageError) as refused:
+        train(project, settings(*overrides))
+    assert all(f'"{word}"' in refused.value.message for word in words)
+    assert all(f"--set {remedy}" in refused.value.hint for remedy in remedies)
+    assert project.run_names() == []
+    train(project, settings(*overrides, remedies[0], "train.epochs=0"))
+
+
 def test_a_refused_new_run_can_be_begun_anew(tiled, copied):
     project = copied(tiled)
     with pytest.raises(UsageError, match="divisible"):
@@ -393,7 +674,7 @@ def test_a_loss_that_is_no_number_ends_the_run_clearly(tiled, copied, monkeypatc
 def test_a_rate_far_too_high_is_never_taken_for_a_success(tiled, copied):
     project = copied(tiled)
     with pytest.raises(GeomatchError, match=r"the loss became (nan|inf)"):
-        train(project, settings("train.lr=1e30", "mining.rule=none"))
+        train(project, settings(*SMALL, "train.lr=1e30", "mining.rule=none"))
     text = (project.run("run1") / "metrics.jsonl").read_text()
     assert "NaN" not in text
     assert "Infinity" not in text
@@ -416,6 +697,84 @@ def test_train_before_tile_names_the_command(tmp_path):
 def test_years_that_cannot_be_trained_on_are_refused(tiled, copied, years, error, words):
     with pytest.raises(error, match=words):
         train(copied(tiled), settings(f"split.years={years}"))
+
+
+# Class folders
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory):
+    """Six classes of a dozen images each, which are a pattern of their class and noise."""
+    root, rng = tmp_path_factory.mktemp("classes"), np.random.default_rng(0)
+    for name in "abcdef":
+        pattern = rng.integers(60, 190, (4, 4, 3)).repeat(4, axis=0).repeat(4, axis=1)
+        for i in range(12):
+            pixels = np.clip(pattern + rng.normal(0, 45, pattern.shape), 0, 255).astype(np.uint8)
+            path = root / "set" / name / f"{i:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    (root / "geomatch.toml").write_text("")
+    project, images = Project.open(root), config.Images(folders=(str(root / "set"),))
+    tile(project, config.Config(images=images), overrides=[], workers=1)
+    return project
+
+
+OF_CLASSES = {
+    "knn": ("train.loss=bce", "mining.truth_within=3"),
+    "ranked": ("train.loss=triplet", "mining.hardest=60", "mining.candidates=20"),
+    "in-batch": ("train.loss=triplet", "train.views=3", "model.normalise=true"),
+}
+
+
+@pytest.mark.parametrize("rule", OF_CLASSES)
+def test_class_folders_are_trained_on(classes, rule):
+    form = (*SMALL, *OF_CLASSES[rule], f"mining.rule={rule}", "train.batch=6", "train.lr=5e-3")
+    result = train(classes, settings(*form, "train.epochs=3"), run=rule)
+    lines = figures(classes, rule)
+    scores = [line["validation/map@5"] for line in lines if "validation/map@5" in line]
+    assert len(scores) == 4
+    assert result.map5 == max(scores) > scores[0]
+    losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    assert np.isfinite(losses).all()
+    if rule != "ranked":
+        # Of triplets that are ever the hardest, the loss need not fall.
+        assert losses[-1] < losses[0]
+    tiles = TileTable.load(classes.catalogue)
+    tiles = tiles.select(tiles.split == SPLITS.index("train"))
+    files = sorted((classes.run(rule) / "mining").glob("*"))
+    per_epoch = 10 if rule == "ranked" else -(-len(tiles) // 6)
+    steps = {"knn": [1, 2], "ranked": [0, 1, 2]}.get(rule, [])
+    assert [int(file.stem) for file in files] == [step * per_epoch for step in steps]
+    for file in files:
+        found = Mined.load(file)
+        assert len(found.query)
+        label, negatives = tiles.label, found.negatives
+        assert (found.query != found.match).all()
+        np.testing.assert_array_equal(label[found.query], label[found.match])
+        other = label[negatives] != label[found.query][:, None]
+        assert (other | (negatives < 0)).all()
+        assert (negatives[:, 0] >= 0).all()
+
+
+def test_neighbouring_places_of_class_folders_are_refused(classes):
+    with pytest.raises(UsageError, match="neighbours") as refused:
+        train(classes, settings(*SMALL, "train.loss=infonce", "mining.rule=neighbours"), run="no")
+    assert all(rule in refused.value.hint for rule in ("knn", "ranked", "in-batch"))
+    assert "no" not in classes.run_names()
+
+
+def test_classes_of_single_images_cannot_be_trained_on(tmp_path, classes):
+    for name in "ab":
+        path = tmp_path / "set" / name / "only.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(path)
+    (tmp_path / "geomatch.toml").write_text("")
+    project = Project.open(tmp_path)
+    images = config.Images(folders=(str(tmp_path / "set"),), least=1, validation=0, test=0)
+    tile(project, config.Config(images=images), overrides=[], workers=1)
+    with pytest.raises(GeomatchError, match="fewer than two classes") as refused:
+        train(project, settings(*SMALL))
+    assert "images.validation" in refused.value.hint
 
 
 # The real network

@@ -81,9 +81,8 @@ class Checkpoints:
 
     def save(self, step: int, state: State, metric: float | None) -> None:
         """Keep `state` as of `step`; `metric` is its mAP@5 on validation, if measured."""
-        model = {"params": state.params, "batch_stats": state.batch_stats}
         # Copies, since it is written in the background and a step takes the state's memory.
-        host = jax.tree.map(np.array, {"model": model, "optimizer": state.optimizer})
+        host = jax.tree.map(np.array, _items(state))
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -95,16 +94,15 @@ class Checkpoints:
 
     def restore(self, step: int, like: State) -> State:
         """The state of `step`; `like` gives shapes and structure."""
-        model = {"params": like.params, "batch_stats": like.batch_stats}
-        found = self._restore(step, {"model": model, "optimizer": like.optimizer})
-        return State(found.model["params"], found.model["batch_stats"], found.optimizer)
+        found = self._restore(step, _items(like))
+        if not like.average:
+            return State(**found.model, optimizer=found.optimizer, average={})
+        params, batch_stats, optimizer = found.optimizer
+        return State(params, batch_stats, optimizer, found.model)
 
     def restore_model(self, step: int, like: State) -> dict[str, Any]:
         """Parameters and BatchNorm statistics of `step`, without the optimizer."""
-        found = self._restore(
-            step, {"model": {"params": like.params, "batch_stats": like.batch_stats}}
-        )
-        model: dict[str, Any] = found.model
+        model: dict[str, Any] = self._restore(step, {"model": like.variables}).model
         return model
 
     def _restore(self, step: int, like: dict[str, Any]) -> Any:
@@ -126,3 +124,12 @@ class Checkpoints:
                 f"{str(error).splitlines()[0]}",
                 "Use another --run, or train again with --run NEW.",
             ) from error
+
+
+def _items(state: State) -> dict[str, Any]:
+    """What is kept apart: the weights that describe tiles, and what training alone needs."""
+    learning = state.params, state.batch_stats, state.optimizer
+    return {
+        "model": state.variables,
+        "optimizer": learning if state.average else state.optimizer,
+    }

@@ -14,26 +14,36 @@ import optax
 
 from geomatch.config import Config
 from geomatch.errors import UsageError
-from geomatch.nn import parts
+from geomatch.nn import optimizers, parts
 from geomatch.nn.augment import augment
 from geomatch.nn.encoder import Encoder, Siamese, resolved
-from geomatch.nn.layers import Shared, unit
-from geomatch.nn.losses import binary_cross_entropy, head_penalty, info_nce
+from geomatch.nn.layers import Shared
+from geomatch.nn.losses import head_penalty
+from geomatch.nn.objective import Batch, Ground, objective
 
 AXIS = "devices"
 
 
 class State(NamedTuple):
-    """All that a step changes."""
+    """All that a step changes; `average` has averaged weights and statistics, or is empty."""
 
     params: Any
     batch_stats: Any
     optimizer: Any
+    average: dict[str, Any]
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What the model is applied with."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        """What describes tiles: the averaged weights, or else those that learn."""
+        return self.average or {"params": self.params, "batch_stats": self.batch_stats}
+
+
+@dataclass(frozen=True)
+class Course:
+    """How long a run is: what learning rates follow."""
+
+    steps: int
+    per_epoch: int
 
 
 @dataclass(frozen=True)
@@ -76,12 +86,7 @@ def initial_state(model: Siamese, settings: Config, form: TileForm) -> State:
     tiles = jnp.zeros((1, form.size, form.size, form.channels), jnp.uint8)
     init = jax.jit(lambda key: model.init(key, tiles, method=Siamese.both))
     variables = init(jax.random.key(settings.train.seed))
-    state = State(
-        variables["params"],
-        variables.get("batch_stats", {}),
-        _optimizer(settings).init(variables["params"]),
-    )
-    return jax.tree.map(np.asarray, state)
+    return _begun(settings, variables["params"], variables.get("batch_stats", {}))
 
 
 def with_params(state: State, settings: Config, params: Any, batch_stats: Any) -> State:
@@ -89,24 +94,33 @@ def with_params(state: State, settings: Config, params: Any, batch_stats: Any) -
     like = jax.tree.map(np.shape, (state.params, state.batch_stats))
     found = jax.tree.map(np.shape, (params, batch_stats))
     assert found == like
-    optimizer = jax.tree.map(np.asarray, _optimizer(settings).init(params))
-    return State(params, batch_stats, optimizer)
+    return _begun(settings, params, batch_stats)
+
+
+def _begun(settings: Config, params: Any, batch_stats: Any) -> State:
+    return jax.tree.map(np.asarray, _state(settings, params, batch_stats))
+
+
+def _state(settings: Config, params: Any, batch_stats: Any) -> State:
+    average = {"params": params, "batch_stats": batch_stats} if settings.train.ema else {}
+    return State(params, batch_stats, _optimizer(settings).init(params), average)
 
 
 def abstract_state(model: Siamese, settings: Config, form: TileForm) -> State:
     """Shapes and dtypes of `initial_state`, without computing it."""
     shape = (1, form.size, form.size, form.channels)
-    variables = jax.eval_shape(
-        lambda key: model.init(key, jnp.zeros(shape, jnp.uint8), method=Siamese.both),
-        jax.random.key(0),
-    )
-    params = variables["params"]
-    optimizer = jax.eval_shape(_optimizer(settings).init, params)
-    return State(params, variables.get("batch_stats", {}), optimizer)
+
+    def state(key: jax.Array) -> State:
+        variables = model.init(key, jnp.zeros(shape, jnp.uint8), method=Siamese.both)
+        return _state(settings, variables["params"], variables.get("batch_stats", {}))
+
+    return jax.eval_shape(state, jax.random.key(0))
 
 
-def _optimizer(settings: Config) -> optax.GradientTransformation:
-    return optax.adam(settings.train.lr)
+def _optimizer(
+    settings: Config, course: Course = Course(1, 1), scales: Any = None
+) -> optax.GradientTransformation:
+    return optimizers.optimizer(settings.train, course.steps, course.per_epoch, scales)
 
 
 def learning_scales(model: Siamese, settings: Config, params: Any) -> Any:
@@ -149,42 +163,56 @@ def on_devices(state: State) -> State:
     return jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
-class Roles(NamedTuple):
-    """Which rows of a batch are what; see `Sampler.draw`."""
+def augmented(
+    settings: Config,
+    form: TileForm,
+    ground: Ground,
+    views: int,
+    tiles: jax.Array,
+    places: jax.Array,
+    number: Any,
+    device: Any,
+) -> tuple[jax.Array, jax.Array]:
+    """What a device learns from at step `number`: its tiles, changed, and the key of its dropout.
 
-    anchors: tuple[int, ...]
-    positives: tuple[int, ...]
-    negatives: tuple[int, ...]
-
-    @classmethod
-    def of(cls, loss: str, count: int) -> Roles:
-        """The roles of a batch of `count` rows."""
-        if loss == "bce":
-            return cls(*(tuple(range(first, count, 3)) for first in range(3)))
-        return cls((0, 2)[: count // 2], (1, 3)[: count // 2], (4,) if count == 5 else ())
+    Args:
+        views, tiles, places: see `make_step`; without the axis of devices.
+    """
+    key = jax.random.fold_in(jax.random.key(settings.train.seed), number)
+    dropout_key, key = jax.random.split(jax.random.fold_in(key, device))
+    pairs = _alike(len(tiles), views) if ground.dated else []
+    years = places[..., 3] if ground.dated else jnp.zeros_like(places[..., 3])
+    tiles = augment(key, tiles, years, form.image_channels, settings.augment, pairs)
+    return tiles, dropout_key
 
 
 def make_step(
-    model: Siamese, settings: Config, form: TileForm, reach: int
+    model: Siamese,
+    settings: Config,
+    form: TileForm,
+    ground: Ground,
+    course: Course,
+    views: int = 0,
 ) -> Callable[[State, Any, Any, np.uint32], tuple[State, jax.Array]]:
-    """A function (state, tiles, cells, step number) to (new state, loss of each device).
+    """A function (state, tiles, places, step number) to (new state, figures of each device).
 
-    Tiles are (devices, roles, b, h, w, c) uint8, cells (devices, roles, b, 3) int32: zone, column
-    and row, of which two on common ground differ by at most `reach`. Randomness is a function of
-    the seed and the step number alone.
+    Tiles are (devices, roles, b, h, w, c) uint8, places (devices, roles, b, 4) int32 (see
+    `Ground.relations`). Figures are (devices, 2): the loss and the share of triplets that are hard.
+    Randomness is a function of the seed and the step number alone.
+
+    Args:
+        views: rows of one place in a batch that is compared as a whole; 0 for batches of anchors,
+            positives and negatives.
     """
-    optimizer, changes, loss_name = _optimizer(settings), settings.augment, settings.train.loss
     scales = learning_scales(model, settings, abstract_state(model, settings, form).params)
+    optimizer, training = _optimizer(settings, course, scales), settings.train
+    loss_of_batch = objective(settings, ground, AXIS, views)
 
     def step(
-        state: State, tiles: jax.Array, cells: jax.Array, number: jax.Array
+        state: State, tiles: jax.Array, places: jax.Array, number: jax.Array
     ) -> tuple[State, jax.Array]:
-        roles = Roles.of(loss_name, len(tiles))
-        key = jax.random.fold_in(jax.random.key(settings.train.seed), number)
-        key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
-        pairs = list(zip(roles.anchors, roles.positives, strict=True))
-        dropout_key, key = jax.random.split(key)
-        tiles = augment(key, tiles, form.image_channels, changes, pairs)
+        device = jax.lax.axis_index(AXIS)
+        tiles, dropout_key = augmented(settings, form, ground, views, tiles, places, number, device)
 
         def loss_of(params: Any) -> tuple[jax.Array, Any]:
             # What is frozen needs no gradient.
@@ -198,18 +226,22 @@ def make_step(
                 rngs={"dropout": dropout_key},
             )
             rows = descriptors.reshape(*tiles.shape[:2], -1)
-            if loss_name == "bce":
-                loss = _pair_loss(model, params, rows, roles)
-            else:
-                loss = _batch_loss(model, params, rows, cells, roles, reach)
-            return loss + head_penalty(params, form.size), changed.get("batch_stats", {})
+            loss, hard = loss_of_batch(Batch(model, params, rows, places))
+            loss = loss + head_penalty(params, form.size)
+            return loss, (changed.get("batch_stats", {}), hard)
 
-        (loss, stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        (loss, (stats, hard)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         gradients = jax.lax.pmean(gradients, AXIS)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-        updates = jax.tree.map(jnp.multiply, updates, scales)
         params = optax.apply_updates(state.params, updates)
-        return State(params, stats, optimizer_state), jax.lax.pmean(loss, AXIS)
+        average = state.average
+        if average:
+            # Faster at first, or the random weights of the beginning would stay in it for long.
+            decay = jnp.minimum(training.ema, (1.0 + number) / (10.0 + number))
+            new = {"params": params, "batch_stats": stats}
+            average = optax.incremental_update(new, average, 1 - decay)
+        figures = jax.lax.pmean(jnp.stack([loss, hard]), AXIS)
+        return State(params, stats, optimizer_state, average), figures
 
     return jax.pmap(
         step,
@@ -220,42 +252,7 @@ def make_step(
     )
 
 
-def _rows(values: jax.Array, roles: tuple[int, ...]) -> jax.Array:
-    """The rows of some roles of (roles, b, ...), stacked."""
-    return values[jnp.array(roles, int)].reshape(-1, *values.shape[2:])
-
-
-def _pair_loss(model: Siamese, params: Any, rows: jax.Array, roles: Roles) -> jax.Array:
-    """Binary cross-entropy of a matching and a non-matching pair for each anchor."""
-    anchor, positive, negative = (_rows(rows, part) for part in roles)
-    logits: Any = model.apply(
-        {"params": params},
-        jnp.concatenate([anchor, anchor]),
-        jnp.concatenate([positive, negative]),
-        method=Siamese.pair,
-    )
-    matching = jnp.repeat(jnp.array([1.0, 0.0]), len(anchor))
-    return binary_cross_entropy(logits, matching)
-
-
-def _batch_loss(
-    model: Siamese, params: Any, rows: jax.Array, cells: jax.Array, roles: Roles, reach: int
-) -> jax.Array:
-    """InfoNCE both ways, the candidates gathered from all devices."""
-    temperature: Any = model.apply({"params": params}, method=Siamese.temperature)
-    rows = unit(rows)
-
-    def one_way(asking: tuple[int, ...], answers: tuple[int, ...]) -> jax.Array:
-        # Matches come first among a device's candidates, in the order of the queries.
-        queries, own = _rows(rows, asking), _rows(rows, answers)
-        places, their_places = _rows(cells, asking), _rows(cells, answers)
-        candidates, their_places = (
-            jax.lax.all_gather(values, AXIS, tiled=True) for values in (own, their_places)
-        )
-        apart = jnp.abs(places[:, None] - their_places[None])
-        neutral = (apart[..., 0] == 0) & (apart[..., 1:] <= reach).all(-1)
-        match = jax.lax.axis_index(AXIS) * len(own) + jnp.arange(len(queries))
-        return info_nce(queries, candidates, match, neutral, temperature)
-
-    forward = one_way(roles.anchors, roles.positives + roles.negatives)
-    return (forward + one_way(roles.positives, roles.anchors)) / 2
+def _alike(count: int, views: int) -> list[tuple[int, int]]:
+    """Roles of one place, each after the one whose flips and turns it shares."""
+    first = [(0, view) for view in range(1, views or 2)]
+    return first + ([(count - 3, count - 2)] if count > (views or 3) else [])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ class Thumbnail:
     right: bool | None = None
 
 
-def sheet(rows: Sequence[Sequence[Thumbnail]], path: Path, side: int = 128) -> None:
+def sheet(rows: Sequence[Sequence[Thumbnail]], path: Path | IO[bytes], side: int = 128) -> None:
     """Draw rows of thumbnails, each a query and its answers, as a PNG."""
     cell_width, cell_height = side + 2 * EDGE + GAP, side + 2 * EDGE + GAP + LINES
     width = max(len(row) for row in rows) * cell_width + GAP
@@ -45,7 +45,7 @@ def sheet(rows: Sequence[Sequence[Thumbnail]], path: Path, side: int = 128) -> N
             x, y = GAP + j * cell_width, GAP + i * cell_height
             colour = {None: UNKNOWN, True: RIGHT, False: WRONG}[thumbnail.right] if j else QUERY
             draw.rectangle((x, y, x + side + 2 * EDGE - 1, y + side + 2 * EDGE - 1), fill=colour)
-            canvas.paste(_picture(thumbnail.pixels, side), (x + EDGE, y + EDGE))
+            canvas.paste(picture(thumbnail.pixels, side), (x + EDGE, y + EDGE))
             lines = [_fitting(line, font, side + 2 * EDGE) for line in thumbnail.caption]
             below = (x, y + side + 2 * EDGE + 2)
             draw.multiline_text(below, "\n".join(lines), INK, font)
@@ -81,7 +81,7 @@ def _fitting(text: str, font: Font, width: int) -> str:
     return kept
 
 
-def _picture(pixels: NDArray[np.uint8], side: int) -> Image.Image:
+def picture(pixels: NDArray[np.uint8], side: int) -> Image.Image:
     """The first three channels as colour, or the first as grey; small ones in whole pixels."""
     channels = pixels[..., :3] if pixels.shape[-1] >= 3 else np.repeat(pixels[..., :1], 3, -1)
     image = Image.fromarray(np.ascontiguousarray(channels))

@@ -152,19 +152,20 @@ def ours_training(dtype: str, plain: bool = False) -> Callable[[Asked], Work]:
         import jax
 
         from geomatch.nn import layers
-        from geomatch.nn.step import build, initial_state, make_step, on_devices
+        from geomatch.nn.objective import Ground
+        from geomatch.nn.step import Course, build, initial_state, make_step, on_devices
 
         settings, form = ours(asked, dtype)
         model = build(settings, form)
         state = on_devices(initial_state(model, settings, form))
-        step = make_step(model, settings, form, reach=0)
+        step = make_step(model, settings, form, Ground(True, 0), Course(1, 1), views=2)
         shaped = asked.tiles().reshape(1, 2, asked.batch // 2, *asked.tiles().shape[1:])
-        cells = np.arange(asked.batch * 3, dtype=np.int32).reshape(1, 2, asked.batch // 2, 3)
+        places = np.arange(asked.batch * 4, dtype=np.int32).reshape(1, 2, asked.batch // 2, 4)
 
         def work() -> object:
             nonlocal state
             with layers.plain() if plain else contextlib.nullcontext():
-                state, loss = step(state, shaped, cells, np.uint32(0))
+                state, loss = step(state, shaped, places, np.uint32(0))
             return jax.block_until_ready(loss)
 
         return work
