@@ -134,12 +134,37 @@ def tile(
         list[str] | None,
         typer.Argument(
             metavar="YEAR=PATH ...",
-            help="Imagery of a year: a folder, file or quoted glob; YEAR:labels=PATH for labels. "
-            "None: the ones of geomatch.toml, or of the last time.",
+            help="Imagery of a year: a folder, file or quoted glob; YEAR:labels=PATH: labels; "
+            "YEAR:changed=PATH: a mask of changed ground. None: those of geomatch.toml, or of "
+            "the last time.",
         ),
     ] = None,
     project: ProjectFolder = HERE,
-    size: Annotated[int | None, typer.Option(help="Tile side in pixels.")] = None,
+    folders: Annotated[
+        str | None,
+        typer.Option(
+            help="Images without a ground instead: DIR/CLASS/IMAGE, .npz or MNIST's idx; or "
+            "train=PATH, then test=PATH and validation=PATH as arguments.",
+            metavar="DIR",
+        ),
+    ] = None,
+    pairs: Annotated[
+        tuple[str, str] | None,
+        typer.Option(help="Two folders of images of the same names.", metavar="DIR_A DIR_B"),
+    ] = None,
+    least: Annotated[
+        int | None, typer.Option(help="Leave out classes of fewer images.", metavar="N")
+    ] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="Leave out a class; repeatable.", metavar="CLASS")
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            help="Tile side in pixels; of images without a ground their own, where all are square "
+            "and alike."
+        ),
+    ] = None,
     gsd: Annotated[float | None, typer.Option(help="Metres a pixel.")] = None,
     crs: Annotated[str | None, typer.Option(help="EPSG code, auto or utm.")] = None,
     stride: Annotated[int | None, typer.Option(help="Pixels between tiles.")] = None,
@@ -178,6 +203,8 @@ def tile(
         "grid.stride": stride,
         "grid.stretch": stretch,
         "split.by": split,
+        "images.least": least,
+        "images.ignore": ignore or None,
     }
     overrides = [
         f"{name}={config.toml(value)}" for name, value in options.items() if value is not None
@@ -187,23 +214,38 @@ def tile(
     for name, given in (("validation", validation), ("test", test)):
         if given:
             overrides.append(f"split.{name}={config.toml(_areas(rule, given))}")
-    if sources:
+    images = config.load(opened.config, overrides).images
+    if folders or pairs:
+        if pairs and (folders or sources):
+            raise UsageError("--pairs takes two folders and nothing else")
+        splits = [_absolute(text) for text in (folders, *(sources or [])) if text]
+        overrides.append(f"images.folders={config.toml(() if pairs else splits)}")
+        overrides.append(f"images.pairs={config.toml([_absolute(p) for p in pairs or ()])}")
+        named: tuple[config.Source, ...] = ()
+    elif sources:
         named = _parse_sources(sources, "fictitious" if fictitious else "real")
-    elif in_file.source:
+    elif in_file.source or images.folders or images.pairs:
         named = in_file.source
     else:
         before = asked_before(opened)
         named = config.from_dict({"source": before["source"]}, str(opened.tiles)).source
         overrides = before["set"] + overrides
     wanted = config.with_sources(config.load(opened.config, overrides), named)
+    if named and sources:
+        wanted = config.with_overrides(wanted, ["images.folders=[]", "images.pairs=[]"])
     with console.progress(quiet) as report:
         table = run(
             opened, wanted, overrides=overrides, workers=workers, force=force, report=report
         )
     facts = opened.tile_facts()
+    skipped = facts["planned"] - len(table)
     console.note(
-        f"{len(table)} tiles ({facts['planned'] - len(table)} skipped for too little valid data) "
-        f"on {facts['grid']}: "
+        (
+            f"{len(table)} tiles ({skipped} skipped for too little valid data) on {facts['grid']}: "
+            if table.grid
+            else f"{len(table)} tiles of {facts['grid']} in {len(table.classes)} "
+            f"{'places' if table.dated else 'classes'}: "
+        )
         + ", ".join(f"{name} {count}" for name, count in facts["splits"].items())
     )
 
@@ -224,8 +266,48 @@ def train(
 
     with console.progress(quiet) as report:
         trained = stage(opened, wanted, run=run, report=report)
-    score = "" if trained.map5 is None else f" (validation mAP@5 {trained.map5:.3f})"
-    console.note(f"run {trained.run}: best checkpoint is step {trained.best}{score}")
+        score = "" if trained.map5 is None else f" (validation mAP@5 {trained.map5:.3f})"
+        report(f"run {trained.run}: best checkpoint is step {trained.best}{score}")
+
+
+@app.command()
+def tune(
+    project: ProjectFolder = HERE,
+    study: Annotated[
+        str, typer.Option(help="Name of the search, and of its runs: NAME-000 and on.")
+    ] = "tune",
+    as_json: Json = False,
+    settings: Settings = None,
+    quiet: Quiet = False,
+) -> None:
+    """Search the settings of tune.space, each trial a run, or go on with a search."""
+    from geomatch import console
+
+    opened, wanted = _open(project, settings)
+    opened.tile_facts()
+    from geomatch.tune import short
+    from geomatch.tune import tune as stage
+
+    with console.progress(quiet) as report:
+        found = stage(opened, wanted, study=study, report=report)
+    if as_json:
+        console.data(found.as_json())
+    else:
+        keys = tuple(found.trials[0].settings)
+        console.table(
+            f"{found.study}: {len(found.trials)} trials",
+            ("run", "state", "mAP@5", *keys),
+            [
+                (trial.run, trial.state, trial.map5, *map(short, trial.settings.values()))
+                for trial in found.trials
+            ],
+            numbers=("mAP@5", *keys),
+        )
+    score = next(trial.map5 for trial in found.trials if trial.run == found.best)
+    console.note(
+        f"best: {found.best} (validation mAP@5 {score:.3f}). "
+        f"Next: geomatch embed --run {found.best}"
+    )
 
 
 @app.command()
@@ -272,11 +354,11 @@ def index(
     """Index embeddings for querying."""
     from geomatch import console
 
-    opened, _ = _open(project, settings)
+    opened, wanted = _open(project, settings)
     from geomatch.index import index as stage
 
     with console.progress(quiet) as report:
-        made = stage(opened, run=run, report=report)
+        made = stage(opened, run=run, metric=wanted.index.metric, report=report)
     console.note(f"{made.tiles} tiles in {made.folder}")
 
 
@@ -298,6 +380,9 @@ def query(
     ] = None,
     name: Annotated[
         str | None, typer.Option("--index", help="Index to search; the latest.")
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Draw query and answers as a PNG.", metavar="FILE")
     ] = None,
     as_json: Json = False,
     settings: Settings = None,
@@ -322,25 +407,34 @@ def query(
             index=name,
             report=report,
         )
+    if sheet:
+        from geomatch.report.matches import match_sheet
+
+        own = found.cut if found.query_row is None else found.query_row
+        assert own is not None
+        match_sheet(opened, found.as_json(), found.rows, own, target, sheet)
+        console.note(f"picture in {sheet}")
     if as_json:
         console.data(found.as_json())
         return
     asked = found.matches[0].query if found.matches else target
+    columns: dict[str, list[Any]] = {
+        "rank": [match.rank for match in found.matches],
+        "tile": [match.tile for match in found.matches],
+        "year": [match.year for match in found.matches],
+        "score": [match.score for match in found.matches],
+        "lon": [None if m.lon is None else f"{m.lon:.6f}" for m in found.matches],
+        "lat": [None if m.lat is None else f"{m.lat:.6f}" for m in found.matches],
+        "distance (m)": [
+            None if m.distance_m is None else f"{m.distance_m:.0f}" for m in found.matches
+        ],
+    }
+    # Of images without years or a ground, nothing stands in those columns.
+    shown = {name: values for name, values in columns.items() if set(values) != {None}}
     console.table(
         f"{asked}: nearest tiles",
-        ("rank", "tile", "year", "score", "lon", "lat", "distance (m)"),
-        [
-            (
-                match.rank,
-                match.tile,
-                match.year,
-                match.score,
-                f"{match.lon:.6f}",
-                f"{match.lat:.6f}",
-                None if match.distance_m is None else f"{match.distance_m:.0f}",
-            )
-            for match in found.matches
-        ],
+        tuple(shown),
+        list(zip(*shown.values(), strict=True)),
         numbers=("rank", "score", "lon", "lat", "distance (m)"),
     )
 
@@ -352,7 +446,8 @@ def evaluate(
         str | None, typer.Option(help="Embeddings to measure; the latest.", metavar="RUN@STEP")
     ] = None,
     database: Annotated[
-        str | None, typer.Option(help="split: search its own tiles; all: those of every split.")
+        str | None,
+        typer.Option(help="Tiles searched: split (its own), all, or train (the training split's)."),
     ] = None,
     year: Annotated[
         list[str] | None, typer.Option(help="Search this year only; repeatable.")
@@ -360,6 +455,23 @@ def evaluate(
     same_year: Annotated[
         bool, typer.Option("--same-year", help="Search the queries' own year too.")
     ] = False,
+    fpr: Annotated[
+        float, typer.Option(help="Share of pairs of other places that may pass as the same.")
+    ] = 0.01,
+    html: Annotated[
+        bool, typer.Option("--html/--no-html", help="Write report.html and its curves as PNGs.")
+    ] = True,
+    baselines: Annotated[
+        bool,
+        typer.Option(
+            "--baselines",
+            help="Beside it: untrained, of ImageNet, colour histogram and gradients (HOG).",
+        ),
+    ] = False,
+    others: Annotated[
+        list[str] | None,
+        typer.Option("--compare", help="Beside it: other embeddings; repeatable.", metavar="RUN"),
+    ] = None,
     as_json: Json = False,
     settings: Settings = None,
     quiet: Quiet = False,
@@ -378,14 +490,23 @@ def evaluate(
             database=wanted.eval.database,
             years=tuple(year or ()),
             same_year=same_year,
+            fpr=fpr,
+            baselines=baselines,
+            others=tuple(others or ()),
             report=report,
         )
+    if html:
+        from geomatch.report.html import write_page
+
+        console.note(f"report in {write_page(opened, opened.reports / result.name)}")
     if as_json:
-        console.data({"splits": result.splits})
+        beside = {"others": result.others} if result.others else {}
+        console.data({"splits": result.splits, **beside})
         return
     columns = {
         "queries": "queries",
         "tiles": "database",
+        "mAP": "map",
         "mAP@5": "map@5",
         "R@1": "recall@1",
         "R@5": "recall@5",
@@ -393,9 +514,11 @@ def evaluate(
         "rank": "median_rank",
         "error m": "median_error_m",
     }
+    known = {key for split in result.splits.values() for key in split if split[key] is not None}
+    columns = {title: key for title, key in columns.items() if key in known}
     rows = []
     for split, figures in result.splits.items():
-        rows.append((split, *(figures[key] for key in columns.values())))
+        rows.append((split, *(_told(figures, key) for key in columns.values())))
         if len(figures["pairs"]) > 1:
             rows += [
                 (
@@ -404,8 +527,131 @@ def evaluate(
                 )
                 for pair in figures["pairs"]
             ]
-    title = f"{result.embeddings}, exact search; rank and error are medians"
+    medians = "rank and error are medians" if "error m" in columns else "rank is the median"
+    title = f"{result.embeddings}, exact search; {medians}, ± is of 95 % intervals"
     console.table(title, ("split", *columns), rows, numbers=tuple(columns))
+    rates = {"AUC": "auc", "EER": "eer", "threshold": "threshold", "FPR": "fpr", "TPR": "tpr"}
+    checked = [
+        (split, *(figures["roc"][key] for key in rates.values()))
+        for split, figures in result.splits.items()
+        if figures["roc"]
+    ]
+    if checked:
+        title = f"the same place or not, at FPR {fpr:g}"
+        console.table(title, ("split", *rates), checked, numbers=tuple(rates))
+    if result.others:
+        titles = ("mAP@5", "R@1", "R@5", "R@10", "behind in mAP@5")
+        measured = ("map@5", "recall@1", "recall@5", "recall@10")
+        split = next((s for s in ("test", "validation") if result.splits[s]["queries"]), "train")
+        mine = result.splits[split]
+        compared = [(result.embeddings, *(_told(mine, key) for key in measured), None)]
+        for other in result.others:
+            theirs, behind = other["splits"][split], other["differences"][split]["map@5"]
+            told = None if behind is None else "{:+.3f} ({:+.3f} to {:+.3f})".format(*behind)
+            compared.append((other["name"], *(_told(theirs, key) for key in measured), told))
+        title = f"{split}, side by side; of how far others are behind, the paired 95 % interval"
+        console.table(title, ("", *titles), compared, numbers=titles)
+    groups = {
+        "changed": ("changed", "test, by the share of ground that changed"),
+        "content": ("content", "test, by what tells a tile from others"),
+        "regions": ("region", "test, by region"),
+    }
+    for key, (name, title) in groups.items():
+        listed = result.splits["test"].get(key, [])
+        if 1 < len(listed) <= 40:
+            shown = ("queries", "map@5", "recall@1", "recall@5", "recall@10", "median_rank")
+            heads = ("queries", "mAP@5", "R@1", "R@5", "R@10", "rank")
+            rows = [tuple(row[column] for column in (name, *shown)) for row in listed]
+            console.table(title, (name, *heads), rows, numbers=heads)
+    classes = result.splits["test"].get("classes", [])
+    if 0 < len(classes) <= 40:
+        console.table(
+            "test, by class",
+            ("class", "queries", "mAP", "mAP@5", "hit@5"),
+            [
+                tuple(row[key] for key in ("class", "queries", "map", "map@5", "hit@5"))
+                for row in classes
+            ],
+            numbers=("queries", "mAP", "mAP@5", "hit@5"),
+        )
+
+
+def _told(figures: dict[str, Any], key: str) -> Any:
+    """A figure of a split; mAP@5 with half its interval."""
+    interval = figures["intervals"][key] if key == "map@5" else None
+    if interval is None:
+        return figures[key]
+    return f"{figures[key]:.3f} ±{(interval[1] - interval[0]) / 2:.3f}"
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="An image file.", metavar="A")],
+    b: Annotated[str, typer.Argument(help="Another.", metavar="B")],
+    project: ProjectFolder = HERE,
+    run: Annotated[
+        str | None, typer.Option(help="Embeddings to compare by; the latest.", metavar="RUN@STEP")
+    ] = None,
+    fpr: Annotated[
+        float, typer.Option(help="Share of pairs of other places that may pass as the same.")
+    ] = 0.01,
+    as_json: Json = False,
+    settings: Settings = None,
+    quiet: Quiet = False,
+) -> None:
+    """Tell whether two images show the same place."""
+    from geomatch import console
+
+    opened, _ = _open(project, settings)
+    from geomatch.compare import compare as stage
+
+    with console.progress(quiet) as report:
+        found = stage(opened, a, b, run=run, fpr=fpr, report=report)
+    if as_json:
+        console.data(found.as_json())
+        return
+    console.facts(
+        {
+            "verdict": "the same place" if found.match else "not the same place",
+            "score": f"{found.score:.4f}",
+            "distance": f"{found.distance:.4f}",
+            "threshold": f"{found.threshold:.4f} (at most {fpr:.2%} of other places pass)",
+            "probability": f"{found.probability:.3f}",
+        }
+    )
+
+
+@app.command()
+def project2d(
+    project: ProjectFolder = HERE,
+    run: Annotated[
+        str | None, typer.Option(help="Embeddings to draw; the latest.", metavar="RUN@STEP")
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    method: Annotated[str, typer.Option(help="pca or tsne.")] = "pca",
+    out: Annotated[
+        Path | None, typer.Option(help="PNG to write; in reports/ by default.", metavar="FILE")
+    ] = None,
+    projector: Annotated[
+        bool,
+        typer.Option("--projector", help="Of all splits, for TensorBoard's Embedding Projector."),
+    ] = False,
+    settings: Settings = None,
+    quiet: Quiet = False,
+) -> None:
+    """Draw descriptors in two dimensions."""
+    from geomatch import console
+
+    opened, _ = _open(project, settings)
+    from geomatch import project2d as stage
+
+    with console.progress(quiet) as report:
+        if projector:
+            folder = stage.projector(opened, run=run, report=report)
+            console.note(f"to look at it: tensorboard --logdir {folder}")
+            return
+        made = stage.project2d(opened, run=run, split=split, method=method, out=out, report=report)
+    console.note(f"picture in {made}")
 
 
 weights = typer.Typer(no_args_is_help=True, help="Weights that were trained elsewhere.")
@@ -544,15 +790,23 @@ def _areas(rule: str, given: list[str]) -> list[str]:
     return [str(Path(path).expanduser().absolute()) for path in given]
 
 
+def _absolute(text: str) -> str:
+    """PATH, or SPLIT=PATH, with the path from the current folder."""
+    split, equals, path = text.partition("=")
+    if split not in ("train", "validation", "test"):
+        split, equals, path = "", "", text
+    return f"{split}{equals}{Path(path).expanduser().absolute()}"
+
+
 def _parse_sources(texts: list[str], placement: str) -> tuple[config.Source, ...]:
-    """Sources from YEAR=PATH and YEAR:labels=PATH, in the order given."""
+    """Sources from YEAR=PATH, YEAR:labels=PATH and YEAR:changed=PATH, in the order given."""
     found: dict[str, dict[str, str]] = {}
     for text in texts:
         name, equals, path = text.partition("=")
         year, _, kind = name.partition(":")
-        if not (equals and year and path) or kind not in ("", "labels"):
+        if not (equals and year and path) or kind not in ("", "labels", "changed"):
             raise UsageError(
-                f"{text}: not of the form YEAR=PATH or YEAR:labels=PATH",
+                f"{text}: not of the form YEAR=PATH, YEAR:labels=PATH or YEAR:changed=PATH",
                 "For example: geomatch tile 2010=ortho/2010 2010:labels=landcover.tif",
             )
         entry = found.setdefault(year, {"year": year, "placement": placement})

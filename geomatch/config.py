@@ -35,6 +35,7 @@ class Source:
     year: str = ""
     images: str = ""
     labels: str = ""
+    changed: str = ""
     placement: Literal["real", "fictitious"] = "real"
 
 
@@ -184,6 +185,13 @@ class Embed:
 
 
 @dataclass(frozen=True)
+class Index:
+    metric: Literal["auto", "cosine", "euclidean"] = _key(
+        "auto", 'how queries compare; "auto": as the loss of the run did'
+    )
+
+
+@dataclass(frozen=True)
 class Eval:
     database: Literal["split", "all", "train"] = _key(
         "split", "tiles searched: the split's own, all, or the training split's"
@@ -214,6 +222,7 @@ class Config:
     mining: Mining = Mining()
     augment: Augment = Augment()
     embed: Embed = Embed()
+    index: Index = Index()
     eval: Eval = Eval()
     tune: Tune = Tune()
 
@@ -287,6 +296,7 @@ def located(config: Config, root: Path) -> Config:
             source,
             images=str(base / source.images) if source.images else "",
             labels=str(base / source.labels) if source.labels else "",
+            changed=str(base / source.changed) if source.changed else "",
         )
         for source in config.source
     )
@@ -319,6 +329,7 @@ def _template_lines() -> Iterator[str]:
     yield '# year = "2015"'
     yield '# images = "ortho/2015/*.tif"'
     yield '# labels = "landcover/2015.tif"   # a raster, or a vector file'
+    yield '# changed = "changed/2015.tif"      # a mask of changed ground, for evaluation'
     yield '# placement = "real"              # "fictitious": no figure in metres is quoted'
     for table in dataclasses.fields(Config):
         if table.name == "source":

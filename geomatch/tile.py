@@ -136,8 +136,8 @@ def _shards(
     plan: Plan, folder: Path, channels: tuple[int, int], collections: Sequence[Collection]
 ) -> list[Cells]:
     rows = shard_rows(plan.grid.size, sum(channels))
-    # Boxes of images and of labels of each year, by zone.
-    boxes: list[tuple[Boxes, Boxes]] = [({}, {}) for _ in collections]
+    # Boxes of images, labels and masks of each year, by zone.
+    boxes: list[tuple[Boxes, Boxes, Boxes]] = [({}, {}, {}) for _ in collections]
     found = []
     for number, start in enumerate(range(0, len(plan.col), rows)):
         part = slice(start, start + rows)
@@ -150,6 +150,7 @@ def _shards(
                 collection,
                 images=_near(collection.images, boxes[code][0], epsg[mine], bounds[mine]),
                 labels=_near(collection.labels, boxes[code][1], epsg[mine], bounds[mine]),
+                changed=_near(collection.changed, boxes[code][2], epsg[mine], bounds[mine]),
             )
         found.append(
             Cells(number, start, folder, plan.grid, channels, epsg, col, row, year, needed)
@@ -237,6 +238,7 @@ def _cut_shard(shard: Cells) -> shards.Record:
     pixels = np.zeros((len(shard.col), size, size, bands + drawn), np.uint8)
     valid = np.zeros(len(shard.col), np.float32)
     names = [""] * len(shard.col)
+    changed: list[float | None] = [None] * len(shard.col)
     for (code, epsg), rows in _groups(shard):
         collection, crs = shard.collections[code], f"EPSG:{epsg}"
         with contextlib.ExitStack() as stack:
@@ -244,6 +246,7 @@ def _cut_shard(shard: Cells) -> shards.Record:
                 GridReader(collection.images, shard.grid, crs, stretch=collection.stretch)
             )
             read_labels = _label_reader(stack, collection, shard, rows, crs)
+            read_share = _share_reader(stack, collection, shard, crs)
             for i in rows:
                 col, row = int(shard.col[i]), int(shard.row[i])
                 values, mask, names[i] = images.read(col, row)
@@ -251,7 +254,8 @@ def _cut_shard(shard: Cells) -> shards.Record:
                 valid[i] = mask.mean()
                 if read_labels is not None:
                     pixels[i, ..., bands:] = read_labels(col, row)
-    return shard.write(pixels, valid=valid.tolist(), source=names)
+                changed[i] = read_share(col, row)
+    return shard.write(pixels, valid=valid.tolist(), source=names, changed=changed)
 
 
 def _groups(shard: Cells) -> Iterator[tuple[tuple[int, int], Ints]]:
@@ -275,6 +279,24 @@ def _label_reader(
     return None
 
 
+def _share_reader(
+    stack: contextlib.ExitStack, collection: Collection, shard: Cells, crs: str
+) -> Callable[[int, int], float | None]:
+    """A function of column and row that gives a cell's share of changed ground, None if unknown."""
+    if not collection.changed:
+        return lambda col, row: None
+    reader = stack.enter_context(GridReader(collection.changed, shard.grid, crs, nearest=True))
+    boxes = np.asarray([rasters.project_bounds(m.crs, m.bounds, crs) for m in collection.changed])
+
+    def share(col: int, row: int) -> float | None:
+        cell = shard.grid.bounds(np.asarray(col), np.asarray(row))
+        covered = ((boxes[:, :2] < cell[2:]) & (boxes[:, 2:] > cell[:2])).all(axis=1).any()
+        # Where 0 is a mask's nodata, unchanged ground is not valid.
+        return float((reader.read(col, row)[0] > 0).mean()) if covered else None
+
+    return share
+
+
 # What was cut
 
 
@@ -286,6 +308,10 @@ def _catalogue(
 ) -> TileTable:
     valid = np.concatenate([np.asarray(r["valid"], np.float32) for r in records])
     names = [name for record in records for name in record["source"]]
+    # Records of geomatch 0.1 have none.
+    changed = np.concatenate(
+        [np.asarray(r.get("changed", [None] * len(r["valid"])), np.float32) for r in records]
+    )
     sources, source = np.unique(names, return_inverse=True)
     kept = np.flatnonzero(valid >= np.float32(min_valid))
     if not len(kept):
@@ -307,6 +333,7 @@ def _catalogue(
         source=source.reshape(-1).astype(np.int64),
         valid=valid,
         store_row=np.arange(len(plan.col), dtype=np.int64),
+        changed=changed if any(c.changed for c in collections) else None,
     ).select(kept)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import statistics
@@ -9,16 +10,20 @@ import statistics
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.metrics import auc
 from small_project import make_project, new_project, retile
 from typer.testing import CliRunner
 
 from geomatch import config
 from geomatch.cli import app
 from geomatch.data.embeddings import Embeddings
+from geomatch.data.queries import QueryTable
 from geomatch.data.tiles import SPLITS, TileTable
+from geomatch.data.verification import ScoredPairs
 from geomatch.errors import GeomatchError, StaleError, UsageError
 from geomatch.evaluate import Report, evaluate
 from geomatch.geo import footprints
+from geomatch.search.pairs import ROC
 from geomatch.tile import tile
 
 pytest_plugins = ["small_fixtures"]
@@ -33,9 +38,12 @@ FIGURES = [
     "median_rank",
     "median_error_m",
 ]
+MORE = ["mean_rank", "mrr", "within_1_tiles", "within_2_tiles", "within_5_tiles"]
+METRES = ["median_error_m", *MORE[2:]]
+GROUPS = ["intervals", "content"]
 
 
-def describe_by_hand(project, vectors):
+def describe_by_hand(project, vectors, metric="cosine"):
     """Put descriptors in a project's place for them, as `hand@1`."""
     facts = {
         "format": 1,
@@ -44,7 +52,7 @@ def describe_by_hand(project, vectors):
         "step": 1,
         "dimension": vectors.shape[1],
         "normalise": False,
-        "metric": "cosine",
+        "metric": metric,
         "model": "none",
         "tiles": project.tile_facts()["fingerprint"],
         "fingerprint": "by hand",
@@ -122,7 +130,11 @@ def count_again(tiles, vectors, split, wider=False, same_year=False, years=("201
 
 def summary(ranks, errors, database):
     n = len(ranks)
+    near = {f"within_{k}_tiles": sum(e <= 32 * k for e in errors) / n for k in (1, 2, 5)}
     return {
+        **near,
+        "mean_rank": sum(ranks) / n,
+        "mrr": sum(1 / r for r in ranks) / n,
         "queries": n,
         "database": database,
         "map@5": sum(1 / r for r in ranks if r <= 5) / n,
@@ -135,11 +147,12 @@ def summary(ranks, errors, database):
 
 
 def assert_figures(found, wanted, skipped=()):
-    assert list(found) == [*FIGURES, "pairs", "roc"]
+    assert list(found) == [*FIGURES, *MORE, *GROUPS, "regions", "pairs", "roc"]
     assert len(found["pairs"]) == len(wanted["pairs"])
     for mine, theirs in ((found, wanted), *zip(found["pairs"], wanted["pairs"], strict=True)):
-        assert set(mine) - {"roc"} == set(theirs)
-        for key in set(mine) - {"pairs", "roc", *skipped}:
+        single = set(mine) - {"roc", "regions", *GROUPS}
+        assert single == set(theirs)
+        for key in single - {"pairs", *skipped}:
             expected = theirs[key]
             wanted_value = expected if isinstance(expected, str) else pytest.approx(expected)
             assert mine[key] == wanted_value, key
@@ -157,7 +170,7 @@ def test_figures_equal_those_counted_again(tiled, copied, vectors, wider, same_y
     for split in SPLITS:
         wanted = count_again(tiles, vectors, split, wider, same_year)
         assert 0 < wanted["map@5"] < 1
-        assert_figures(found.splits[split], wanted, skipped=["median_error_m"])
+        assert_figures(found.splits[split], wanted, skipped=METRES)
     assert found.splits["test"]["database"] == (88 if wider else 24)
     # Figures of other conditions do not take the place of the usual ones.
     folder = "hand@1" + "-all" * wider + "-same-year" * same_year
@@ -198,7 +211,7 @@ def test_a_year_named_is_searched_alone(tiled, copied, vectors):
     tiles = describe_by_hand(project, vectors)
     found = evaluate(project, years=("2010",)).splits["test"]
     wanted = count_again(tiles, vectors, "test", years=("2010",))
-    assert_figures(found, wanted, skipped=["median_error_m"])
+    assert_figures(found, wanted, skipped=METRES)
     assert [pair["database_year"] for pair in found["pairs"]] == ["2010"]
 
 
@@ -206,8 +219,8 @@ def test_fictitious_placement_has_no_metres(tmp_path, tiled, vectors):
     project = make_project(tmp_path / "nowhere", tiled.imagery, placement="fictitious")
     describe_by_hand(project, vectors)
     for figures in evaluate(project).splits.values():
-        assert figures["median_error_m"] is None
-        assert [pair["median_error_m"] for pair in figures["pairs"]] == [None, None]
+        for place in (figures, *figures["pairs"]):
+            assert [place[key] for key in METRES] == [None] * 4
         assert figures["map@5"] > 0
 
 
@@ -221,8 +234,9 @@ def test_undefined_figures_are_null(tmp_path, tiled):
     assert figures["queries"] == 0
     assert figures["pairs"] == []
     assert figures["roc"] is None
-    for key in FIGURES[2:]:
+    for key in [*FIGURES[2:], *MORE]:
         assert figures[key] is None
+    assert set(figures["intervals"].values()) == {None}
 
 
 def test_json_follows_the_contract(tiled, copied, vectors):
@@ -233,7 +247,7 @@ def test_json_follows_the_contract(tiled, copied, vectors):
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["splits"] == json.loads(json.dumps(evaluate(project).splits))
-    assert list(found["splits"]["test"]) == [*FIGURES, "pairs", "roc"]
+    assert set(found["splits"]["test"]) > {*FIGURES, "pairs", "roc"}
     wider = CliRunner().invoke(app, [*arguments, "--database", "all", "--same-year"])
     assert json.loads(wider.stdout)["splits"]["test"]["database"] == 88
 
@@ -381,7 +395,8 @@ def test_figures_of_classes_equal_those_counted_again(classes, database):
             label.append(tiles.label[i])
         rank, ap, ap5 = np.array(wanted).T
         figures = found.splits[split]
-        assert list(figures) == [*FIGURES, "map", "pairs", "classes", "roc"]
+        assert list(figures)[: len(FIGURES)] == FIGURES
+        assert {"map", "pairs", "classes", "roc", *GROUPS} < set(figures)
         assert figures["queries"] == len(rank) == [15, 9, 12][code]
         assert figures["database"] == len(searched)
         assert figures["map"] == pytest.approx(ap.mean())
@@ -391,6 +406,18 @@ def test_figures_of_classes_equal_those_counted_again(classes, database):
         assert figures["median_rank"] == statistics.median(rank)
         assert figures["median_error_m"] is None
         assert figures["pairs"] == []
+        first5 = [
+            [
+                tiles.label[j] == tiles.label[i]
+                for j in sorted(searched, key=lambda j, i=i: -unit[i] @ unit[j])
+                if j != i
+            ][:5]
+            for i in np.flatnonzero(tiles.split == code)
+        ]
+        assert figures["mp@5"] == pytest.approx(np.sum(first5, axis=1).mean() / 5)
+        relevant = len(searched) // 3 - (database == "all" or database == "split" or code == 0)
+        recalled = np.sum(first5, axis=1).mean() / relevant
+        assert figures["relevant_recall@5"] == pytest.approx(recalled)
         assert [row["class"] for row in figures["classes"]] == ["ash", "birch", "cedar"]
         for k, row in enumerate(figures["classes"]):
             mine = np.array(label) == k
@@ -412,3 +439,186 @@ def test_classes_are_shown_as_tables(classes):
     found = json.loads(CliRunner().invoke(app, arguments).stdout)["splits"]
     assert found == json.loads(json.dumps(evaluate(project, database="train").splits))
     assert (project.reports / "hand@1-train" / "report.json").exists()
+
+
+def test_every_query_is_kept_beside_the_report(tiled, copied):
+    project = copied(tiled)
+    # No two are equal, so that answers have one order.
+    vectors = np.random.default_rng(1).normal(size=(88, 6))
+    tiles = describe_by_hand(project, vectors)
+    report = evaluate(project)
+    found = QueryTable.load(project.reports / report.name / "queries.parquet")
+    assert len(found) == 88
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    scores, cells, centres = unit @ unit.T, tiles.cells(), tiles.centres()
+    for i, tile_row in enumerate(found.tile):
+        searched = np.flatnonzero(
+            (tiles.split == tiles.split[tile_row]) & (tiles.year != tiles.year[tile_row])
+        )
+        order = searched[np.argsort(-scores[tile_row, searched])]
+        match = next(j for j in searched if cells[j] == cells[tile_row])
+        assert found.match[i] == match
+        assert found.rank[i] == 1 + order.tolist().index(match)
+        assert found.top[i].tolist() == order[:5].tolist()
+        np.testing.assert_allclose(found.top_score[i], scores[tile_row, order[:5]], atol=1e-6)
+        assert found.match_score[i] == pytest.approx(scores[tile_row, match], abs=1e-6)
+        assert found.distance_m[i] == math.dist(centres[tile_row], centres[order[0]])
+    for code, split in enumerate(SPLITS):
+        mine = tiles.split[found.tile] == code
+        assert report.splits[split]["recall@1"] == pytest.approx((found.rank[mine] == 1).mean())
+        assert report.splits[split]["median_error_m"] == np.median(found.distance_m[mine])
+    # The first sheet begins at the zone's meridian of 3 degrees west.
+    assert ((found.lon >= -3) & (found.lon < -2.99)).all()
+    assert ((found.lat > 45) & (found.lat < 45.3)).all()
+
+
+def test_queries_of_euclidean_descriptors_score_by_distance(tiled, copied):
+    project = copied(tiled)
+    vectors = np.random.default_rng(1).normal(size=(88, 6)).astype(np.float32)
+    describe_by_hand(project, vectors, metric="euclidean")
+    found = QueryTable.load(project.reports / evaluate(project).name / "queries.parquet")
+    away = np.linalg.norm(vectors[found.tile] - vectors[found.match], axis=1)
+    np.testing.assert_allclose(found.match_score, -away, rtol=1e-4)
+    away = np.linalg.norm(vectors[found.tile, None] - vectors[found.top], axis=2)
+    np.testing.assert_allclose(found.top_score, -away, rtol=1e-4)
+
+
+def test_queries_of_classes_are_kept_too(classes):
+    project, tiles, _ = classes
+    report = evaluate(project)
+    found = QueryTable.load(project.reports / report.name / "queries.parquet")
+    assert len(found) == 36
+    np.testing.assert_array_equal(tiles.label[found.tile], tiles.label[found.match])
+    assert (found.tile != found.match).all()
+    assert (found.top != found.tile[:, None]).all()
+    right = tiles.label[found.top[:, 0]] == tiles.label[found.tile]
+    np.testing.assert_array_equal(right, found.rank == 1)
+    assert np.isnan([found.distance_m, found.lon, found.lat]).all()
+
+
+def test_curves_and_histograms_are_of_the_pairs(tiled, copied, vectors):
+    project = copied(tiled)
+    describe_by_hand(project, vectors)
+    for split, figures in evaluate(project).splits.items():
+        found, n = figures["roc"], (tiled.tiles.split == SPLITS.index(split)).sum()
+        curve = found["curve"]
+        assert auc(curve["fpr"], curve["tpr"]) == pytest.approx(found["auc"])
+        assert len(curve["threshold"]) == len(curve["fpr"])
+        assert (found["pr"]["recall"][0], found["pr"]["precision"][0]) == (0, 1)
+        bars = found["histogram"]
+        assert sum(bars["same"]) == sum(bars["other"]) == n
+        assert len(bars["edges"]) == len(bars["same"]) + 1
+        # Of places that are told apart, one's own score more.
+        mean = [np.average(bars["edges"][1:], weights=bars[kind]) for kind in ("same", "other")]
+        assert mean[0] > mean[1]
+
+
+def test_intervals_hold_the_figures(tiled, copied, vectors):
+    project = copied(tiled)
+    describe_by_hand(project, vectors)
+    for figures in evaluate(project).splits.values():
+        for key, (low, high) in figures["intervals"].items():
+            assert 0 <= low <= figures[key] <= high <= 1
+        low, high = figures["intervals"]["map@5"]
+        assert 0.02 < high - low < 0.6
+
+
+def test_blank_and_ambiguous_queries_are_counted_apart(tiled, copied):
+    project = copied(tiled)
+    tiles = tiled.tiles
+    place, test = tiles.places(), tiles.split == SPLITS.index("test")
+    blank, doubled = np.unique(place[test])[:3], np.unique(place[test])[3:5]
+    vectors = np.random.default_rng(0).normal(size=(88, 6))
+    vectors[np.isin(place, blank)] = 1
+    # Of two places, the later year's are equal: the earlier one's cannot choose between them.
+    later = np.isin(place, doubled) & (tiles.year == 1)
+    vectors[np.isin(place, doubled)] = vectors[later][0]
+    vectors[np.isin(place, doubled) & (tiles.year == 0)] += [[0.01] * 6, [0.02] * 6]
+    describe_by_hand(project, vectors)
+    found = {row["content"]: row for row in evaluate(project).splits["test"]["content"]}
+    assert list(found) == ["distinct", "ambiguous", "blank"]
+    # The later year's two are exactly another place's.
+    assert found["blank"]["queries"] == 6 + 2
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    equal = np.isin(place, blank) | later
+    ambiguous = 0
+    for i in np.flatnonzero(test & ~equal):
+        first, second = np.sort(-(unit[test & (tiles.year != tiles.year[i])] @ unit[i]))[:2]
+        ambiguous += second - first < 1e-6
+    assert found["ambiguous"]["queries"] == ambiguous >= 2
+    assert found["distinct"]["queries"] == 24 - 8 - ambiguous
+    assert found["ambiguous"]["recall@1"] == 0
+    assert found["ambiguous"]["median_rank"] >= 2
+    assert {row["content"] for row in evaluate(project).splits["train"]["content"]} == {"distinct"}
+
+
+def test_strata_are_of_the_ground_that_changed(tiled, copied, vectors):
+    project = copied(tiled)
+    test = np.flatnonzero(tiled.tiles.split == SPLITS.index("test"))
+    later = test[tiled.tiles.year[test] == 1]
+    # The mask is of the later year, and says nothing of one place.
+    changed = np.full(88, np.nan, np.float32)
+    changed[later] = [0] * 5 + [0.02, 0.1] + [0.11, 0.5, 1, 1] + [np.nan]
+    tiles = dataclasses.replace(tiled.tiles, changed=changed)
+    tiles.save(project.catalogue, *footprints.drawing(tiles.grid))
+    describe_by_hand(project, vectors)
+    splits = evaluate(project).splits
+    found = {row["changed"]: row for row in splits["test"]["changed"]}
+    assert {name: row["queries"] for name, row in found.items()} == {
+        "0": 10,
+        "up to 10%": 4,
+        "above 10%": 8,
+    }
+    assert splits["train"]["changed"] == []
+    queries = QueryTable.load(project.reports / "hand@1" / "queries.parquet")
+    above = np.isin(tiles.places()[queries.tile], tiles.places()[later[7:11]])
+    assert found["above 10%"]["recall@5"] == (queries.rank[above] <= 5).mean()
+
+
+def test_regions_are_sheets_or_blocks_and_add_up(tmp_path, tiled, copied, vectors):
+    project = copied(tiled)
+    describe_by_hand(project, vectors)
+    for split, figures in evaluate(project).splits.items():
+        regions = figures["regions"]
+        # One sheet a year in each split.
+        assert all(row["region"].startswith("block ") for row in regions), split
+        assert sum(row["queries"] for row in regions) == figures["queries"]
+        weighted = sum(row["queries"] * row["map@5"] for row in regions)
+        assert weighted / figures["queries"] == pytest.approx(figures["map@5"])
+    assert len(evaluate(project).splits["train"]["regions"]) > 1
+    whole = make_project(tmp_path / "whole", tiled.imagery, "split.validation=[]")
+    describe_by_hand(whole, vectors)
+    found = {r["region"]: r for r in evaluate(whole).splits["train"]["regions"]}
+    assert set(found) == {f"{s}_{y}.tif" for s in ("train", "validation") for y in (2010, 2020)}
+    assert found["validation_2010.tif"]["queries"] == 8
+
+
+def test_calibration_is_of_validation_and_holds_there(tiled, copied, vectors):
+    project = copied(tiled)
+    describe_by_hand(project, vectors)
+    found = {name: s["roc"]["calibration"] for name, s in evaluate(project).splits.items()}
+    assert len({(c["slope"], c["intercept"]) for c in found.values()}) == 1
+    for name, figures in found.items():
+        n = (tiled.tiles.split == SPLITS.index(name)).sum()
+        assert sum(figures["pairs"]) == 2 * n
+        assert 0 <= figures["error"] < 0.3
+    mine = found["validation"]
+    assert np.average(mine["share"], weights=mine["pairs"]) == pytest.approx(0.5)
+    assert np.average(mine["probability"], weights=mine["pairs"]) == pytest.approx(0.5, abs=0.02)
+
+
+def test_pairs_are_kept_for_compare_unless_conditions_are_unusual(tiled, copied, vectors):
+    project = copied(tiled)
+    describe_by_hand(project, vectors)
+    path = ScoredPairs.beside(project.embeddings / "hand@1.parquet")
+    evaluate(project, database="all")
+    assert not path.exists()
+    roc = evaluate(project, fpr=0.1).splits["validation"]["roc"]
+    kept = ScoredPairs.load(path)
+    assert (kept.split, kept.embeddings) == ("validation", "by hand")
+    assert ROC.of(kept.same, kept.other).threshold(0.1) == roc["threshold"]
+    assert project.embedding_names() == ["hand@1"]
+    path.write_bytes(b"PK")
+    with pytest.raises(StaleError) as failed:
+        ScoredPairs.load(path)
+    assert failed.value.hint == "Run: geomatch eval"

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, label_ranking_average_precision_score
+from sklearn.metrics import (
+    average_precision_score,
+    label_ranking_average_precision_score,
+    precision_score,
+    recall_score,
+)
 
 from geomatch.search import metrics
 from geomatch.search.exact import neighbours, unit
-from geomatch.search.metrics import map_at, mean, median, rank_relevant, rank_truth, recall_at
+from geomatch.search.metrics import mean, median, rank_relevant, rank_truth, recall_at, within
 
 NONE = (np.empty(0, np.int64), np.empty(0, np.int64))
 
@@ -30,6 +35,28 @@ def brute_force(scores, truth, neutral):
         ranks.append(1 + len(ahead))
         firsts.append(max(ahead, key=lambda j, row=row: row[j]) if ahead else truth[i])
     return ranks, firsts
+
+
+def first_answers(scores, truth, out):
+    """The first positions of a query in plain loops; truths stand behind what ties with them."""
+    left = [j for j in range(len(scores)) if j not in out and np.isfinite(scores[j])]
+    order = sorted(left, key=lambda j: -scores[j] + 2 * metrics.TIE * (j in truth))
+    return order[: metrics.TOP]
+
+
+def assert_answers(found, scores, truths, outs):
+    """Equal answers may be in any order, but truths are among them where they must be."""
+    for i, (row, truth, out) in enumerate(zip(scores, truths, outs, strict=True)):
+        wanted = first_answers(row, truth, out)
+        mine = found.top[i][found.top[i] >= 0].tolist()
+        assert len(set(mine)) == len(mine) == len(wanted)
+        assert not set(mine) & set(out)
+        np.testing.assert_allclose(row[mine], row[wanted], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found.top_score[i][: len(mine)], row[mine], atol=1e-5)
+        assert (found.top_score[i][len(mine) :] == -np.inf).all()
+        for j in truth:
+            assert (j in mine) == (j in wanted)
+            assert j not in mine or mine.index(j) == wanted.index(j)
 
 
 def ranked_relevant(scores, query_place, database_place, neutral=NONE, k=5):
@@ -134,24 +161,86 @@ def test_blocks_change_nothing(monkeypatch, blocks):
     assert (found.first[wrong] != truth[wrong]).all()
     assert (found.first[~wrong] == truth[~wrong]).all()
     assert 0 < wrong.sum() < 17
+    outs = [{j for q, j in pairs.tolist() if q == i} for i in range(17)]
+    assert_answers(found, scores, [[t] for t in truth], outs)
+    np.testing.assert_array_equal(found.score, scores[rows, truth])
+    np.testing.assert_array_equal(found.match, truth)
     assert not set(zip(rows.tolist(), found.first.tolist(), strict=True)) & set(
         map(tuple, pairs.tolist())
     )
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_the_first_answers_among_many(several):
+    rng = np.random.default_rng(6)
+    queries, database = (unit(rng.normal(size=(n, 4)).astype(np.float32)) for n in (40, 9_001))
+    truth = rng.integers(9_001, size=40)
+    # Some matches are first, some second to their own double, and some are no numbers.
+    truth[:20] = (queries[:20] @ database.T).argmax(axis=1)
+    database[(truth[:5] + 1) % 9_001] = database[truth[:5]]
+    database[rng.choice(np.setdiff1d(np.arange(9_001), truth), 9)] = np.nan
+    neutral = np.repeat(np.arange(40), 3), rng.integers(9_001, size=120)
+    kept = neutral[1] != np.repeat(truth, 3)
+    neutral = neutral[0][kept], neutral[1][kept]
+    if several:
+        found = rank_relevant(queries, database, truth, np.arange(9_001), neutral)
+    else:
+        found = rank_truth(queries, database, truth, neutral)
+    outs = [set(neutral[1][neutral[0] == i].tolist()) for i in range(40)]
+    assert_answers(found, queries @ database.T, [[t] for t in truth], outs)
+
+
+def test_fewer_answers_than_are_kept():
+    found = ranked([[0.9, 0.5, 0.1]], [1], (np.array([0]), np.array([2])))
+    assert found.top.tolist() == [[0, 1, -1, -1, -1]]
+    found = ranked_relevant([[0.9, 0.5, 0.1]], [1], [0, 1, 1])
+    assert found.top.tolist() == [[0, 1, 2, -1, -1]]
+
+
+def test_a_query_that_is_no_number_answers_nothing():
+    database = np.eye(3, dtype=np.float32)
+    queries = np.full((1, 3), np.nan, np.float32)
+    assert rank_truth(queries, database, np.array([1]), NONE).top.tolist() == [[-1] * 5]
+    found = rank_relevant(queries, database, np.array([1]), np.arange(3), NONE)
+    assert found.top.tolist() == [[-1] * 5]
+
+
 def test_figures_by_hand():
     rank = np.array([1, 2, 5, 6, 10, 11])
-    assert map_at(rank, 5) == pytest.approx((1 + 1 / 2 + 1 / 5) / 6)
-    assert map_at(rank, 1) == pytest.approx(1 / 6)
+    assert mean(within(rank, 5)) == pytest.approx((1 + 1 / 2 + 1 / 5) / 6)
+    assert mean(within(rank, 1)) == pytest.approx(1 / 6)
     assert recall_at(rank, 1) == pytest.approx(1 / 6)
     assert recall_at(rank, 5) == pytest.approx(3 / 6)
     assert recall_at(rank, 10) == pytest.approx(5 / 6)
     assert median(rank) == 5.5
 
 
+def test_reciprocal_ranks_by_hand():
+    assert metrics.mrr(np.array([1, 2, 10])) == pytest.approx((1 + 1 / 2 + 1 / 10) / 3)
+    assert metrics.mean(np.array([1, 2, 9])) == 4
+    assert metrics.mrr(np.empty(0, np.int64)) is None
+
+
+def test_relevant_items_within_a_depth_equal_scikit_learn_s():
+    rng = np.random.default_rng(7)
+    queries, database = (unit(rng.normal(size=(n, 6)).astype(np.float32)) for n in (12, 60))
+    places = np.arange(12) % 3, rng.integers(3, size=60)
+    found = rank_relevant(queries, database, *places, NONE)
+    order = np.argsort(-(queries @ database.T), axis=1)
+    relevant = places[1] == places[0][:, None]
+    for column, k in zip(found.hits.T, metrics.DEPTHS, strict=True):
+        precision, recall = [], []
+        for i in range(12):
+            chosen = np.isin(np.arange(60), order[i, :k])
+            precision.append(precision_score(relevant[i], chosen))
+            recall.append(recall_score(relevant[i], chosen))
+        assert metrics.precision_at(column, k) == pytest.approx(np.mean(precision))
+        assert metrics.relevant_recall(column, found.relevant) == pytest.approx(np.mean(recall))
+
+
 def test_figures_of_nothing_are_undefined():
     none = np.empty(0, np.int64)
-    assert map_at(none, 5) is None
+    assert mean(within(none, 5)) is None
     assert recall_at(none, 5) is None
     assert median(none) is None
 
@@ -164,7 +253,7 @@ def test_map_equals_scikit_learn_s():
     relevant[np.arange(12), truth] = 1
     wanted = label_ranking_average_precision_score(relevant, queries @ database.T)
     rank = rank_truth(queries, database, truth, NONE).rank
-    assert map_at(rank, 30) == pytest.approx(wanted, rel=1e-6)
+    assert mean(within(rank, 30)) == pytest.approx(wanted, rel=1e-6)
 
 
 def test_unit_keeps_directions_and_leaves_zeros():
@@ -234,6 +323,9 @@ def test_several_relevant_tiles_as_counted_again(monkeypatch, block):
         assert found.first[i] not in out
         assert relevant[found.first[i]] == (wanted[0] == 1)
         assert scores[i, found.first[i]] == max(scores[i, j] for j in range(23) if j not in out)
+        best = scores[i][[j for j in range(23) if relevant[j] and j not in out]].max()
+        assert found.score[i] == scores[i][found.match[i]] == best
+        assert relevant[found.match[i]]
     assert 0 < (found.rank == 1).sum() < 19
 
 
@@ -262,7 +354,7 @@ def test_one_relevant_tile_is_ranked_as_the_one_match(broken):
     one = rank_truth(queries, database, truth, neutral)
     several = rank_relevant(queries, database, truth, database_place, neutral)
     np.testing.assert_array_equal(several.rank, one.rank)
-    assert mean(several.ap_at) == pytest.approx(map_at(one.rank, 5))
+    assert mean(several.ap_at) == pytest.approx(mean(within(one.rank, 5)))
     assert mean(several.ap) == pytest.approx((1 / one.rank).mean())
     if not broken:
         np.testing.assert_array_equal(several.first == truth, one.rank == 1)

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import confusion_matrix, roc_auc_score
+from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_auc_score
 
-from geomatch.search.pairs import ROC, confusion, sample
+from geomatch.search.pairs import (
+    BINS,
+    POINTS,
+    ROC,
+    confusion,
+    histogram,
+    precision_recall,
+    sample,
+)
 
 NONE = (np.empty(0, np.int64), np.empty(0, np.int64))
 
@@ -104,3 +112,43 @@ def test_scores_that_are_no_numbers_match_nothing():
     assert found.threshold(0) == 0.9
     assert confusion(same, other, 0.1) == [[1, 1], [1, 1]]
     assert np.isfinite(found.thresholds).all()
+
+
+def test_a_thinned_curve_is_the_same_to_the_eye():
+    rng = np.random.default_rng(3)
+    same, other = rng.normal(1.5, 1, 20_000), rng.normal(0, 1, 20_000)
+    found, drawn = ROC.of(same, other), ROC.of(same, other).thinned()
+    assert len(drawn.fpr) <= POINTS < len(found.fpr)
+    assert drawn.area == pytest.approx(found.area, abs=1e-4)
+    for mine, whole in ((drawn.fpr, found.fpr), (drawn.tpr, found.tpr)):
+        assert (mine[0], mine[-1]) == (whole[0], whole[-1]) == (0, 1)
+    for fpr, tpr, threshold in zip(drawn.fpr, drawn.tpr, drawn.thresholds, strict=True):
+        assert fpr == (other >= threshold).mean()
+        assert tpr == (same >= threshold).mean()
+    # What is short enough stays as it is.
+    short = ROC.of(same[:20], other[:20])
+    np.testing.assert_array_equal(short.thinned().thresholds, short.thresholds)
+
+
+def test_precision_and_recall_equal_scikit_learn_s():
+    rng = np.random.default_rng(4)
+    same, other = rng.normal(1, 1, 30).round(1), rng.normal(0, 1, 40).round(1)
+    precision, recall = precision_recall(same, other)
+    truth = np.repeat([1, 0], [30, 40])
+    wanted = precision_recall_curve(truth, np.concatenate([same, other]))
+    np.testing.assert_allclose(precision, wanted[0][::-1])
+    np.testing.assert_allclose(recall, wanted[1][::-1])
+    assert (precision[0], recall[0], recall[-1]) == (1, 0, 1)
+    many = precision_recall(rng.normal(1, 1, 5_000), rng.normal(0, 1, 5_000))
+    assert len(many[0]) == len(many[1]) <= POINTS
+    assert (np.diff(many[1]) >= 0).all()
+
+
+def test_a_histogram_counts_every_score_once():
+    same, other = np.array([0.9, 0.8, 0.8, np.nan]), np.array([-0.1, 0.8, -np.inf])
+    edges, mine, theirs = histogram(same, other)
+    assert (edges[0], edges[-1], len(edges)) == (-0.1, 0.9, BINS + 1)
+    assert (mine.sum(), theirs.sum()) == (3, 2)
+    assert (mine[-1], theirs[0]) == (1, 1)
+    at = np.searchsorted(edges, 0.8, "right") - 1
+    assert (mine[at], theirs[at]) == (2, 1)

@@ -179,7 +179,7 @@ def test_catalogue_is_geoparquet_1_1(write_raster: Write, project: Project) -> N
     }
     cut(project, sources)
     schema = pq.read_schema(project.catalogue)
-    columns = "id cell col row year datetime source geometry valid split class store_row"
+    columns = "id cell col row year datetime source geometry valid changed split class store_row"
     assert [name for name in schema.names if name != "bbox"] == columns.split()
     geo = json.loads(schema.metadata[b"geo"])
     assert geo["version"] == "1.1.0"

@@ -31,6 +31,7 @@ SCHEMA = pa.schema(
         ("geometry", pa.binary()),
         ("bbox", geoparquet.BBOX),
         ("valid", pa.float32()),
+        ("changed", pa.float32()),
         ("split", pa.string()),
         ("class", pa.string()),
         ("store_row", pa.int64()),
@@ -56,6 +57,7 @@ class TileTable:
         split: code into `SPLITS`.
         valid: share of valid pixels.
         store_row: position in the pixel store.
+        changed: share of changed ground, NaN where no mask says so; None without any mask.
     """
 
     grid: Grid | None
@@ -71,6 +73,7 @@ class TileTable:
     source: NDArray[np.int64]
     valid: NDArray[np.float32]
     store_row: NDArray[np.int64]
+    changed: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.col)
@@ -144,6 +147,9 @@ class TileTable:
             "source": np.asarray(part.sources, object)[part.source],
             **geoparquet.geometry_columns(rings, n),
             "valid": part.valid,
+            "changed": pa.nulls(n, pa.float32())
+            if part.changed is None
+            else pa.array(part.changed, from_pandas=True),
             "split": np.asarray(SPLITS, object)[part.split],
             "class": pa.array(part.cells()) if nowhere else pa.nulls(n, pa.string()),
             "store_row": part.store_row,
@@ -182,6 +188,8 @@ class TileTable:
             names.append("class")
         elif grid.crs == "utm":
             names.append("cell")
+        # The catalogues of geomatch 0.1 have no such column.
+        names += {"changed"} & set(pq.read_schema(path).names)
         table = pq.read_table(path, columns=names)
         n, (sources, source) = len(table), _codes(table["source"])
         nothing = np.zeros(n, np.int64)
@@ -206,7 +214,16 @@ class TileTable:
             source=source,
             valid=table["valid"].to_numpy(),
             store_row=table["store_row"].to_numpy(),
+            changed=_shares(table),
         )
+
+
+def _shares(table: pa.Table) -> NDArray[np.float32] | None:
+    """Shares of changed ground, None where there are none."""
+    if "changed" not in table.column_names or table["changed"].null_count == len(table):
+        return None
+    shares: NDArray[np.float32] = table["changed"].to_numpy()
+    return shares
 
 
 def _codes(

@@ -18,7 +18,7 @@ from geomatch.progress import Reporter
 
 @dataclass(frozen=True)
 class Collection:
-    """The imagery and labels of one year."""
+    """The imagery and labels of one year, and masks of what changed."""
 
     year: str
     images: tuple[Raster, ...]
@@ -26,6 +26,7 @@ class Collection:
     vector: str | None
     stretch: Stretch | None
     placement: str
+    changed: tuple[Raster, ...] = ()
 
 
 def collect(settings: config.Config, report: Reporter) -> list[Collection]:
@@ -73,7 +74,15 @@ def _collection(source: config.Source, stretch: str, report: Reporter) -> Collec
             )
         drawn = rasters.measure_stretch(images, stretch)
     vector, label_rasters = _labels(source)
-    return Collection(source.year, tuple(images), label_rasters, vector, drawn, source.placement)
+    return Collection(
+        source.year,
+        tuple(images),
+        label_rasters,
+        vector,
+        drawn,
+        source.placement,
+        _masks(source),
+    )
 
 
 def _labels(source: config.Source) -> tuple[str | None, tuple[Raster, ...]]:
@@ -91,6 +100,22 @@ def _labels(source: config.Source) -> tuple[str | None, tuple[Raster, ...]]:
     found = tuple(labels.inspect_raster(path) for path in paths)
     rasters.common_form(found, f"labels of {source.year}")
     return None, found
+
+
+def _masks(source: config.Source) -> tuple[Raster, ...]:
+    if not source.changed:
+        return ()
+    found = tuple(
+        rasters.inspect(p) for p in rasters.find(source.changed, f"changed {source.year}")
+    )
+    for mask in found:
+        if (mask.bands, mask.dtype) != (1, "uint8"):
+            raise GeomatchError(
+                f"{mask.path} has {mask.bands} bands of {mask.dtype}; a mask of changed ground has "
+                "one of uint8, 0 meaning unchanged",
+                "Convert it with gdal_translate -b 1 -ot Byte.",
+            )
+    return found
 
 
 def channels(collections: Sequence[Collection]) -> tuple[int, int]:
@@ -138,7 +163,7 @@ def facts(collection: Collection) -> Any:
     """What identifies a year's files: their paths, sizes and times, and how they are read."""
     drawn = collection.vector and [collection.vector, os.stat(collection.vector).st_mtime_ns]
     return [
-        [(r.path, r.stamp) for r in (*collection.images, *collection.labels)],
+        [(r.path, r.stamp) for r in (*collection.images, *collection.labels, *collection.changed)],
         drawn,
         collection.stretch and asdict(collection.stretch),
         collection.year,

@@ -7,13 +7,17 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import auc, roc_curve
+from sklearn.metrics import auc, precision_recall_curve, roc_curve
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 TRIES = 64
 """Draws for each anchor; one that found no pair until then goes without."""
+POINTS = 200
+"""The most of a curve that is drawn."""
+BINS = 50
+"""Of a histogram."""
 
 
 class Pairs(NamedTuple):
@@ -110,6 +114,46 @@ class ROC:
     def threshold(self, fpr: float) -> float:
         """The lowest at which at most the share `fpr` of other places pass as the same."""
         return float(self.thresholds[self.fpr <= fpr][-1])
+
+    def thinned(self) -> ROC:
+        """At most `POINTS` of its points, evenly along the curve."""
+        kept = _along(self.fpr, self.tpr)
+        return ROC(self.fpr[kept], self.tpr[kept], self.thresholds[kept])
+
+
+def precision_recall(
+    same: NDArray[np.floating], other: NDArray[np.floating]
+) -> tuple[Floats, Floats]:
+    """Precision and recall of pairs as the threshold falls, at most `POINTS` of each.
+
+    Recall rises from 0, where precision is 1 by definition.
+    """
+    scores = _numbers(np.concatenate([same, other]))
+    truth = np.repeat([1, 0], [len(same), len(other)])
+    precision, recall, _ = precision_recall_curve(truth, scores)
+    kept = _along(recall[::-1], precision[::-1])
+    return precision[::-1][kept], recall[::-1][kept]
+
+
+def histogram(
+    same: NDArray[np.floating], other: NDArray[np.floating]
+) -> tuple[Floats, NDArray[np.int64], NDArray[np.int64]]:
+    """Edges (BINS + 1,) of bins over all finite scores, and counts of both kinds (BINS,)."""
+    finite = [scores[np.isfinite(scores)].astype(np.float64) for scores in (same, other)]
+    edges = np.histogram_bin_edges(np.concatenate(finite), BINS)
+    counts = [np.histogram(scores, edges)[0] for scores in finite]
+    return edges, counts[0], counts[1]
+
+
+def _along(x: Floats, y: Floats) -> Ints:
+    """Indices of at most `POINTS` points of a curve, its ends among them, evenly along it."""
+    length = np.concatenate([[0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])
+    if len(length) <= POINTS:
+        return np.arange(len(length))
+    wanted = np.linspace(0, length[-1], POINTS)
+    kept: Ints = np.unique(np.searchsorted(length, wanted).clip(max=len(length) - 1))
+    kept[-1] = len(length) - 1
+    return kept
 
 
 def confusion(

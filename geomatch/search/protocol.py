@@ -12,19 +12,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomatch.data.pairs import Task
-from geomatch.search.exact import Metric, as_database, as_queries
-from geomatch.search.metrics import Precision, Ranking, map_at, mean, rank_relevant, rank_truth
+from geomatch.search.exact import Metric, as_database, as_queries, scores
+from geomatch.search.metrics import (
+    Precision,
+    Ranking,
+    mean,
+    rank_relevant,
+    rank_truth,
+    within,
+)
 
 
 @dataclass(frozen=True)
 class Outcome:
     """One ordered pair of years: what was asked, and how its matches ranked.
 
-    `ranking` is a `Precision` where a query has several matches.
+    Attributes:
+        ranking: a `Precision` where a query has several matches.
+        match_score: (q,) of the match: cosine similarity, or negative distance.
+        top_score: (q, k) of the first answers, in order; NaN where there are fewer.
     """
 
     task: Task
     ranking: Ranking | Precision
+    match_score: NDArray[np.float32]
+    top_score: NDArray[np.float32]
 
 
 def retrieve(vectors: NDArray[np.float32], asked: Iterable[Task], metric: Metric) -> list[Outcome]:
@@ -35,7 +47,8 @@ def retrieve(vectors: NDArray[np.float32], asked: Iterable[Task], metric: Metric
     """
     outcomes = []
     for task in asked:
-        queries = as_queries(vectors[task.queries], metric)
+        asking = vectors[task.queries]
+        queries = as_queries(asking, metric)
         database = as_database(vectors[task.database], metric)
         ranking: Ranking | Precision
         if task.truth is None:
@@ -43,7 +56,10 @@ def retrieve(vectors: NDArray[np.float32], asked: Iterable[Task], metric: Metric
             ranking = rank_relevant(queries, database, *places, task.neutral)
         else:
             ranking = rank_truth(queries, database, task.truth, task.neutral)
-        outcomes.append(Outcome(task, ranking))
+        products = np.concatenate([ranking.score[:, None], ranking.top_score], axis=1)
+        products[~np.isfinite(products)] = np.nan
+        scored = scores(products, asking, metric)
+        outcomes.append(Outcome(task, ranking, scored[:, 0], scored[:, 1:]))
     return outcomes
 
 
@@ -52,7 +68,15 @@ def all_ranks(outcomes: list[Outcome]) -> NDArray[np.int64]:
     return np.concatenate([np.empty(0, np.int64), *(o.ranking.rank for o in outcomes)])
 
 
+def precisions5(outcomes: list[Outcome]) -> NDArray[np.float64]:
+    """AP@5 of all queries of all pairs."""
+    parts = [
+        o.ranking.ap_at if isinstance(o.ranking, Precision) else within(o.ranking.rank, 5)
+        for o in outcomes
+    ]
+    return np.concatenate([np.empty(0), *parts])
+
+
 def map5(outcomes: list[Outcome]) -> float | None:
     """mAP@5 of all queries of all pairs, None without any."""
-    several = [o.ranking.ap_at for o in outcomes if isinstance(o.ranking, Precision)]
-    return mean(np.concatenate(several)) if several else map_at(all_ranks(outcomes), 5)
+    return mean(precisions5(outcomes))

@@ -1,0 +1,143 @@
+"""Compare: whether two image files show the same place."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geomatch.data import embeddings, pictures
+from geomatch.data.verification import ScoredPairs
+from geomatch.errors import GeomatchError, StaleError, UsageError
+from geomatch.geo import images
+from geomatch.geo.grid import Grid
+from geomatch.nn import backend
+from geomatch.nn.describe import describe
+from geomatch.progress import Reporter, silent
+from geomatch.project import Project, latest
+from geomatch.runs import Encoding, load_encoder
+from geomatch.search import exact
+from geomatch.search.calibration import Calibration
+from geomatch.search.pairs import ROC
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was found of two images.
+
+    Attributes:
+        score: cosine similarity, or the negative distance; higher is better.
+        distance: 1 - cosine similarity, or the Euclidean distance.
+        probability: that both show the same place, where before looking it is as likely as not.
+        threshold: of the score, from which on it is a match.
+        fpr: share of pairs of other places that may pass as a match.
+        match: the verdict.
+    """
+
+    a: str
+    b: str
+    score: float
+    distance: float
+    probability: float
+    threshold: float
+    fpr: float
+    match: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """A plain dictionary."""
+        return asdict(self)
+
+
+def compare(
+    project: Project,
+    a: str,
+    b: str,
+    *,
+    run: str | None = None,
+    fpr: float = 0.01,
+    report: Reporter = silent,
+) -> Comparison:
+    """Compare two image files by the encoder of some embeddings.
+
+    Threshold and probability are those of pairs of validation tiles, which `eval` drew.
+
+    Args:
+        run: name of the embeddings ("RUN@STEP"); by default the latest.
+        fpr: share of pairs of other places that may pass as the same one.
+
+    Raises:
+        GeomatchError: an image cannot be read, or pairs were not drawn yet.
+        StaleError: pairs, embeddings and run are not of each other.
+    """
+    if not 0 <= fpr <= 1:
+        raise UsageError(f"--fpr {fpr}: a share between 0 and 1 is expected")
+    name = latest(project.embedding_names(), run, "embeddings", "geomatch embed")
+    path = project.embeddings / f"{name}.parquet"
+    facts = embeddings.read_facts(path)
+    project.check_fresh(facts)
+    pairs = _pairs(ScoredPairs.beside(path), facts)
+    backend.prepare()
+    encoding = load_encoder(project, None, project.root / facts["run"], facts["step"])
+    if encoding.fingerprint != facts["model"]:
+        raise StaleError(
+            f"the embeddings are of another checkpoint than {encoding.name}",
+            "Run: geomatch embed, then geomatch eval",
+        )
+    tiles = project.tile_facts()
+    encoding.check_tiles(tiles)
+    cut = np.concatenate([_tile(encoding, tiles, image, report) for image in (a, b)])
+    vectors = next(iter(describe(encoding.model, encoding.variables, [cut], 2)))
+    if facts["centres"] is not None:
+        # The year of an image is not known.
+        vectors = vectors - np.asarray(facts["centres"], np.float32).mean(axis=0)
+    metric = facts["metric"]
+    product = exact.products(vectors, np.array([0]), np.array([1]), metric)
+    score = float(exact.scores(product[:, None], vectors[:1], metric)[0, 0])
+    probability = Calibration.fit(pairs.same, pairs.other).probability(np.array([score]))
+    threshold = ROC.of(pairs.same, pairs.other).threshold(fpr)
+    return Comparison(
+        a=a,
+        b=b,
+        score=score,
+        distance=1 - score if metric == "cosine" else -score,
+        probability=float(probability[0]),
+        threshold=threshold,
+        fpr=fpr,
+        match=score >= threshold,
+    )
+
+
+def _pairs(path: Path, facts: dict[str, Any]) -> ScoredPairs:
+    """The pairs of some embeddings."""
+    if not path.exists():
+        raise GeomatchError(
+            f"no threshold is known for {facts['name']}",
+            f"Run: geomatch eval --run {facts['name']}",
+        )
+    pairs = ScoredPairs.load(path)
+    if pairs.embeddings != facts["fingerprint"]:
+        raise StaleError(
+            f"{facts['name']} was embedded anew since its threshold was measured",
+            f"Run: geomatch eval --run {facts['name']}",
+        )
+    return pairs
+
+
+def _tile(
+    encoding: Encoding, tiles: dict[str, Any], path: str, report: Reporter
+) -> NDArray[np.uint8]:
+    """(1, size, size, channels) of an image, as `query` cuts it; its labels are unknown."""
+    form = encoding.form
+    if tiles["placement"] == "none":
+        pixels = pictures.read(Path(path), form.size, form.image_channels)
+    else:
+        grid = Grid(tiles["crs"], tiles["size"], tiles["gsd"], tiles["stride"])
+        cut = images.read(path, grid, form.image_channels)
+        report(cut.remark)
+        pixels = cut.pixels
+    tile = np.zeros((1, form.size, form.size, form.channels), np.uint8)
+    tile[0, ..., : form.image_channels] = pixels
+    return tile

@@ -1,0 +1,149 @@
+"""The curves of a report: what they show, and drawn as PNGs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from geomatch.project import replacing
+
+INK, GREY, LINE = "#24292f", "#57606a", "#d0d7de"
+COLOURS = {
+    "train": "#8c959f",
+    "validation": "#e69f00",
+    "test": "#0072b2",
+    "same place": "#0072b2",
+    "other places": "#d55e00",
+}
+"""Of Okabe and Ito's, which all eyes tell apart."""
+SIZE, DPI = (6.4, 4.4), 120
+
+Points = list[tuple[float, float | None]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What a curve shows.
+
+    Attributes:
+        name: of its file.
+        x, y: what the axes are.
+        series: (x, y) points by name.
+        share: both axes are from 0 to 1.
+        diagonal: with a line of x = y.
+        bins: points are edges of bins with their counts, the last one none.
+        mark: what a vertical line is, and its x.
+    """
+
+    name: str
+    title: str
+    x: str
+    y: str
+    series: Mapping[str, Points]
+    share: bool = False
+    diagonal: bool = False
+    bins: bool = False
+    mark: tuple[str, float] | None = None
+
+
+def charts(
+    splits: Mapping[str, Mapping[str, Any]], split: str, training: Mapping[str, Any] | None
+) -> list[Chart]:
+    """The curves there are.
+
+    Args:
+        splits: figures by split, as `eval` reports them.
+        split: whose scores are shown.
+        training: "epoch" of the weights measured, and "series" of (epoch, value) points by name.
+    """
+    return [*(_of_training(training) if training else []), *_of_pairs(splits, split)]
+
+
+def _of_training(training: Mapping[str, Any]) -> Iterator[Chart]:
+    now = "measured here", training["epoch"]
+    for name, title, label, key in (
+        ("loss", "Loss in training", "loss", "/loss"),
+        ("map5", "mAP@5 at each round of training", "mAP@5", "/map@5"),
+    ):
+        series = {n.removesuffix(key): p for n, p in training["series"].items() if n.endswith(key)}
+        # A single point is no curve: of an encoder that was never trained.
+        if any(len(points) > 1 for points in series.values()):
+            yield Chart(name, title, "epoch", label, series, mark=now)
+
+
+def _of_pairs(splits: Mapping[str, Mapping[str, Any]], split: str) -> Iterator[Chart]:
+    checked = {name: figures["roc"] for name, figures in splits.items() if figures.get("roc")}
+
+    def shares(
+        name: str, title: str, key: str, x: str, y: str, diagonal: bool = True
+    ) -> Iterator[Chart]:
+        drawn = {s: roc[key] for s, roc in checked.items() if roc.get(key)}
+        series = {s: _points(curve[x], curve[y]) for s, curve in drawn.items()}
+        if series:
+            axes = NAMES.get(x, x), NAMES.get(y, y)
+            yield Chart(name, title, *axes, series, share=True, diagonal=diagonal)
+
+    title = "ROC: telling pairs of one place from others"
+    yield from shares("roc", title, "curve", "fpr", "tpr")
+    title = "Precision and recall of the same pairs"
+    yield from shares("pr", title, "pr", "recall", "precision", diagonal=False)
+    title = "Calibration: how often a probability is right"
+    yield from shares("calibration", title, "calibration", "probability", "share")
+    if split in checked:
+        bins = checked[split]["histogram"]
+        counts = {
+            name: _points(bins["edges"], [*bins[key], None])
+            for name, key in (("same place", "same"), ("other places", "other"))
+        }
+        mark = "threshold", checked[split]["threshold"]
+        title = f"Scores of pairs, {split}"
+        yield Chart("scores", title, "score", "pairs", counts, bins=True, mark=mark)
+
+
+NAMES = {
+    "fpr": "false positive rate",
+    "tpr": "true positive rate",
+    "probability": "probability of the same place",
+    "share": "share of the same place",
+}
+
+
+def _points(x: Sequence[float], y: Sequence[float | None]) -> Points:
+    return list(zip(x, y, strict=True))
+
+
+def draw(shown: Sequence[Chart], folder: Path) -> None:
+    """Draw each curve as a PNG of its name."""
+    for chart in shown:
+        figure = Figure(SIZE, dpi=DPI, facecolor="white", layout="constrained")
+        canvas = FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        axes.set_title(chart.title, loc="left", fontsize=11, color=INK, pad=8)
+        axes.set_xlabel(chart.x, color=GREY, fontsize=9)
+        axes.set_ylabel(chart.y, color=GREY, fontsize=9)
+        axes.tick_params(colors=GREY, labelsize=8, length=3, color=LINE)
+        axes.grid(color=LINE, linewidth=0.5)
+        axes.set_axisbelow(True)
+        axes.spines[:].set_visible(False)
+        if chart.diagonal:
+            axes.plot([0, 1], [0, 1], color=LINE, linewidth=1)
+        for name, points in chart.series.items():
+            x, y = zip(*points, strict=True)
+            colour = COLOURS.get(name, INK)
+            if chart.bins:
+                axes.stairs(y[:-1], x, fill=True, color=colour, alpha=0.55, label=name)
+            else:
+                axes.plot(x, y, color=colour, linewidth=1.6, label=name)
+        if chart.share:
+            axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+        if chart.mark:
+            what, where = chart.mark
+            axes.axvline(where, color=INK, linewidth=1, linestyle="--", label=what)
+        axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+        with replacing(folder / f"{chart.name}.png") as temporary:
+            canvas.print_png(temporary)
