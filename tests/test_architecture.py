@@ -14,7 +14,7 @@ import geomatch
 
 PACKAGE = Path(geomatch.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
-STAGES = {"tile", "train", "embed", "index", "query", "evaluate"}
+STAGES = {"tile", "train", "embed", "index", "query", "evaluate", "compare"}
 HEAVY = {"jax", "numpy", "rasterio", "sklearn", "faiss", "orbax", "pyarrow", "tensorstore"}
 
 
