@@ -381,7 +381,7 @@ except GeomatchError:
 def test_a_negative_that_there_is_not_is_not_sought_for_ever(where, possible):
     process = python("-c", FEW_NEGATIVES.format(where))
     try:
-        out = finish(process, timeout=10)
+        out = finish(process, timeout=60)
     except subprocess.TimeoutExpired:
         process.kill()
         pytest.fail("drawing a batch does not end")
