@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomatch import begin
+from geomatch.data.embeddings import centres
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import GeomatchError
@@ -100,13 +101,7 @@ def _encoded(
 
 
 def _centred(vectors: Floats, tiles: TileTable) -> Floats:
-    """Descriptors less the mean of their year's training tiles; of all of them without such."""
-    centred = vectors.copy()
-    for year in range(len(tiles.years)):
-        mine = tiles.year == year
-        known = mine & (tiles.split == SPLITS.index("train"))
-        centred[mine] -= vectors[known if known.any() else mine].mean(axis=0)
-    return centred
+    return vectors - centres([vectors], tiles)[tiles.year]
 
 
 def _images(

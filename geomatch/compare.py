@@ -7,21 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from geomatch.data import embeddings, pictures
+from geomatch import photos
+from geomatch.data import embeddings
 from geomatch.data.verification import ScoredPairs
-from geomatch.errors import GeomatchError, StaleError, UsageError
-from geomatch.geo import images
-from geomatch.geo.grid import Grid
-from geomatch.nn import backend
-from geomatch.nn.describe import describe
+from geomatch.errors import GeomatchError, StaleError
 from geomatch.progress import Reporter, silent
 from geomatch.project import Project, latest
-from geomatch.runs import Encoding, load_encoder
 from geomatch.search import exact
 from geomatch.search.calibration import Calibration
-from geomatch.search.pairs import ROC
+from geomatch.search.pairs import ROC, check_fpr
 
 
 @dataclass(frozen=True)
@@ -72,27 +67,19 @@ def compare(
         GeomatchError: an image cannot be read, or pairs were not drawn yet.
         StaleError: pairs, embeddings and run are not of each other.
     """
-    if not 0 <= fpr <= 1:
-        raise UsageError(f"--fpr {fpr}: a share between 0 and 1 is expected")
+    check_fpr(fpr)
     name = latest(project.embedding_names(), run, "embeddings", "geomatch embed")
     path = project.embeddings / f"{name}.parquet"
     facts = embeddings.read_facts(path)
     project.check_fresh(facts)
     pairs = _pairs(ScoredPairs.beside(path), facts)
-    backend.prepare()
-    encoding = load_encoder(project, None, project.root / facts["run"], facts["step"])
-    if encoding.fingerprint != facts["model"]:
-        raise StaleError(
-            f"the embeddings are of another checkpoint than {encoding.name}",
-            "Run: geomatch embed, then geomatch eval",
-        )
     tiles = project.tile_facts()
-    encoding.check_tiles(tiles)
-    cut = np.concatenate([_tile(encoding, tiles, image, report) for image in (a, b)])
-    vectors = next(iter(describe(encoding.model, encoding.variables, [cut], 2)))
-    if facts["centres"] is not None:
-        # The year of an image is not known.
-        vectors = vectors - np.asarray(facts["centres"], np.float32).mean(axis=0)
+    encoding = photos.encoder_of(project, facts, tiles, "the embeddings are", "eval")
+    cuts = [photos.cut(image, encoding, tiles) for image in (a, b)]
+    if tiles["placement"] != "none":
+        for cut in cuts:
+            report(cut.remark)
+    vectors = photos.describe_cuts(encoding, cuts, facts)
     metric = facts["metric"]
     product = exact.products(vectors, np.array([0]), np.array([1]), metric)
     score = float(exact.scores(product[:, None], vectors[:1], metric)[0, 0])
@@ -124,20 +111,3 @@ def _pairs(path: Path, facts: dict[str, Any]) -> ScoredPairs:
             f"Run: geomatch eval --run {facts['name']}",
         )
     return pairs
-
-
-def _tile(
-    encoding: Encoding, tiles: dict[str, Any], path: str, report: Reporter
-) -> NDArray[np.uint8]:
-    """(1, size, size, channels) of an image, as `query` cuts it; its labels are unknown."""
-    form = encoding.form
-    if tiles["placement"] == "none":
-        pixels = pictures.read(Path(path), form.size, form.image_channels)
-    else:
-        grid = Grid(tiles["crs"], tiles["size"], tiles["gsd"], tiles["stride"])
-        cut = images.read(path, grid, form.image_channels)
-        report(cut.remark)
-        pixels = cut.pixels
-    tile = np.zeros((1, form.size, form.size, form.channels), np.uint8)
-    tile[0, ..., : form.image_channels] = pixels
-    return tile

@@ -155,6 +155,11 @@ class Mining:
     ramp: float = _key(0.0, "epochs over which the share of hard samples rises to 1", least=0)
     exact_up_to: int = _key(200_000, "tiles; neighbours among more are approximate", least=0)
 
+    @property
+    def by_rounds(self) -> bool:
+        """Whether training tiles are described and mined at rounds."""
+        return self.rule in ("knn", "ranked", "neighbours")
+
 
 @dataclass(frozen=True)
 class Augment:

@@ -19,8 +19,9 @@ from geomatch.geo.landscape import write_landscape
 from geomatch.index import index
 from geomatch.progress import Reporter, silent
 from geomatch.project import FORMAT, Project, read_manifest, replace_folder, replacing, write_json
-from geomatch.query import Matches, query
-from geomatch.report.pictures import Thumbnail, answers, sheet
+from geomatch.query import query
+from geomatch.report.matches import match_row
+from geomatch.report.pictures import sheet
 from geomatch.tile import tile
 from geomatch.train import train
 
@@ -133,24 +134,14 @@ def _picture(project: Project, report: Reporter) -> Path:
     asking = tasks(tiles, test, test)[0].queries
     chosen = asking[np.linspace(0, len(asking) - 1, QUERIES).astype(int)]
     ids = tiles.select(chosen).ids()
-    store = TileStore.open(project.pixels)
-    rows = [_row(query(project, name, report=report), name, store) for name in ids]
+    store, channels = TileStore.open(project.pixels), project.tile_facts()["channels"]["image"]
+    rows = []
+    for name in ids:
+        found = query(project, name, report=report)
+        assert found.query_row is not None
+        asked = found.query_row
+        rows.append(match_row(tiles, store, channels, found.as_json(), found.rows, asked, name))
     path = project.reports / "demo.png"
     path.parent.mkdir(exist_ok=True)
     sheet(rows, path)
     return path
-
-
-def _row(found: Matches, name: str, store: TileStore) -> list[Thumbnail]:
-    assert found.query_row is not None
-    pixels = store.read(np.array([found.query_row, *found.rows]))
-    cell, _, year = name.rpartition("@")
-    return [
-        Thumbnail(pixels[0], (f"query {cell}", year)),
-        *answers(
-            found.as_json(),
-            pixels[1:],
-            [match.tile.rpartition("@")[0] for match in found.matches],
-            cell,
-        ),
-    ]

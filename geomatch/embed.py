@@ -162,7 +162,8 @@ def _join(
 ) -> str:
     """Write all parts as one file; its fingerprint."""
     files = [_part(parts, start) for start in range(0, len(tiles), PART)]
-    centres = _centres(files, tiles) if encoding.settings.model.centre else None
+    centred = encoding.settings.model.centre
+    centres = embeddings.centres(map(np.load, files), tiles) if centred else None
     digest = fingerprint([fingerprint(file.read_bytes()) for file in files])
     facts: dict[str, Any] = {
         "format": FORMAT,
@@ -192,21 +193,6 @@ def _join(
             facts,
         )
     return digest
-
-
-def _centres(files: list[Path], tiles: TileTable) -> NDArray[np.float32]:
-    """(years, d) mean descriptor of each year's training tiles; of all its tiles without such."""
-    sums, counts = 0.0, np.zeros((2, len(tiles.years)))
-    training = tiles.split == SPLITS.index("train")
-    for i, file in enumerate(files):
-        part = np.load(file)
-        rows = slice(i * PART, i * PART + len(part))
-        # (2, years, n): training tiles, and all tiles, of each year.
-        of_year = tiles.year[rows] == np.arange(len(tiles.years))[:, None]
-        member = np.stack([of_year & training[rows], of_year]).astype(np.float32)
-        sums, counts = sums + member @ part, counts + member.sum(axis=2)
-    means = sums / np.maximum(counts, 1)[..., None]
-    return np.where(counts[0, :, None] > 0, means[0], means[1]).astype(np.float32)
 
 
 def _within(folder: Path, root: Path) -> str:

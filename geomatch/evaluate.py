@@ -21,6 +21,7 @@ from geomatch.figures import Conditions, Measured, intervals, measure
 from geomatch.progress import Reporter, silent
 from geomatch.project import FORMAT, Project, latest, read_manifest, replacing, write_json
 from geomatch.search.exact import Metric
+from geomatch.search.pairs import check_fpr
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,7 @@ def evaluate(
     Raises:
         GeomatchError: there are no embeddings, or they are stale.
     """
-    if not 0 <= fpr <= 1:
-        raise UsageError(f"--fpr {fpr}: a share between 0 and 1 is expected")
+    check_fpr(fpr)
     placed = project.tile_facts()["placement"] == "real"
     names = project.embedding_names()
     name = latest(names, run, "embeddings", "geomatch embed")

@@ -14,7 +14,7 @@ from geomatch.data.pairs import Task, tasks
 from geomatch.data.queries import QueryTable
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.geo import footprints
-from geomatch.geo.splits import BLOCKS
+from geomatch.geo.splits import block_side, blocks_of
 from geomatch.progress import Reporter
 from geomatch.search import exact, metrics, pairs
 from geomatch.search.calibration import Calibration, reliability
@@ -59,7 +59,8 @@ class Conditions:
     def tasks(self, tiles: TileTable, split: int) -> list[Task]:
         """What is asked of a split."""
         mine = tiles.split == split
-        searched = {"split": mine, "all": mine | True, "train": tiles.split == 0}[self.database]
+        everything, training = np.ones(len(tiles), bool), tiles.split == SPLITS.index("train")
+        searched = {"split": mine, "all": everything, "train": training}[self.database]
         return [
             task
             for task in tasks(tiles, mine, searched, self.same_year)
@@ -270,10 +271,9 @@ def _regions(tiles: TileTable, found: QueryTable) -> tuple[Sequence[str], NDArra
     if len(np.unique(source)) > len(np.unique(year)):
         return tiles.sources, source
     assert tiles.grid is not None
-    places = len(np.unique(tiles.places()))
-    block = max(3.0, math.sqrt(places / BLOCKS)) * tiles.grid.step
-    index = np.floor(tiles.centres()[found.tile] / block).astype(np.int64)
-    keys = np.column_stack([tiles.epsg[found.tile], index])
+    side = block_side(tiles.grid, len(np.unique(tiles.places())))
+    asking = tiles.select(found.tile)
+    keys = blocks_of(tiles.grid, asking.epsg, asking.col, asking.row, side)
     blocks, code = np.unique(keys, axis=0, return_inverse=True)
     return [f"block {x}_{y}" for _, x, y in blocks.tolist()], code.reshape(-1)
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from geomatch.data import embeddings
-from geomatch.errors import GeomatchError, StaleError, UsageError
+from geomatch.errors import GeomatchError, UsageError
 from geomatch.progress import Reporter, silent
 from geomatch.project import Project, latest, read_manifest
 from geomatch.search.flat import FlatIndex
@@ -216,38 +216,14 @@ def _image(
     year: int | None,
     report: Reporter,
 ) -> _Asked:
-    """An image file as a query: its centre, at the ground sample distance where it has a place."""
-    from geomatch.data import pictures
-    from geomatch.geo import images
-    from geomatch.geo.grid import Grid
-    from geomatch.nn import backend
-    from geomatch.nn.describe import describe
-    from geomatch.runs import load_encoder
+    from geomatch import photos
 
-    backend.prepare()
-    encoding = load_encoder(project, None, project.root / facts["run"], facts["step"])
-    if encoding.fingerprint != facts["model"]:
-        raise StaleError(
-            f"the index is of another checkpoint than {encoding.name}",
-            "Run: geomatch embed, then geomatch index",
-        )
-    form = encoding.form
-    encoding.check_tiles(tiles)
-    if tiles["placement"] == "none":
-        pixels = pictures.read(Path(path), form.size, form.image_channels)
-        cut = images.Cut(pixels, None, 0.0, 0.0, f"{path}: its centre square, as all tiles are")
-    else:
-        grid = Grid(tiles["crs"], tiles["size"], tiles["gsd"], tiles["stride"])
-        cut = images.read(path, grid, form.image_channels)
+    encoding = photos.encoder_of(project, facts, tiles, "the index is", "index")
+    cut = photos.cut(path, encoding, tiles)
     report(cut.remark)
-    if form.label_channels:
+    if encoding.form.label_channels:
         report("the query has no labels: they are left unknown")
-    tile = np.zeros((1, form.size, form.size, form.channels), np.uint8)
-    tile[0, ..., : form.image_channels] = cut.pixels
-    vector = next(iter(describe(encoding.model, encoding.variables, [tile], 1)))[0]
-    if facts["centres"] is not None:
-        centres = np.asarray(facts["centres"], np.float32)
-        vector = vector - (centres.mean(axis=0) if year is None else centres[year])
+    (vector,) = photos.describe_cuts(encoding, [cut], facts, year)
     return _Asked(path, vector, None, cut.epsg, cut.x, cut.y, cut=cut.pixels)
 
 

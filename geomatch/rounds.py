@@ -63,10 +63,8 @@ class Judge:
 
     def mines(self, step: int, total: int) -> bool:
         """Whether there is something to mine at `step`."""
-        rule = self.settings.mining.rule
-        if rule == "knn":
-            return 0 < step < total
-        return rule in ("ranked", "neighbours") and step < total
+        asked = self.settings.mining
+        return asked.by_rounds and step < total and (step > 0 or asked.rule != "knn")
 
     def round(self, state: State, step: int, epoch: int, report: Reporter) -> Round:
         """The round at `step`, with its weights."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,20 +27,20 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Shard:
+class Shard(ABC):
     """Rows `start` onwards of the store, which are made at once."""
 
     number: int
     start: int
     folder: Path
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
     @property
+    @abstractmethod
     def key(self) -> str:
         """What the shard's pixels depend on: a record with another key is of no use."""
-        raise NotImplementedError
 
     @property
     def record(self) -> Path:

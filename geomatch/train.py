@@ -546,8 +546,7 @@ class _Pace:
         images = (plain * before + (self._total - step - plain) * after) * train.batch
         seconds = images / self._speed
         if self._judging_rate:
-            mines = mining.rule in ("knn", "ranked", "neighbours")
-            described = {*self._splits} - ({"train"} if not mines else set())
+            described = {*self._splits} - ({"train"} if not mining.by_rounds else set())
             tiles = sum(len(self._splits[split]) for split in described)
             rounds = -(-(self._total - step) // (self._per_epoch * mining.every))
             seconds += rounds * tiles / self._judging_rate

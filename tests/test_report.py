@@ -56,6 +56,14 @@ def written(indexed, tmp_path_factory):
 
 
 @pytest.fixture
+def unwritten(written, tmp_path):
+    """A folder with the figures and queries of the small project's report."""
+    for name in ("report.json", "queries.parquet"):
+        shutil.copy(written / name, tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def page(written, chromium):
     """The page of the small project, on a wide screen."""
     chromium.open(written / "report.html")
@@ -467,35 +475,27 @@ def test_fingers_tap_and_pinch(chromium, written):
 
 
 def test_thumbnails_beyond_the_size_are_left_out_and_told(
-    chromium, written, tmp_path, monkeypatch, indexed
+    chromium, unwritten, monkeypatch, indexed
 ):
-    folder = tmp_path / "small"
-    folder.mkdir()
-    for name in ("report.json", "queries.parquet"):
-        (folder / name).write_bytes((written / name).read_bytes())
     monkeypatch.setattr(html, "SHEET", 2)  # four thumbnails a sheet
-    path = write_page(indexed.project, folder)
+    path = write_page(indexed.project, unwritten)
     whole = path.read_text()
     assert whole.count('class="sheet"') == 6  # of 24 tiles
     monkeypatch.setattr(html, "BYTES", len(whole) - 1000)
-    write_page(indexed.project, folder)
+    write_page(indexed.project, unwritten)
     assert path.read_text().count('class="sheet"') == 5
     assert path.stat().st_size < len(whole)
     monkeypatch.setattr(html, "SQUARES", 10)
-    write_page(indexed.project, folder)
+    write_page(indexed.project, unwritten)
     chromium.open(path)
     assert "Shown are 10 of 24 queries, drawn at random." in text(chromium, "#map .note")
 
 
 def test_without_room_for_thumbnails_the_map_says_so(
-    chromium, written, tmp_path, monkeypatch, indexed
+    chromium, written, unwritten, monkeypatch, indexed
 ):
-    folder = tmp_path / "small"
-    folder.mkdir()
-    for name in ("report.json", "queries.parquet"):
-        (folder / name).write_bytes((written / name).read_bytes())
     monkeypatch.setattr(html, "BYTES", 0)
-    chromium.open(write_page(indexed.project, folder))
+    chromium.open(write_page(indexed.project, unwritten))
     assert "0 queries, drawn at random, have thumbnails" in text(chromium, "#map .note")
     rows = of_pair(written)
     chromium.mouse("mouseMoved", *squares(chromium, rows)[0][rows[0]["id"]])

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from geomatch.data import geoparquet
-from geomatch.data.tiles import Outline, TileTable
+from geomatch.data.tiles import SPLITS, Outline, TileTable
 from geomatch.errors import StaleError
 
 FOOTER = "emb"
@@ -69,6 +69,26 @@ def check_index(facts: dict[str, Any], path: Path) -> None:
         raise StaleError(
             f"index {facts['name']} was made from other embeddings", "Run: geomatch index"
         )
+
+
+def centres(parts: Iterable[NDArray[np.float32]], tiles: TileTable) -> NDArray[np.float32]:
+    """(years, d) mean descriptor of each year's training tiles; of all its tiles without such.
+
+    Args:
+        parts: (n_i, d), all of `tiles` in order.
+    """
+    sums: NDArray[np.floating] | float = 0.0
+    counts, start = np.zeros((2, len(tiles.years))), 0
+    training = tiles.split == SPLITS.index("train")
+    for part in parts:
+        rows = slice(start, start + len(part))
+        start = rows.stop
+        # (2, years, n): training tiles, and all tiles, of each year.
+        of_year = tiles.year[rows] == np.arange(len(tiles.years))[:, None]
+        member = np.stack([of_year & training[rows], of_year]).astype(np.float32)
+        sums, counts = sums + member @ part, counts + member.sum(axis=2)
+    means = sums / np.maximum(counts, 1)[..., None]
+    return np.where(counts[0, :, None] > 0, means[0], means[1]).astype(np.float32)
 
 
 def write(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,10 @@ class TileTable:
 
     def places(self) -> NDArray[np.int64]:
         """(n,) code of each tile's place; tiles of one cell, or class, share it."""
-        if self.grid is None:
-            return self.label
+        return self.label if self.grid is None else self._cell_codes
+
+    @cached_property
+    def _cell_codes(self) -> NDArray[np.int64]:
         keys = np.stack([self.epsg, self.col, self.row], axis=1)
         return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
 

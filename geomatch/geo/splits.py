@@ -23,6 +23,17 @@ SHARE = 0.15
 BLOCKS = 24
 
 
+def block_side(grid: Grid, places: int) -> float:
+    """Metres of a side of blocks of which `places` fill about `BLOCKS`."""
+    return max(3.0, math.sqrt(places / BLOCKS)) * grid.step
+
+
+def blocks_of(grid: Grid, epsg: Ints, col: Ints, row: Ints, side: float) -> Ints:
+    """(n, 3) the block of `side` metres that each cell's centre is in: zone, column and row."""
+    index = np.floor(grid.centres(col, row) / side).astype(np.int64)
+    return np.column_stack([epsg, index])
+
+
 def by_blocks(grid: Grid, epsg: Ints, col: Ints, row: Ints, block: float | None, seed: int) -> Ints:
     """Split of each place by square blocks of the ground, drawn by `seed`.
 
@@ -30,14 +41,13 @@ def by_blocks(grid: Grid, epsg: Ints, col: Ints, row: Ints, block: float | None,
         block: side in metres; None makes about `BLOCKS` blocks.
     """
     if block is None:
-        block = max(3.0, math.sqrt(len(col) / BLOCKS)) * grid.step
+        block = block_side(grid, len(col))
     if block < grid.side:
         raise UsageError(
             f"split.block = {block:g} m is smaller than a tile ({grid.side:g} m)",
             "Give a block of several tiles.",
         )
-    index = np.floor(grid.centres(col, row) / block).astype(np.int64)
-    keys = np.column_stack([epsg, index])
+    keys = blocks_of(grid, epsg, col, row, block)
     blocks, member, count = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(blocks))
     split = np.full(len(blocks), TRAIN)

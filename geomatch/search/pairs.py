@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import auc, precision_recall_curve, roc_curve
 
+from geomatch.errors import UsageError
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -31,6 +33,16 @@ class Pairs(NamedTuple):
     anchor: Ints
     same: Ints
     other: Ints
+
+
+def check_fpr(fpr: float) -> None:
+    """See that a share of false positives can be asked for.
+
+    Raises:
+        UsageError: it is no share.
+    """
+    if not 0 <= fpr <= 1:
+        raise UsageError(f"--fpr {fpr}: a share between 0 and 1 is expected")
 
 
 def sample(
