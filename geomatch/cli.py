@@ -346,7 +346,7 @@ def embed(
 def index(
     project: ProjectFolder = HERE,
     run: Annotated[
-        str | None, typer.Option(help="Embeddings to index; the latest.", metavar="RUN@STEP")
+        str | None, typer.Option(help="Embeddings to index; the latest.", metavar="RUN[@STEP]")
     ] = None,
     settings: Settings = None,
     quiet: Quiet = False,
@@ -443,7 +443,7 @@ def query(
 def evaluate(
     project: ProjectFolder = HERE,
     run: Annotated[
-        str | None, typer.Option(help="Embeddings to measure; the latest.", metavar="RUN@STEP")
+        str | None, typer.Option(help="Embeddings to measure; the latest.", metavar="RUN[@STEP]")
     ] = None,
     database: Annotated[
         str | None,
@@ -590,7 +590,7 @@ def compare(
     b: Annotated[str, typer.Argument(help="Another.", metavar="B")],
     project: ProjectFolder = HERE,
     run: Annotated[
-        str | None, typer.Option(help="Embeddings to compare by; the latest.", metavar="RUN@STEP")
+        str | None, typer.Option(help="Embeddings to compare by; the latest.", metavar="RUN[@STEP]")
     ] = None,
     fpr: Annotated[
         float, typer.Option(help="Share of pairs of other places that may pass as the same.")
@@ -625,7 +625,7 @@ def compare(
 def project2d(
     project: ProjectFolder = HERE,
     run: Annotated[
-        str | None, typer.Option(help="Embeddings to draw; the latest.", metavar="RUN@STEP")
+        str | None, typer.Option(help="Embeddings to draw; the latest.", metavar="RUN[@STEP]")
     ] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     method: Annotated[str, typer.Option(help="pca or tsne.")] = "pca",

@@ -155,13 +155,14 @@ def _table(tiles: TileTable, outcome: Outcome, placed: bool) -> QueryTable:
     task, ranking, centres = outcome.task, outcome.ranking, tiles.centres()
     asking = task.queries
     top = np.where(ranking.top < 0, -1, task.database[ranking.top])
-    metres = np.full(len(asking), np.nan)
+    metres = np.full(top.shape, np.nan)
     if placed:
-        found, first = np.flatnonzero(top[:, 0] >= 0), top[top[:, 0] >= 0, 0]
-        mine = asking[found]
-        metres[found] = footprints.distance(
-            tiles.epsg[mine], centres[mine], tiles.epsg[first], centres[first]
-        )
+        for column, answer in zip(metres.T, top.T, strict=True):
+            found = np.flatnonzero(answer >= 0)
+            mine, theirs = asking[found], answer[found]
+            column[found] = footprints.distance(
+                tiles.epsg[mine], centres[mine], tiles.epsg[theirs], centres[theirs]
+            )
     place = centres[asking]
     lonlat = place if tiles.grid is None else footprints.lonlat(tiles.epsg[asking], place)
     return QueryTable(
@@ -214,7 +215,7 @@ def _figures(
 
 
 def _summary(tiles: TileTable, found: QueryTable, values: Floats, database: int) -> dict[str, Any]:
-    metres = found.distance_m[~np.isnan(found.distance_m)]
+    metres = found.distance_m[~np.isnan(found.distance_m[:, 0]), 0]
     side = tiles.grid.side if tiles.grid else math.nan
     return {
         "queries": len(found),

@@ -160,7 +160,7 @@ class Project:
 
 
 def latest(names: list[str], wanted: str | None, what: str, command: str) -> str:
-    """The name asked for, or the latest there is.
+    """The name asked for, or the latest there is; of "RUN@STEP", "RUN" is its latest.
 
     Raises:
         GeomatchError: there is none, or not that one.
@@ -169,9 +169,10 @@ def latest(names: list[str], wanted: str | None, what: str, command: str) -> str
         raise GeomatchError(f"there is no {what} yet", f"Run: {command}")
     if wanted is None:
         return names[-1]
-    if wanted not in names:
+    of_run = [name for name in names if wanted in (name, name.partition("@")[0])]
+    if not of_run:
         raise GeomatchError(f"there is no {what} {wanted!r}", f"There is: {', '.join(names)}.")
-    return wanted
+    return wanted if wanted in of_run else of_run[-1]
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -462,11 +462,12 @@ def test_every_query_is_kept_beside_the_report(tiled, copied):
         assert found.top[i].tolist() == order[:5].tolist()
         np.testing.assert_allclose(found.top_score[i], scores[tile_row, order[:5]], atol=1e-6)
         assert found.match_score[i] == pytest.approx(scores[tile_row, match], abs=1e-6)
-        assert found.distance_m[i] == math.dist(centres[tile_row], centres[order[0]])
+        away = [math.dist(centres[tile_row], centres[answer]) for answer in order[:5]]
+        assert found.distance_m[i].tolist() == away
     for code, split in enumerate(SPLITS):
         mine = tiles.split[found.tile] == code
         assert report.splits[split]["recall@1"] == pytest.approx((found.rank[mine] == 1).mean())
-        assert report.splits[split]["median_error_m"] == np.median(found.distance_m[mine])
+        assert report.splits[split]["median_error_m"] == np.median(found.distance_m[mine, 0])
     # The first sheet begins at the zone's meridian of 3 degrees west.
     assert ((found.lon >= -3) & (found.lon < -2.99)).all()
     assert ((found.lat > 45) & (found.lat < 45.3)).all()
@@ -493,7 +494,7 @@ def test_queries_of_classes_are_kept_too(classes):
     assert (found.top != found.tile[:, None]).all()
     right = tiles.label[found.top[:, 0]] == tiles.label[found.tile]
     np.testing.assert_array_equal(right, found.rank == 1)
-    assert np.isnan([found.distance_m, found.lon, found.lat]).all()
+    assert np.isnan(np.column_stack([found.distance_m, found.lon, found.lat])).all()
 
 
 def test_curves_and_histograms_are_of_the_pairs(tiled, copied, vectors):

@@ -42,7 +42,7 @@ def hog_again(pixels):
             inner_x, inner_y = 0 < x < grey.shape[1] - 1, 0 < y < grey.shape[0] - 1
             dx = grey[y, x + 1] - grey[y, x - 1] if inner_x else 0.0
             dy = grey[y + 1, x] - grey[y - 1, x] if inner_y else 0.0
-            turn = math.atan2(dy, dx) % math.pi / math.pi
+            turn = math.atan2(dy, dx) % math.tau / math.tau
             cells[y // 8, x // 8, min(int(turn * 8), 7)] += math.hypot(dx, dy) / 64
     found = np.zeros((rows // 2, 2, cols // 2, 2, 8))
     for row in range(0, rows, 2):
@@ -73,6 +73,11 @@ def test_gradients_mind_directions_but_not_light():
     across = hog(stripes.transpose(0, 2, 1, 3))[0]
     assert base @ base > 1
     assert base @ across == 0
+    # One edge, from dark to light and from light to dark.
+    edge = np.repeat(np.array([0, 90], np.uint8), 16)[None, None, :, None].repeat(32, 1)
+    darker, lighter = hog(edge)[0], hog(edge[:, :, ::-1])[0]
+    assert darker @ darker > 1
+    assert darker @ lighter == 0
 
 
 def test_blank_tiles_are_numbers():

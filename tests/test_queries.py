@@ -20,7 +20,7 @@ def table():
         rank=np.array([2, 4, 1]),
         top=np.array([[3, 2], [-1, -1], [3, -1]]),
         top_score=np.array([[0.7, 0.5], [np.nan, np.nan], [0.9, np.nan]], np.float32),
-        distance_m=np.array([8.0, np.nan, 0.0]),
+        distance_m=np.array([[8.0, 0.0], [np.nan, np.nan], [0.0, np.nan]]),
         lon=np.array([-3.0, 2.0, 1.0]),
         lat=np.array([45.0, 44.0, 43.0]),
     )
@@ -62,6 +62,7 @@ def test_the_file_speaks_for_itself(tmp_path):
         "distance_m": 8.0,
         "top": ["1_0@2010", "0_0@2010"],
         "top_scores": pytest.approx([0.7, 0.5]),
+        "top_distances_m": [8.0, 0.0],
         "lon": -3.0,
         "lat": 45.0,
         "row": 0,
@@ -75,13 +76,15 @@ def test_the_file_speaks_for_itself(tmp_path):
 
 
 def test_images_of_classes_have_no_year_and_no_place(tmp_path):
-    nowhere = np.full(3, np.nan)
+    nowhere = np.full((3, 2), np.nan)
     images = hand_made_classes([0, 1, 0, 1])
-    found = QueryTable(**{**vars(table()), "distance_m": nowhere, "lon": nowhere, "lat": nowhere})
+    places = {"distance_m": nowhere, "lon": nowhere[:, 0], "lat": nowhere[:, 0]}
+    found = QueryTable(**{**vars(table()), **places})
     found.save(tmp_path / "queries.parquet", images)
     row = pq.read_table(tmp_path / "queries.parquet").to_pylist()[0]
     assert (row["id"], row["place"], row["match"]) == ("a/0.png", "a", "a/2.png")
     assert [row[name] for name in ("year", "database_year", "lon", "lat")] == [None] * 4
+    assert (row["distance_m"], row["top_distances_m"]) == (None, [None, None])
     assert_equal(QueryTable.load(tmp_path / "queries.parquet"), found)
 
 

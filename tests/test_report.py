@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from browser import browser
-from PIL import Image
+from PIL import Image, ImageColor
 from small_project import hand_made_tiles
 from test_eval import describe_by_hand
 from test_folders import class_folders, make
@@ -28,7 +28,7 @@ from geomatch.evaluate import evaluate
 from geomatch.geo import footprints
 from geomatch.geo.grid import Grid
 from geomatch.project import FORMAT, Project, write_json
-from geomatch.report import html
+from geomatch.report import html, pictures
 from geomatch.report.html import write_page
 
 pytest_plugins = ["small_fixtures"]
@@ -244,7 +244,7 @@ def test_best_and_worst_queries_are_shown_with_their_answers(page, written):
             assert alt.endswith(tile)
             assert ("✓" if right else "✗") in caption
             assert f"{score:.3f}" in caption
-            assert tile.split("@")[1] in caption
+            assert f"{tile.split('@')[1]}, {row['top_distances_m'][i - 1]:.0f} m" in caption
 
 
 def test_thumbnails_show_the_tile(page, written, indexed):
@@ -306,11 +306,38 @@ def test_curves_of_training(page, written, indexed):
 
 def test_curves_are_pictures_too(written):
     names = {path.stem for path in (written / "figures").iterdir()}
-    assert names == {"loss", "map5", "roc", "pr", "calibration", "scores"}
+    assert names == {"loss", "map5", "roc", "pr", "calibration", "scores", "confusion"}
     for path in (written / "figures").iterdir():
         with Image.open(path) as picture:
             colours = np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)
             assert len(colours) > 20
+
+
+def test_shown_queries_are_pictures_too(written, indexed):
+    pictured = {path.stem for path in (written / "matches").iterdir()}
+    assert pictured == {f"{k}-{n + 1}" for k in ("best", "worst", "random") for n in range(6)}
+    row = chosen(queries_of(written), lambda row: (-row["rank"], -row["first_score"]))[1]
+    right = [tile.split("@")[0] == row["place"] for tile in row["top"]]
+    colours = [pictures.QUERY, *(pictures.RIGHT if hit else pictures.WRONG for hit in right)]
+    store, ids = TileStore.open(indexed.project.pixels), indexed.tiles.ids()
+    with Image.open(written / "matches" / "worst-2.png") as drawn:
+        for i, (tile, colour) in enumerate(zip([row["id"], *row["top"]], colours, strict=True)):
+            left = pictures.GAP + i * (128 + 2 * pictures.EDGE + pictures.GAP)
+            assert drawn.getpixel((left, pictures.GAP)) == ImageColor.getrgb(colour)
+            stored = indexed.tiles.store_row[[ids.index(tile)]]
+            own = Image.fromarray(store.read(stored)[0, ..., :3])
+            wanted = own.resize((128, 128), Image.Resampling.NEAREST)
+            corner = left + pictures.EDGE, pictures.GAP + pictures.EDGE
+            found = drawn.crop((*corner, corner[0] + 128, corner[1] + 128))
+            assert found.tobytes() == wanted.tobytes()
+
+
+def test_pictures_of_an_earlier_report_are_removed(unwritten, indexed):
+    old = unwritten / "matches" / "best-99.png"
+    old.parent.mkdir()
+    old.touch()
+    write_page(indexed.project, unwritten)
+    assert not old.exists()
 
 
 # The map
@@ -531,7 +558,8 @@ def hand_made_report(root, tiles, size=8):
     top[rank == 1, 0] = match[rank == 1]
     scores = -np.sort(-rng.random((2 * n, 5)).astype(np.float32), axis=1)
     lonlat = footprints.lonlat(tiles.epsg, tiles.centres())
-    table = QueryTable(query, match, scores[:, 0], rank, top, scores, rng.random(2 * n), *lonlat.T)
+    metres = rng.random(top.shape)
+    table = QueryTable(query, match, scores[:, 0], rank, top, scores, metres, *lonlat.T)
     folder = project.reports / "hand@0"
     folder.mkdir(parents=True)
     table.save(folder / "queries.parquet", tiles)

@@ -35,6 +35,7 @@ SCHEMA = pa.schema(
         ("distance_m", pa.float64()),
         ("top", pa.list_(pa.string())),
         ("top_scores", pa.list_(pa.float32())),
+        ("top_distances_m", pa.list_(pa.float64())),
         ("lon", pa.float64()),
         ("lat", pa.float64()),
         ("row", pa.int64()),
@@ -42,8 +43,11 @@ SCHEMA = pa.schema(
         ("top_rows", pa.list_(pa.int64())),
     ]
 )
-"""Of the file. `place` is the cell, or the class; null is what is undefined. `row`, `match_row` and
-`top_rows` are rows of the catalogue."""
+"""Of the file. `place` is the cell, or the class, `distance_m` of the first answer; null is what is
+undefined. `row`, `match_row` and `top_rows` are rows of the catalogue."""
+
+LISTS = ("rows", "scores", "distances_m")
+"""Columns of the file with a value for each answer, `top_rows` and so on."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,8 @@ class QueryTable:
         rank: (n,) of the match.
         top: (n, k) the first answers in order, then -1. The match stands behind what ties with it.
         top_score: (n, k) their scores, then NaN.
-        distance_m: (n,) metres from the query's centre to that of its first answer; NaN without a
-            real place.
+        distance_m: (n, k) metres from the query's centre to those of its first answers; NaN without
+            a real place.
         lon, lat: (n,) degrees; NaN without a ground.
     """
 
@@ -93,7 +97,7 @@ class QueryTable:
             rank=none,
             top=none.reshape(0, 1),
             top_score=scores.reshape(0, 1),
-            distance_m=nothing,
+            distance_m=nothing.reshape(0, 1),
             lon=nothing,
             lat=nothing,
         )
@@ -128,9 +132,10 @@ class QueryTable:
             "match_score": _or_null(self.match_score),
             "first": first,
             "first_score": _or_null(self.top_score[:, 0]),
-            "distance_m": _or_null(self.distance_m),
+            "distance_m": _or_null(self.distance_m[:, 0]),
             "top": pa.ListArray.from_arrays(offsets, pa.array(answers.ids(), pa.string())),
             "top_scores": pa.ListArray.from_arrays(offsets, pa.array(self.top_score[found])),
+            "top_distances_m": pa.ListArray.from_arrays(offsets, _or_null(self.distance_m[found])),
             "lon": _or_null(self.lon),
             "lat": _or_null(self.lat),
             "row": self.tile,
@@ -146,18 +151,19 @@ class QueryTable:
         Raises:
             StaleError: the file is damaged, or not there.
         """
-        names = ["row", "match_row", "match_score", "rank", "top_rows", "top_scores"]
+        names = ["row", "match_row", "match_score", "rank", "lon", "lat"]
         try:
-            table = pq.read_table(path, columns=[*names, "distance_m", "lon", "lat"])
+            table = pq.read_table(path, columns=[*names, *(f"top_{name}" for name in LISTS)])
         except (OSError, pa.ArrowException) as error:
             raise StaleError(f"{path} cannot be read: {error}", "Run: geomatch eval") from error
         k = int(table.schema.metadata[b"top"])
-        lists = table["top_rows"].combine_chunks()
-        counts = lists.value_lengths().to_numpy()
-        found = np.arange(k) < counts[:, None]
-        top, top_score = np.full((len(table), k), -1), np.full((len(table), k), np.nan, np.float32)
-        top[found] = lists.flatten().to_numpy()
-        top_score[found] = table["top_scores"].combine_chunks().flatten().to_numpy()
+        lists = [table[f"top_{name}"].combine_chunks() for name in LISTS]
+        found = np.arange(k) < lists[0].value_lengths().to_numpy()[:, None]
+        shape = len(table), k
+        top, top_score = np.full(shape, -1), np.full(shape, np.nan, np.float32)
+        distance_m = np.full(shape, np.nan)
+        for values, column in zip((top, top_score, distance_m), lists, strict=True):
+            values[found] = column.flatten().to_numpy(zero_copy_only=False)
         return cls(
             tile=table["row"].to_numpy(),
             match=table["match_row"].to_numpy(),
@@ -165,7 +171,7 @@ class QueryTable:
             rank=table["rank"].to_numpy(),
             top=top,
             top_score=top_score,
-            distance_m=table["distance_m"].to_numpy(),
+            distance_m=distance_m,
             lon=table["lon"].to_numpy(),
             lat=table["lat"].to_numpy(),
         )

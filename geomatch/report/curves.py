@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from sklearn.metrics import ConfusionMatrixDisplay
 
 from geomatch.project import replacing
 
@@ -120,16 +123,11 @@ def _points(x: Sequence[float], y: Sequence[float | None]) -> Points:
 def draw(shown: Sequence[Chart], folder: Path) -> None:
     """Draw each curve as a PNG of its name."""
     for chart in shown:
-        figure = Figure(SIZE, dpi=DPI, facecolor="white", layout="constrained")
-        canvas = FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        axes.set_title(chart.title, loc="left", fontsize=11, color=INK, pad=8)
+        canvas, axes = _canvas(chart.title)
         axes.set_xlabel(chart.x, color=GREY, fontsize=9)
         axes.set_ylabel(chart.y, color=GREY, fontsize=9)
-        axes.tick_params(colors=GREY, labelsize=8, length=3, color=LINE)
         axes.grid(color=LINE, linewidth=0.5)
         axes.set_axisbelow(True)
-        axes.spines[:].set_visible(False)
         if chart.diagonal:
             axes.plot([0, 1], [0, 1], color=LINE, linewidth=1)
         for name, points in chart.series.items():
@@ -147,3 +145,29 @@ def draw(shown: Sequence[Chart], folder: Path) -> None:
         axes.legend(frameon=False, fontsize=8, labelcolor=INK)
         with replacing(folder / f"{chart.name}.png") as temporary:
             canvas.print_png(temporary)
+
+
+def draw_confusion(counts: Sequence[Sequence[int]], split: str, folder: Path) -> None:
+    """Draw `confusion.png`.
+
+    Args:
+        counts: [[true negatives, false positives], [false negatives, true positives]].
+    """
+    canvas, axes = _canvas(f"Confusion matrix at the threshold, {split}")
+    names = ["other place", "same place"]
+    shown = ConfusionMatrixDisplay(np.asarray(counts), display_labels=names)
+    shown.plot(ax=axes, cmap="Blues", colorbar=False, values_format=",")
+    axes.set_xlabel("judged", color=GREY, fontsize=9)
+    axes.set_ylabel("is", color=GREY, fontsize=9)
+    with replacing(folder / "confusion.png") as temporary:
+        canvas.print_png(temporary)
+
+
+def _canvas(title: str) -> tuple[FigureCanvasAgg, Axes]:
+    """An empty figure."""
+    figure = Figure(SIZE, dpi=DPI, facecolor="white", layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=11, color=INK, pad=8)
+    axes.tick_params(colors=GREY, labelsize=8, length=3, color=LINE)
+    axes.spines[:].set_visible(False)
+    return FigureCanvasAgg(figure), axes

@@ -23,6 +23,7 @@ from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.project import Project, read_manifest, replacing
 from geomatch.report import curves
+from geomatch.report.matches import match_folder
 from geomatch.report.pictures import picture
 
 LARGE, SMALL, QUALITY = 96, 64, 70
@@ -43,7 +44,9 @@ Floats = NDArray[np.floating]
 
 
 def write_page(project: Project, folder: Path) -> Path:
-    """Write `report.html`, and PNGs of its curves in `figures/`, beside what `eval` measured.
+    """Write `report.html` beside what `eval` measured.
+
+    Its curves are PNGs in `figures/`, and the queries it shows in `matches/`.
 
     Args:
         folder: of the report, with `report.json` and `queries.parquet`.
@@ -61,13 +64,20 @@ def write_page(project: Project, folder: Path) -> Path:
     ground, drawn = _ground(tiles, asked, facts["placement"] == "real")
     shown = curves.charts(report["splits"], split, _training(project, made))
     curves.draw(shown, folder / "figures")
+    if checked := report["splits"][split]["roc"]:
+        curves.draw_confusion(checked["confusion"], split, folder / "figures")
+    chosen = _chosen(tiles.places(), asked)
+    match_folder(project, tiles, asked, chosen, folder / "matches")
     page = {
         "version": __version__,
         "split": split,
         "report": report,
         "charts": [asdict(chart) for chart in shown],
         "distribution": _distribution(tiles),
-        "shown": _shown(tiles, asked, thumbnails),
+        "shown": {
+            name: [_answered(tiles, asked, row, thumbnails) for row in rows]
+            for name, rows in chosen.items()
+        },
         "map": ground,
         "measured": _measured(project, facts, made),
     }
@@ -186,11 +196,9 @@ def _measured(
 # Queries with their answers
 
 
-def _shown(
-    tiles: TileTable, asked: QueryTable, thumbnails: Thumbnails
-) -> dict[str, list[dict[str, Any]]]:
-    """The best, the worst and some other queries with their first answers, one of each place."""
-    places, first = tiles.places(), asked.top_score[:, 0]
+def _chosen(places: Ints, asked: QueryTable) -> dict[str, list[int]]:
+    """The best, the worst and some other queries, one of each place; indices into `asked`."""
+    first = asked.top_score[:, 0]
     orders = {
         "best": np.lexsort((-first, asked.rank)),
         "worst": np.lexsort((-first, -asked.rank)),
@@ -199,16 +207,15 @@ def _shown(
     chosen = {}
     for name, order in orders.items():
         of_place = np.unique(places[asked.tile[order]], return_index=True)[1]
-        rows = order[np.sort(of_place)[:SHOWN]].tolist()
-        chosen[name] = [_answered(tiles, places, asked, row, thumbnails) for row in rows]
+        chosen[name] = order[np.sort(of_place)[:SHOWN]].tolist()
     return chosen
 
 
 def _answered(
-    tiles: TileTable, places: Ints, asked: QueryTable, row: int, thumbnails: Thumbnails
+    tiles: TileTable, asked: QueryTable, row: int, thumbnails: Thumbnails
 ) -> dict[str, Any]:
     query, top = asked.tile[row], asked.top[row][asked.top[row] >= 0]
-    scores = _numbers(asked.top_score[row], 3)
+    scores, metres = _numbers(asked.top_score[row], 3), _numbers(asked.distance_m[row], 0)
     shown = tiles.select(np.array([query, *top]))
     ids, cells, years = shown.ids(), shown.cells(), [shown.years[code] for code in shown.year]
     return {
@@ -223,7 +230,8 @@ def _answered(
                 "place": cells[i],
                 "year": years[i],
                 "score": scores[i - 1],
-                "right": bool(places[tile] == places[query]),
+                "away": metres[i - 1],
+                "right": cells[i] == cells[0],
                 "picture": thumbnails.uri(tile),
             }
             for i, tile in enumerate(top, start=1)
@@ -268,7 +276,7 @@ def _ground(
         "query": number[some.tile].tolist(),
         "answer": number[first].tolist(),
         "score": _numbers(some.top_score[:, 0], 3),
-        "away": _numbers(some.distance_m, 0),
+        "away": _numbers(some.distance_m[:, 0], 0),
         "ids": tiles.select(shown).ids(),
     }, shown
 

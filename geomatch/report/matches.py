@@ -1,4 +1,4 @@
-"""The answers to a query as a picture, with the pixels of a project's tiles."""
+"""The answers to queries as pictures, with the pixels of a project's tiles."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from geomatch.data.queries import QueryTable
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import TileTable
 from geomatch.project import Project, replacing
@@ -59,3 +60,40 @@ def match_sheet(
     row = match_row(tiles, store, channels, found, rows, query, name)
     with replacing(path) as temporary:
         sheet([row], temporary)
+
+
+def match_folder(
+    project: Project,
+    tiles: TileTable,
+    queries: QueryTable,
+    chosen: Mapping[str, Sequence[int]],
+    folder: Path,
+) -> None:
+    """Draw queries of an evaluation, each a PNG such as "worst-2.png"; earlier ones are removed.
+
+    Args:
+        chosen: indices into `queries` by what they are.
+    """
+    for old in folder.glob("*.png"):
+        old.unlink()
+    store = TileStore.open(project.pixels)
+    channels = project.tile_facts()["channels"]["image"]
+    for name, rows in chosen.items():
+        for number, row in enumerate(rows, 1):
+            top = queries.top[row][queries.top[row] >= 0]
+            found = [
+                {
+                    "rank": rank,
+                    "score": float(queries.top_score[row, rank - 1]),
+                    "year": tiles.years[tiles.year[tile]],
+                    "distance_m": None if np.isnan(metres) else float(metres),
+                }
+                for rank, (tile, metres) in enumerate(
+                    zip(top, queries.distance_m[row], strict=False), 1
+                )
+            ]
+            query = int(tiles.store_row[queries.tile[row]])
+            own = tiles.select(queries.tile[[row]]).ids()[0]
+            drawn = match_row(tiles, store, channels, found, tiles.store_row[top], query, own)
+            with replacing(folder / f"{name}-{number}.png") as temporary:
+                sheet([drawn], temporary)

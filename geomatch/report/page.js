@@ -321,7 +321,8 @@ function query(asked) {
       thumb(asked, "asked", `Query ${asked.id}`, "query", asked.year),
       ...asked.answers.map((answer, i) => thumb(answer, answer.right ? "right" : "wrong",
         `Answer ${i + 1}, ${answer.right ? "right" : "wrong"}: ${answer.id}`,
-        make("span", {}, make("b", {}, answer.right ? "✓" : "✗"), ` ${told(answer.score, "score")}`), answer.year || answer.place))));
+        make("span", {}, make("b", {}, answer.right ? "✓" : "✗"), ` ${told(answer.score, "score")}`),
+        (answer.year || answer.place) + (answer.away === null ? "" : `, ${told(answer.away)} m`)))));
 }
 
 // The map

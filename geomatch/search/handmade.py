@@ -34,8 +34,9 @@ def colour_histogram(tiles: Pixels) -> Floats:
 def hog(tiles: Pixels) -> Floats:
     """Histograms of oriented gradients: 8 px cells, 8 orientations, normalised in 2 x 2 cells.
 
-    Dalal and Triggs 2005, "Histograms of Oriented Gradients for Human Detection", but for blocks
-    that do not overlap, a quarter of the size. What of a tile makes no whole block is left out.
+    Dalal and Triggs 2005, "Histograms of Oriented Gradients for Human Detection", with blocks that
+    do not overlap, a quarter of the size, and orientations around the whole circle: for ground, it
+    matters which side of an edge is the darker one. What makes no whole block is left out.
 
     Args:
         tiles: (n, h, w, c), at least 16 px each way; of more than one channel the first three are
@@ -49,8 +50,8 @@ def hog(tiles: Pixels) -> Floats:
     across, down = np.zeros_like(grey), np.zeros_like(grey)
     across[:, :, 1:-1] = grey[:, :, 2:] - grey[:, :, :-2]
     down[:, 1:-1] = grey[:, 2:] - grey[:, :-2]
-    angle = np.arctan2(down, across) % np.pi
-    code = np.minimum((angle * (ORIENTATIONS / np.pi)).astype(np.int64), ORIENTATIONS - 1)
+    turn = np.arctan2(down, across) / (2 * np.pi) % 1
+    code = np.minimum((turn * ORIENTATIONS).astype(np.int64), ORIENTATIONS - 1)
     n, side = len(tiles), CELL * BLOCK
     rows, cols = grey.shape[1] // side, grey.shape[2] // side
     whole = np.s_[:, : rows * side, : cols * side]
