@@ -125,7 +125,9 @@ def init(
         raise UsageError(f"{project.config} is there already")
     folder.mkdir(parents=True, exist_ok=True)
     project.config.write_text(text, encoding="utf-8")
-    typer.echo(f"Made {project.config}. Next: geomatch tile -p {folder} YEAR=PATH ...", err=True)
+    then = f"geomatch tile -p {folder}"
+    then = f"{then} YEAR=PATH ..." if preset is None else f"put the data where it says, then {then}"
+    typer.echo(f"Made {project.config}. Next: {then}", err=True)
 
 
 @app.command()
@@ -472,6 +474,14 @@ def evaluate(
         list[str] | None,
         typer.Option("--compare", help="Beside it: other embeddings; repeatable.", metavar="RUN"),
     ] = None,
+    grades: Annotated[
+        Path | None,
+        typer.Option(
+            help="Graded answers (query, tile, easy|hard|junk) for the revisited Oxford and Paris"
+            " protocol.",
+            metavar="CSV",
+        ),
+    ] = None,
     as_json: Json = False,
     settings: Settings = None,
     quiet: Quiet = False,
@@ -493,6 +503,7 @@ def evaluate(
             fpr=fpr,
             baselines=baselines,
             others=tuple(others or ()),
+            grades=grades,
             report=report,
         )
     if html:
@@ -500,88 +511,12 @@ def evaluate(
 
         console.note(f"report in {write_page(opened, opened.reports / result.name)}")
     if as_json:
-        beside = {"others": result.others} if result.others else {}
-        console.data({"splits": result.splits, **beside})
+        further = {"others": result.others, "graded": result.graded}
+        console.data({"splits": result.splits, **{key: v for key, v in further.items() if v}})
         return
-    columns = {
-        "queries": "queries",
-        "tiles": "database",
-        "mAP": "map",
-        "mAP@5": "map@5",
-        "R@1": "recall@1",
-        "R@5": "recall@5",
-        "R@10": "recall@10",
-        "rank": "median_rank",
-        "error m": "median_error_m",
-    }
-    known = {key for split in result.splits.values() for key in split if split[key] is not None}
-    columns = {title: key for title, key in columns.items() if key in known}
-    rows = []
-    for split, figures in result.splits.items():
-        rows.append((split, *(_told(figures, key) for key in columns.values())))
-        if len(figures["pairs"]) > 1:
-            rows += [
-                (
-                    f"  {pair['query_year']} in {pair['database_year']}",
-                    *(pair[key] for key in columns.values()),
-                )
-                for pair in figures["pairs"]
-            ]
-    medians = "rank and error are medians" if "error m" in columns else "rank is the median"
-    title = f"{result.embeddings}, exact search; {medians}, ± is of 95 % intervals"
-    console.table(title, ("split", *columns), rows, numbers=tuple(columns))
-    rates = {"AUC": "auc", "EER": "eer", "threshold": "threshold", "FPR": "fpr", "TPR": "tpr"}
-    checked = [
-        (split, *(figures["roc"][key] for key in rates.values()))
-        for split, figures in result.splits.items()
-        if figures["roc"]
-    ]
-    if checked:
-        title = f"the same place or not, at FPR {fpr:g}"
-        console.table(title, ("split", *rates), checked, numbers=tuple(rates))
-    if result.others:
-        titles = ("mAP@5", "R@1", "R@5", "R@10", "behind in mAP@5")
-        measured = ("map@5", "recall@1", "recall@5", "recall@10")
-        split = next((s for s in ("test", "validation") if result.splits[s]["queries"]), "train")
-        mine = result.splits[split]
-        compared = [(result.embeddings, *(_told(mine, key) for key in measured), None)]
-        for other in result.others:
-            theirs, behind = other["splits"][split], other["differences"][split]["map@5"]
-            told = None if behind is None else "{:+.3f} ({:+.3f} to {:+.3f})".format(*behind)
-            compared.append((other["name"], *(_told(theirs, key) for key in measured), told))
-        title = f"{split}, side by side; of how far others are behind, the paired 95 % interval"
-        console.table(title, ("", *titles), compared, numbers=titles)
-    groups = {
-        "changed": ("changed", "test, by the share of ground that changed"),
-        "content": ("content", "test, by what tells a tile from others"),
-        "regions": ("region", "test, by region"),
-    }
-    for key, (name, title) in groups.items():
-        listed = result.splits["test"].get(key, [])
-        if 1 < len(listed) <= 40:
-            shown = ("queries", "map@5", "recall@1", "recall@5", "recall@10", "median_rank")
-            heads = ("queries", "mAP@5", "R@1", "R@5", "R@10", "rank")
-            rows = [tuple(row[column] for column in (name, *shown)) for row in listed]
-            console.table(title, (name, *heads), rows, numbers=heads)
-    classes = result.splits["test"].get("classes", [])
-    if 0 < len(classes) <= 40:
-        console.table(
-            "test, by class",
-            ("class", "queries", "mAP", "mAP@5", "hit@5"),
-            [
-                tuple(row[key] for key in ("class", "queries", "map", "map@5", "hit@5"))
-                for row in classes
-            ],
-            numbers=("queries", "mAP", "mAP@5", "hit@5"),
-        )
+    from geomatch.tables import show
 
-
-def _told(figures: dict[str, Any], key: str) -> Any:
-    """A figure of a split; mAP@5 with half its interval."""
-    interval = figures["intervals"][key] if key == "map@5" else None
-    if interval is None:
-        return figures[key]
-    return f"{figures[key]:.3f} ±{(interval[1] - interval[0]) / 2:.3f}"
+    show(result, fpr)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from geomatch import graded
 from geomatch.data.embeddings import Embeddings
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.data.verification import ScoredPairs
@@ -60,6 +61,9 @@ class Report:
     split: of "map@5" and recall, [difference, low, high] to this one's advantage, with the ends of
     the paired 95 % interval.
 
+    "graded", None without graded answers, has "queries", "database", and of "easy", "medium" and
+    "hard" the "trapezoidal map" and "mp@1", "mp@5" and "mp@10"; see `geomatch.graded`.
+
     `name` is that of its folder in `reports/`, where `report.json` lies beside `queries.parquet`, a
     `QueryTable` of all splits.
     """
@@ -69,6 +73,7 @@ class Report:
     splits: dict[str, dict[str, Any]]
     name: str = ""
     others: tuple[dict[str, Any], ...] = ()
+    graded: dict[str, Any] | None = None
 
     def save(self, path: Path) -> None:
         """Write JSON."""
@@ -78,8 +83,8 @@ class Report:
     def load(cls, path: Path) -> Report:
         """Read what `save` wrote."""
         facts = read_manifest(path, "geomatch eval")
-        keys = ("embeddings", "database", "splits", "name", "others")
-        return cls(**{key: facts[key] for key in keys[:4]}, others=tuple(facts["others"]))
+        keys = ("embeddings", "database", "splits", "name", "graded")
+        return cls(**{key: facts[key] for key in keys}, others=tuple(facts["others"]))
 
 
 def evaluate(
@@ -92,6 +97,7 @@ def evaluate(
     fpr: float = 0.01,
     baselines: bool = False,
     others: Sequence[str] = (),
+    grades: Path | None = None,
     report: Reporter = silent,
 ) -> Report:
     """Measure embeddings on every split, after the protocol of the README.
@@ -106,6 +112,8 @@ def evaluate(
             chosen on the validation split, where there is one.
         baselines: measure an untrained encoder and others beside it; see `geomatch.baselines`.
         others: names of embeddings to measure beside it.
+        grades: a CSV file of graded answers, for the revisited Oxford and Paris protocol. Its
+            queries are searched for in what else there is of their splits, or in `database`.
 
     Raises:
         GeomatchError: there are no embeddings, or they are stale.
@@ -123,6 +131,7 @@ def evaluate(
             f"there are no tiles of {', '.join(unknown)}", f"There are: {', '.join(tiles.years)}."
         )
     conditions = Conditions(database, years, same_year)
+    truths = graded.read(grades, tiles) if grades else {}
 
     def measured(vectors: NDArray[np.float32], metric: Metric) -> Measured:
         return measure(vectors, metric, tiles, placed, conditions, fpr, report)
@@ -140,7 +149,15 @@ def evaluate(
             for other, vectors, metric in describe(project, tiles, described.facts, report)
         ]
     told = [*conditions.unusual, *([f"fpr{fpr:g}"] if fpr != 0.01 else [])]
-    result = Report(name, database, found.splits, "-".join([name, *told]), tuple(beside))
+    judged = None
+    if truths:
+        searched = conditions.searched(tiles, np.unique(tiles.split[list(truths)]))
+        if years:
+            searched &= np.isin(tiles.year, [tiles.years.index(year) for year in years])
+        judged = graded.measure(
+            described.vectors, described.facts["metric"], np.flatnonzero(searched), truths
+        )
+    result = Report(name, database, found.splits, "-".join([name, *told]), tuple(beside), judged)
     folder = project.reports / result.name
     with replacing(folder / "queries.parquet") as temporary:
         found.queries.save(temporary, tiles)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from geomatch.data.pairs import Task, tasks
 from geomatch.data.queries import QueryTable
@@ -56,14 +56,18 @@ class Conditions:
         wider = (self.database,) if self.database != "split" else ()
         return (*wider, *self.years, *(("same-year",) if self.same_year else ()))
 
+    def searched(self, tiles: TileTable, splits: ArrayLike) -> NDArray[np.bool_]:
+        """(n,) which tiles are searched for queries of `splits`, of whatever year."""
+        own = {"split": splits, "all": range(len(SPLITS)), "train": SPLITS.index("train")}
+        return np.isin(tiles.split, own[self.database])
+
     def tasks(self, tiles: TileTable, split: int) -> list[Task]:
         """What is asked of a split."""
-        mine = tiles.split == split
-        everything, training = np.ones(len(tiles), bool), tiles.split == SPLITS.index("train")
-        searched = {"split": mine, "all": everything, "train": training}[self.database]
         return [
             task
-            for task in tasks(tiles, mine, searched, self.same_year)
+            for task in tasks(
+                tiles, tiles.split == split, self.searched(tiles, split), self.same_year
+            )
             if not self.years or tiles.years[task.years[1]] in self.years
         ]
 

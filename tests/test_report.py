@@ -190,6 +190,22 @@ def test_others_are_beside(chromium, written, tmp_path, indexed):
     assert chromium.complaints == []
 
 
+def test_graded_answers_are_shown(chromium, written, tmp_path, indexed):
+    folder = tmp_path / "graded"
+    shutil.copytree(written, folder)
+    report = report_of(folder)
+    names = ("trapezoidal map", "mp@1", "mp@5", "mp@10")
+    report["graded"] = {"queries": 3, "database": 40, "easy": dict.fromkeys(names, 0.25)}
+    report["graded"] |= {"medium": dict.fromkeys(names, 0.125), "hard": dict.fromkeys(names)}
+    write_json(folder / "report.json", report)
+    chromium.open(write_page(indexed.project, folder))
+    assert texts(chromium, "#grades thead th")[:3] == ["grade", "trapezoidal mAP", "mP@1"]
+    rows = table(chromium, "#grades")
+    assert [row[:2] for row in rows] == [["easy", "0.250"], ["medium", "0.125"], ["hard", "–"]]
+    assert "3 queries among 40 tiles" in text(chromium, "#graded")
+    assert chromium.complaints == []
+
+
 def test_the_confusion_matrix(page, written):
     (tn, fp), (fn, tp) = report_of(written)["splits"]["test"]["roc"]["confusion"]
     cells = [row[1:] for row in table(page, "#confusion")]

@@ -9,13 +9,13 @@ const classes = page.distribution.some((row) => "class" in row);
 
 // In the order in which tables show them.
 const TITLES = {
-  "queries": "queries", "database": "tiles", "map": "mAP", "map@5": "mAP@5", "recall@1": "R@1",
+  "queries": "queries", "database": "tiles", "map": "mAP", "trapezoidal map": "trapezoidal mAP", "map@5": "mAP@5", "recall@1": "R@1",
   "recall@5": "R@5", "recall@10": "R@10", "hit@5": "hit@5", "median_rank": "median rank",
   "median_error_m": "median error (m)", "mean_rank": "mean rank", "mrr": "MRR", "mp@1": "mP@1",
   "mp@5": "mP@5", "mp@10": "mP@10", "within_1_tiles": "within 1 tile", "auc": "AUC", "eer": "EER", "fpr": "FPR", "tpr": "TPR", "query_year": "query",
   "database_year": "searched",
 };
-const SHARES = /^(map|recall|relevant|within|hit|mp|mrr|auc|eer|fpr|tpr|precision|calibration)/;
+const SHARES = /^(map|trapezoidal|recall|relevant|within|hit|mp|mrr|auc|eer|fpr|tpr|precision|calibration)/;
 const MAIN = ["queries", "database", "map", "map@5", "recall@1", "recall@5", "recall@10", "median_rank", "median_error_m"];
 const BY = {
   classes: ["class", ""],
@@ -151,6 +151,16 @@ function others() {
   section("others", "Others", `How ${report.embeddings} compares with others on the ${split} split`,
     `Ahead: by how much mAP@5 of ${report.embeddings} is higher on the same queries, and what holds 95 % of bootstrap samples of places.`,
     table(rows, ["name", ...known(rows, ["name"]).filter((c) => MAIN.includes(c) || c === "ahead")], { id: "beside", sortable: true }));
+}
+
+// Graded answers
+
+function graded() {
+  if (!report.graded) return;
+  const rows = ["easy", "medium", "hard"].map((grade) => ({ grade, ...report.graded[grade] }));
+  section("graded", "Graded", "Queries with graded answers, by the revisited Oxford and Paris protocol",
+    `${told(report.graded.queries)} queries among ${told(report.graded.database)} tiles. Easy takes hard answers for junk, hard takes easy ones; mAP is trapezoidal.`,
+    table(rows, ["grade", ...known(rows, ["grade"])], { id: "grades" }));
 }
 
 // Curves
@@ -621,6 +631,7 @@ document.querySelector("h1").textContent = report.name;
 document.getElementById("about").textContent = `How well ${report.embeddings} finds places again, among ${searched[report.database]}.`;
 headline();
 others();
+graded();
 if (page.map) map();
 queries();
 const curves = page.charts.map(chart);

@@ -6,7 +6,7 @@ Retrieval Benchmarking". Its average precision is trapezoidal, unlike that of `m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 DEPTHS = (1, 5, 10)
+FIGURES = ("trapezoidal map", *(f"mp@{k}" for k in DEPTHS))
 
 
 class Truth(NamedTuple):
@@ -49,7 +50,7 @@ def without_junk(ranking: Ints, relevant: Ints, junk: Ints) -> Ints:
 
 
 def evaluate(
-    rankings: Sequence[Ints], truths: Sequence[Truth]
+    rankings: Iterable[Ints], truths: Iterable[Truth]
 ) -> dict[str, dict[str, float | None]]:
     """Figures of "easy", "medium" and "hard": "trapezoidal map", "mp@1", "mp@5" and "mp@10".
 
@@ -60,22 +61,22 @@ def evaluate(
     Args:
         rankings: of each query, positions in the database, best first.
     """
-    found = {}
-    for name in ("easy", "medium", "hard"):
-        figures = []
-        for ranking, truth in zip(rankings, truths, strict=True):
-            relevant, junk = {
-                "easy": (truth.easy, np.union1d(truth.junk, truth.hard)),
-                "medium": (np.union1d(truth.easy, truth.hard), truth.junk),
-                "hard": (truth.hard, np.union1d(truth.junk, truth.easy)),
-            }[name]
+    figures: dict[str, list[list[float]]] = {"easy": [], "medium": [], "hard": []}
+    for ranking, truth in zip(rankings, truths, strict=True):
+        asked = {
+            "easy": (truth.easy, np.union1d(truth.junk, truth.hard)),
+            "medium": (np.union1d(truth.easy, truth.hard), truth.junk),
+            "hard": (truth.hard, np.union1d(truth.junk, truth.easy)),
+        }
+        for name, (relevant, junk) in asked.items():
             if not len(relevant):
                 continue
             places = without_junk(ranking, relevant, junk)
             depths = [min(int(places.max(initial=0)) + 1, k) for k in DEPTHS]
-            precision = [(places < k).sum() / k for k in depths]
-            figures.append([trapezoidal_ap(places, len(relevant)), *precision])
-        keys = ("trapezoidal map", *(f"mp@{k}" for k in DEPTHS))
-        means = np.mean(figures, axis=0).tolist() if figures else [None] * len(keys)
-        found[name] = dict(zip(keys, means, strict=True))
-    return found
+            precision = [float((places < k).sum() / k) for k in depths]
+            figures[name].append([trapezoidal_ap(places, len(relevant)), *precision])
+    nothing = [None] * len(FIGURES)
+    return {
+        name: dict(zip(FIGURES, np.mean(rows, axis=0).tolist() if rows else nothing, strict=True))
+        for name, rows in figures.items()
+    }
