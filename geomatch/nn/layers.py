@@ -36,7 +36,8 @@ def plain() -> Iterator[None]:
         _plain.reset(token)
 
 
-def _on_cpu() -> bool:
+def on_cpu() -> bool:
+    """Whether a program that is traced now is for a CPU, and in the forms that are fast there."""
     return jax.default_backend() == "cpu" and not _plain.get()
 
 
@@ -148,9 +149,9 @@ def _convolve(layer: Conv | ConvNorm, x: jax.Array, kernel: jax.Array) -> jax.Ar
     dtype = layer.shared.dtype
     edges = _edges(layer, x)
     if layer.depthwise:
-        convolve = fast.depthwise if _on_cpu() else fast.depthwise_plain
+        convolve = fast.depthwise if on_cpu() else fast.depthwise_plain
     else:
-        convolve = fast.conv if _on_cpu() else fast.conv_plain
+        convolve = fast.conv if on_cpu() else fast.conv_plain
     return convolve(x.astype(dtype), kernel.astype(dtype), layer.stride, edges)
 
 
@@ -179,7 +180,7 @@ def _norm_variables(layer: nn.Module, features: int, scale_init: Any) -> tuple[A
 def _batch_norm(layer: ConvNorm | BatchNorm, x: jax.Array, scale_init: Any) -> jax.Array:
     """Normalise by the batch, and follow its statistics."""
     scale, bias, mean, variance = _norm_variables(layer, x.shape[-1], scale_init)
-    normalise = fast.batch_norm if _on_cpu() else fast.batch_norm_plain
+    normalise = fast.batch_norm if on_cpu() else fast.batch_norm_plain
     shared = layer.shared
     y, *current = normalise(x, scale, bias, shared.epsilon, shared.axis_name)
     for running, now in zip((mean, variance), current, strict=True):
@@ -198,24 +199,24 @@ def _fixed_norm(
 
 def relu(x: jax.Array) -> jax.Array:
     """max(x, 0)."""
-    return fast.relu(x, None) if _on_cpu() else nn.relu(x)
+    return fast.relu(x, None) if on_cpu() else nn.relu(x)
 
 
 def relu6(x: jax.Array) -> jax.Array:
     """min(max(x, 0), 6)."""
-    return fast.relu(x, 6.0) if _on_cpu() else nn.relu6(x)
+    return fast.relu(x, 6.0) if on_cpu() else nn.relu6(x)
 
 
 def max_pool_3x3(x: jax.Array) -> jax.Array:
     """3x3 maximum with stride 2 of values not below 0; (b, h, w, c) to (b, h/2, w/2, c)."""
-    if _on_cpu():
+    if on_cpu():
         return fast.max_pool_3x3(x)
     return nn.max_pool(x, (3, 3), (2, 2), padding=[(1, 1), (1, 1)])
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:
     """2x2 maximum with stride 2; (b, h, w, c) to (b, h/2, w/2, c), sizes rounded up."""
-    if _on_cpu():
+    if on_cpu():
         return fast.max_pool_2x2(x)
     return nn.max_pool(x, (2, 2), (2, 2), padding="SAME")
 

@@ -14,7 +14,7 @@ import optax
 
 from geomatch.config import Config
 from geomatch.errors import UsageError
-from geomatch.nn import optimizers, parts
+from geomatch.nn import layers, optimizers, parts
 from geomatch.nn.augment import augment
 from geomatch.nn.encoder import Encoder, Siamese, resolved
 from geomatch.nn.layers import Shared
@@ -22,6 +22,8 @@ from geomatch.nn.losses import head_penalty
 from geomatch.nn.objective import Batch, Ground, objective
 
 AXIS = "devices"
+LEAST_KEPT = 2**18
+"""Bytes of an activation whose memory is used again."""
 
 
 class State(NamedTuple):
@@ -159,8 +161,18 @@ def _scale(text: str) -> tuple[str, float]:
 
 def on_devices(state: State) -> State:
     """`state` on every device, as a step gives it: a host's would be another program's."""
+    return jax.device_put(state, _sharding(jax.sharding.PartitionSpec()))
+
+
+def _sharding(spec: jax.sharding.PartitionSpec) -> jax.sharding.NamedSharding:
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
-    return jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    return jax.sharding.NamedSharding(mesh, spec)
+
+
+def _zeros(like: list[jax.ShapeDtypeStruct]) -> list[jax.Array]:
+    """Arrays of a device's part each."""
+    parts_of = _sharding(jax.sharding.PartitionSpec(AXIS))
+    return jax.jit(lambda: [jnp.zeros(x.shape, x.dtype) for x in like], out_shardings=parts_of)()
 
 
 def augmented(
@@ -209,8 +221,14 @@ def make_step(
     loss_of_batch = objective(settings, ground, AXIS, views)
 
     def step(
-        state: State, tiles: jax.Array, places: jax.Array, number: jax.Array
-    ) -> tuple[State, jax.Array]:
+        state: State,
+        tiles: jax.Array,
+        places: jax.Array,
+        number: jax.Array,
+        memory: list[jax.Array],
+    ) -> tuple[State, jax.Array, list[jax.Array]]:
+        # An argument that nothing uses would not be kept, nor its memory.
+        number, _ = jax.lax.optimization_barrier((number, memory))
         device = jax.lax.axis_index(AXIS)
         tiles, dropout_key = augmented(settings, form, ground, views, tiles, places, number, device)
 
@@ -230,8 +248,10 @@ def make_step(
             loss = loss + head_penalty(params, form.size)
             return loss, (changed.get("batch_stats", {}), hard)
 
-        (loss, (stats, hard)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        gradients = jax.lax.pmean(gradients, AXIS)
+        loss, pull, (stats, hard) = jax.vjp(loss_of, state.params, has_aux=True)
+        (gradients,) = pull(jnp.ones_like(loss))
+        if jax.lax.axis_size(AXIS) > 1:  # the mean of one device's alone is still a copy
+            gradients = jax.lax.pmean(gradients, AXIS)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         average = state.average
@@ -241,15 +261,45 @@ def make_step(
             new = {"params": params, "batch_stats": stats}
             average = optax.incremental_update(new, average, 1 - decay)
         figures = jax.lax.pmean(jnp.stack([loss, hard]), AXIS)
-        return State(params, stats, optimizer_state, average), figures
+        kept = _activations(pull, tiles.shape[0] * tiles.shape[1]) if layers.on_cpu() else []
+        return State(params, stats, optimizer_state, average), figures, kept
 
-    return jax.pmap(
+    mapped = jax.pmap(
         step,
         axis_name=AXIS,
-        in_axes=(None, 0, 0, None),
-        out_axes=(None, 0),
-        donate_argnums=0,
+        in_axes=(None, 0, 0, None, 0),
+        out_axes=(None, 0, 0),
+        donate_argnums=(0, 4),
     )
+    program: Any = None
+    memory: list[jax.Array] = []
+
+    def run(state: State, tiles: Any, places: Any, number: np.uint32) -> tuple[State, jax.Array]:
+        nonlocal program, memory
+        if program is None:
+            *_, kept = jax.eval_shape(mapped, state, tiles, places, number, [])
+            program = mapped.lower(state, tiles, places, number, kept).compile()
+            # Only now: compiling takes memory too.
+            memory = _zeros(kept)
+        state, figures, memory = program(state, tiles, places, number, memory)
+        return state, figures
+
+    return run
+
+
+def _activations(pull: Any, images: int) -> list[jax.Array]:
+    """What a backward pass needs of its forward pass, but for small arrays and parameters.
+
+    A step returns them so that the next one writes them to the same memory. XLA's CPU backend asks
+    the system anew for all that a program needs at one time, and to be given a gigabyte of fresh
+    pages takes a seventh of a step.
+
+    Args:
+        pull: of `jax.vjp`.
+        images: in a batch.
+    """
+    leaves = {id(leaf): leaf for leaf in jax.tree.leaves(pull)}.values()
+    return [x for x in leaves if x.shape[:1] == (images,) and x.nbytes >= LEAST_KEPT]
 
 
 def _alike(count: int, views: int) -> list[tuple[int, int]]:

@@ -148,7 +148,7 @@ def ours_training(dtype: str, plain: bool = False) -> Callable[[Asked], Work]:
 
         from geomatch.nn import backend
 
-        backend.prepare()
+        backend.prepare(dtype)
         import jax
 
         from geomatch.nn import layers
@@ -293,7 +293,7 @@ def ours_embedding(engine: str, dtype: str) -> Callable[[Asked], Work]:
     def prepare(asked: Asked) -> Work:
         from geomatch.nn import backend, engines
 
-        backend.prepare()
+        backend.prepare(dtype)
         from geomatch.nn.describe import describe_with
         from geomatch.nn.step import build, initial_state
 

@@ -1,0 +1,68 @@
+"""What JAX is told before it starts: in processes of their own, for a flag is read but once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from geomatch.nn.backend import ONEDNN
+
+NEW = jax.__version_info__ >= (0, 12)
+TOLD = """
+import json, os, sys
+from geomatch.nn import backend
+backend.prepare(*sys.argv[1:])
+import jax
+flags = os.environ["XLA_FLAGS"]
+print(json.dumps([flags, backend.has_onednn(), jax.config.jax_enable_compilation_cache]))
+"""
+
+
+def run(*command, **environment):
+    return subprocess.run(
+        [sys.executable, *command],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def told(*arguments, said=""):
+    done = run("-c", TOLD, *arguments, XLA_FLAGS=said)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_in_float32_programs_are_kept():
+    flags, onednn, kept = told("float32")
+    assert ONEDNN not in flags
+    assert (onednn, kept) == (False, True)
+
+
+def test_in_bfloat16_onednn_computes_where_it_can():
+    flags, onednn, kept = told("bfloat16")
+    assert (f"--{ONEDNN}=true" in flags) is NEW
+    assert (onednn, kept) == (NEW, not NEW)
+
+
+def test_what_the_user_says_holds():
+    flags, onednn, kept = told("bfloat16", said=f"--{ONEDNN}=false")
+    assert flags.count(ONEDNN) == 1
+    assert (onednn, kept) == (False, True)
+
+
+@pytest.mark.skipif(not NEW, reason="before jax 0.12 XLA has no convolutions of oneDNN")
+def test_layers_in_bfloat16_hold_by_onednn_too():
+    tests = Path(__file__).with_name("test_layers.py")
+    done = run(
+        "-m", "pytest", "-n", "0", "-q", str(tests), "-k", "bfloat16", XLA_FLAGS=f"--{ONEDNN}=true"
+    )
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
