@@ -17,6 +17,7 @@ from small_network import network
 from geomatch import config
 from geomatch.data.batches import whole
 from geomatch.errors import UsageError
+from geomatch.nn import step as step_module
 from geomatch.nn.encoder import Siamese
 from geomatch.nn.objective import Ground
 from geomatch.nn.step import (
@@ -239,6 +240,37 @@ def test_adam_moves_by_the_learning_rate_against_the_gradient():
     assert sum(c.sum() for c in clear) > 50
     for g, m, c in zip(slopes, moved, clear, strict=True):
         np.testing.assert_allclose(m[c], -1e-3 * np.sign(g[c]), rtol=0.01)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_memory_used_again_changes_nothing(monkeypatch, devices):
+    """Batches of two sizes in turn, with all activations kept and with none."""
+    settings = configured()
+    batches = [random_batch(roles=3, batch=size, seed=size) for size in (4, 4, 2, 4)]
+
+    def trained(least):
+        monkeypatch.setattr(step_module, "LEAST_KEPT", least)
+        model = build(settings, FORM)
+        state, step = initial_state(model, settings, FORM), stepping(model, settings)
+        figures = []
+        for number, (tiles, places) in enumerate(batches):
+            state, told = step(
+                state, shared(tiles, devices), shared(places, devices), np.uint32(number)
+            )
+            figures.append(np.asarray(told)[:, 0])
+        return figures, jax.tree.map(np.asarray, state.variables)
+
+    assert_near(trained(least=0), trained(least=2**40), 1e-5)
+
+
+def test_what_is_kept_is_of_the_images():
+    weights, tiles = jnp.ones((8, 8)), jnp.ones((4, 8))
+    _, pull = jax.vjp(lambda w: jnp.sin(tiles @ w).sum(), weights)
+    kept = step_module._activations(pull, 4)
+    assert {x.shape for x in kept} <= {(4, 8)}
+    _, pull = jax.vjp(lambda w: jnp.sin(jnp.ones((4, 2**16)) * w).sum(), 1.0)
+    assert {x.shape for x in step_module._activations(pull, 4)} == {(4, 2**16)}
+    assert step_module._activations(pull, 5) == []
 
 
 def test_randomness_is_of_the_seed_and_the_step_number():

@@ -112,6 +112,10 @@ def build(
     return OpenVino(graph, choice.dtype, size, calibration)
 
 
+UNDER_WAY = 2
+"""Batches that `describe_with` has begun and not finished, at the most."""
+
+
 class OnnxRuntime:
     """onnxruntime on the CPU, in float32."""
 
@@ -144,21 +148,24 @@ class OpenVino:
             network = _quantised(network, calibration)
         network.reshape([size, *list(network.input().partial_shape)[1:]])
         hints = {
-            # As many as batches under way.
-            "NUM_STREAMS": 2,
+            "NUM_STREAMS": UNDER_WAY,
             "INFERENCE_PRECISION_HINT": "f32" if dtype == "float32" else "bf16",
         }
         self.network = core.compile_model(network, "CPU", hints)
+        # All at once, for to make one may wait for those at work.
+        self.idle = [self.network.create_infer_request() for _ in range(UNDER_WAY)]
         self.name = f"openvino {dtype}"
         self.size = size
 
     def start(self, tiles: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
-        request = self.network.create_infer_request()
+        request = self.idle.pop() if self.idle else self.network.create_infer_request()
         request.start_async([tiles])
 
         def finish() -> NDArray[np.float32]:
             request.wait()
-            return np.array(request.get_output_tensor().data)
+            descriptors = np.array(request.get_output_tensor().data)
+            self.idle.append(request)
+            return descriptors
 
         return finish
 

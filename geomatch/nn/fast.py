@@ -61,8 +61,11 @@ def _input_gradient(
     """A forward convolution of the output's gradient, spread out, with the turned kernel."""
     k = kernel.shape[0]
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    if k == 1:
-        # What a 1x1 kernel does not see is spread out last, and costs no multiplication.
+    # What a 1x1 kernel does not see is spread out last, and costs no multiplication.
+    if k == 1 and dy.dtype == jnp.float32:
+        # A product takes the kernel as it lies; a convolution has it turned in memory first.
+        dy = lax.dot_general(dy, kernel[0, 0], (((3,), (1,)), ((), ())))
+    elif k == 1:
         dy = _convolve(dy, turned, 1)
     padding = [(0, 0, 0)]
     for size, out, (before, _) in zip(x.shape[1:3], dy.shape[1:3], edges, strict=True):

@@ -161,17 +161,19 @@ def _scale(text: str) -> tuple[str, float]:
 
 def on_devices(state: State) -> State:
     """`state` on every device, as a step gives it: a host's would be another program's."""
-    return jax.device_put(state, _sharding(jax.sharding.PartitionSpec()))
+    return jax.device_put(state, _sharding(jax.local_device_count(), jax.sharding.PartitionSpec()))
 
 
-def _sharding(spec: jax.sharding.PartitionSpec) -> jax.sharding.NamedSharding:
-    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
+def _sharding(devices: int, spec: jax.sharding.PartitionSpec) -> jax.sharding.NamedSharding:
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:devices]), (AXIS,))
     return jax.sharding.NamedSharding(mesh, spec)
 
 
 def _zeros(like: list[jax.ShapeDtypeStruct]) -> list[jax.Array]:
-    """Arrays of a device's part each."""
-    parts_of = _sharding(jax.sharding.PartitionSpec(AXIS))
+    """Arrays (devices, ...), a part on each device."""
+    if not like:
+        return []
+    parts_of = _sharding(like[0].shape[0], jax.sharding.PartitionSpec(AXIS))
     return jax.jit(lambda: [jnp.zeros(x.shape, x.dtype) for x in like], out_shardings=parts_of)()
 
 
@@ -271,15 +273,20 @@ def make_step(
         out_axes=(None, 0, 0),
         donate_argnums=(0, 4),
     )
-    program: Any = None
+    programs: dict[tuple[int, ...], tuple[Any, list[jax.ShapeDtypeStruct]]] = {}
     memory: list[jax.Array] = []
+    latest: tuple[int, ...] = ()
 
     def run(state: State, tiles: Any, places: Any, number: np.uint32) -> tuple[State, jax.Array]:
-        nonlocal program, memory
-        if program is None:
+        nonlocal memory, latest
+        if tiles.shape not in programs:
             *_, kept = jax.eval_shape(mapped, state, tiles, places, number, [])
             program = mapped.lower(state, tiles, places, number, kept).compile()
-            # Only now: compiling takes memory too.
+            programs[tiles.shape] = program, kept
+        program, kept = programs[tiles.shape]
+        if latest != tiles.shape:
+            # After compiling, which takes memory too.
+            memory, latest = [], tiles.shape
             memory = _zeros(kept)
         state, figures, memory = program(state, tiles, places, number, memory)
         return state, figures
