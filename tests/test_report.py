@@ -30,6 +30,7 @@ from geomatch.geo.grid import Grid
 from geomatch.project import FORMAT, Project, write_json
 from geomatch.report import html, pictures
 from geomatch.report.html import write_page
+from geomatch.report.matches import match_folder
 
 pytest_plugins = ["small_fixtures"]
 
@@ -335,9 +336,14 @@ def test_shown_queries_are_pictures_too(written, indexed):
     row = chosen(queries_of(written), lambda row: (-row["rank"], -row["first_score"]))[1]
     right = [tile.split("@")[0] == row["place"] for tile in row["top"]]
     colours = [pictures.QUERY, *(pictures.RIGHT if hit else pictures.WRONG for hit in right)]
+    check_sheet(written / "matches" / "worst-2.png", indexed, [row["id"], *row["top"]], colours)
+
+
+def check_sheet(path, indexed, tiles, colours):
+    """See that a sheet shows these tiles, in frames of these colours."""
     store, ids = TileStore.open(indexed.project.pixels), indexed.tiles.ids()
-    with Image.open(written / "matches" / "worst-2.png") as drawn:
-        for i, (tile, colour) in enumerate(zip([row["id"], *row["top"]], colours, strict=True)):
+    with Image.open(path) as drawn:
+        for i, (tile, colour) in enumerate(zip(tiles, colours, strict=True)):
             left = pictures.GAP + i * (128 + 2 * pictures.EDGE + pictures.GAP)
             assert drawn.getpixel((left, pictures.GAP)) == ImageColor.getrgb(colour)
             stored = indexed.tiles.store_row[[ids.index(tile)]]
@@ -346,6 +352,32 @@ def test_shown_queries_are_pictures_too(written, indexed):
             corner = left + pictures.EDGE, pictures.GAP + pictures.EDGE
             found = drawn.crop((*corner, corner[0] + 128, corner[1] + 128))
             assert found.tobytes() == wanted.tobytes()
+
+
+def test_a_match_that_was_missed_comes_last(indexed, tmp_path):
+    tiles = indexed.tiles
+    query = 3
+    others = np.flatnonzero(tiles.year != tiles.year[query])
+    match = others[tiles.places()[others] == tiles.places()[query]]
+    top = others[tiles.places()[others] != tiles.places()[query]][:2]
+    nothing = np.full(1, np.nan)
+    scores = np.array([[0.9, 0.8]], np.float32)
+    asked = QueryTable(
+        tile=np.array([query]),
+        match=match,
+        match_score=np.array([0.1], np.float32),
+        rank=np.array([9]),
+        top=top[None],
+        top_score=scores,
+        distance_m=scores.astype(float),
+        lon=nothing,
+        lat=nothing,
+    )
+    match_folder(indexed.project, tiles, asked, {"worst": [0]}, tmp_path)
+    ids = tiles.ids()
+    shown = [ids[row] for row in (query, *top, *match)]
+    colours = [pictures.QUERY, pictures.WRONG, pictures.WRONG, pictures.RIGHT]
+    check_sheet(tmp_path / "worst-1.png", indexed, shown, colours)
 
 
 def test_pictures_of_an_earlier_report_are_removed(unwritten, indexed):

@@ -71,6 +71,8 @@ def match_folder(
 ) -> None:
     """Draw queries of an evaluation, each a PNG such as "worst-2.png"; earlier ones are removed.
 
+    A match that is not among the first answers comes after them, with its rank.
+
     Args:
         chosen: indices into `queries` by what they are.
     """
@@ -78,22 +80,26 @@ def match_folder(
         old.unlink()
     store = TileStore.open(project.pixels)
     channels = project.tile_facts()["channels"]["image"]
+
+    def answer(tile: int, rank: int, score: float, metres: float) -> dict[str, Any]:
+        year = tiles.years[tiles.year[tile]]
+        away = None if np.isnan(metres) else float(metres)
+        return {"rank": rank, "score": float(score), "year": year, "distance_m": away}
+
     for name, rows in chosen.items():
         for number, row in enumerate(rows, 1):
-            top = queries.top[row][queries.top[row] >= 0]
+            shown = queries.top[row][queries.top[row] >= 0].tolist()
             found = [
-                {
-                    "rank": rank,
-                    "score": float(queries.top_score[row, rank - 1]),
-                    "year": tiles.years[tiles.year[tile]],
-                    "distance_m": None if np.isnan(metres) else float(metres),
-                }
-                for rank, (tile, metres) in enumerate(
-                    zip(top, queries.distance_m[row], strict=False), 1
-                )
+                answer(tile, i + 1, queries.top_score[row, i], queries.distance_m[row, i])
+                for i, tile in enumerate(shown)
             ]
+            match, rank = int(queries.match[row]), int(queries.rank[row])
+            if match not in shown:
+                shown.append(match)
+                found.append(answer(match, rank, queries.match_score[row], np.nan))
             query = int(tiles.store_row[queries.tile[row]])
             own = tiles.select(queries.tile[[row]]).ids()[0]
-            drawn = match_row(tiles, store, channels, found, tiles.store_row[top], query, own)
+            stored = tiles.store_row[shown].tolist()
+            drawn = match_row(tiles, store, channels, found, stored, query, own)
             with replacing(folder / f"{name}-{number}.png") as temporary:
                 sheet([drawn], temporary)
