@@ -13,7 +13,7 @@ from geomatch.data import embeddings
 from geomatch.data.verification import ScoredPairs
 from geomatch.errors import GeomatchError, StaleError
 from geomatch.progress import Reporter, silent
-from geomatch.project import Project, latest
+from geomatch.project import Project
 from geomatch.search import exact
 from geomatch.search.calibration import Calibration
 from geomatch.search.pairs import ROC, check_fpr
@@ -68,7 +68,7 @@ def compare(
         StaleError: pairs, embeddings and run are not of each other.
     """
     check_fpr(fpr)
-    name = latest(project.embedding_names(), run, "embeddings", "geomatch embed")
+    name = project.embeddings_of(run)
     path = project.embeddings / f"{name}.parquet"
     facts = embeddings.read_facts(path)
     project.check_fresh(facts)

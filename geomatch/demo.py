@@ -10,8 +10,7 @@ import numpy as np
 
 from geomatch import config
 from geomatch.data.pairs import tasks
-from geomatch.data.store import TileStore
-from geomatch.data.tiles import SPLITS, TileTable
+from geomatch.data.tiles import SPLITS
 from geomatch.embed import embed
 from geomatch.errors import UsageError
 from geomatch.evaluate import evaluate
@@ -20,7 +19,7 @@ from geomatch.index import index
 from geomatch.progress import Reporter, silent
 from geomatch.project import FORMAT, Project, read_manifest, replace_folder, replacing, write_json
 from geomatch.query import query
-from geomatch.report.matches import match_row
+from geomatch.report.matches import TilePictures
 from geomatch.report.pictures import sheet
 from geomatch.tile import tile
 from geomatch.train import train
@@ -129,18 +128,18 @@ def _chain(project: Project, started: float, report: Reporter) -> Shown:
 
 def _picture(project: Project, report: Reporter) -> Path:
     """Five queries of the test region, spread over it, with their nearest tiles."""
-    tiles = TileTable.load(project.catalogue)
+    pictures = TilePictures.of(project)
+    tiles = pictures.tiles
     test = tiles.split == SPLITS.index("test")
     asking = tasks(tiles, test, test)[0].queries
     chosen = asking[np.linspace(0, len(asking) - 1, QUERIES).astype(int)]
     ids = tiles.select(chosen).ids()
-    store, channels = TileStore.open(project.pixels), project.tile_facts()["channels"]["image"]
     rows = []
     for name in ids:
         found = query(project, name, report=report)
         assert found.query_row is not None
         asked = found.query_row
-        rows.append(match_row(tiles, store, channels, found.as_json(), found.rows, asked, name))
+        rows.append(pictures.row(found.as_json(), found.rows, asked, name))
     path = project.reports / "demo.png"
     path.parent.mkdir(exist_ok=True)
     sheet(rows, path)

@@ -20,7 +20,7 @@ from geomatch.data.verification import ScoredPairs
 from geomatch.errors import UsageError
 from geomatch.figures import Conditions, Measured, intervals, measure
 from geomatch.progress import Reporter, silent
-from geomatch.project import FORMAT, Project, latest, read_manifest, replacing, write_json
+from geomatch.project import FORMAT, Project, read_manifest, replacing, write_json
 from geomatch.search.exact import Metric
 from geomatch.search.pairs import check_fpr
 
@@ -120,11 +120,10 @@ def evaluate(
     """
     check_fpr(fpr)
     placed = project.tile_facts()["placement"] == "real"
-    names = project.embedding_names()
-    name = latest(names, run, "embeddings", "geomatch embed")
+    name = project.embeddings_of(run)
     path = project.embeddings / f"{name}.parquet"
     described = _described(project, name)
-    rivals = [latest(names, other, "embeddings", "geomatch embed") for other in others]
+    rivals = [project.embeddings_of(other) for other in others]
     tiles = TileTable.load(project.catalogue)
     if unknown := [year for year in years if year not in tiles.years]:
         raise UsageError(

@@ -17,6 +17,7 @@ from geomatch.search.exact import Metric
 from geomatch.search.oxford import Truth
 
 COLUMNS = ("query", "tile", "grade")
+GRADES = Truth._fields
 Ints = NDArray[np.int64]
 
 
@@ -31,7 +32,35 @@ def read(path: Path, tiles: TileTable) -> dict[int, Truth]:
         GeomatchError: the file is missing or not of this form, or names tiles that are not there.
     """
     row_of = {name: row for row, name in enumerate(tiles.ids())}
-    graded: dict[int, dict[str, set[int]]] = {}
+    graded: dict[int, dict[int, str]] = {}
+    for where, line in _lines(path):
+        for name in (line["query"], line["tile"]):
+            if name not in row_of:
+                raise GeomatchError(
+                    f"{where}: there is no tile {name!r}",
+                    f"Tile ids look like {next(iter(row_of), '0_0@2020')}.",
+                )
+        if line["grade"] not in GRADES:
+            raise GeomatchError(
+                f"{where}: the grade is {line['grade']!r}", "Known: easy, hard, junk."
+            )
+        grades = graded.setdefault(row_of[line["query"]], {})
+        answer = row_of[line["tile"]]
+        if answer in grades:
+            raise GeomatchError(f"{where}: {line['tile']} is graded twice for this query")
+        grades[answer] = line["grade"]
+    if not graded:
+        raise GeomatchError(f"{path} grades no answers")
+    return {
+        query: Truth(
+            *(np.array(sorted(a for a, g in grades.items() if g == name), int) for name in GRADES)
+        )
+        for query, grades in graded.items()
+    }
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Lines of the file by column, each with where it stands."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = csv.DictReader(file)
@@ -40,30 +69,9 @@ def read(path: Path, tiles: TileTable) -> dict[int, Truth]:
                     f"{path} has no column {missing[0]}", f"Its first line is: {','.join(COLUMNS)}"
                 )
             for line in lines:
-                where = f"{path}, line {lines.line_num}"
-                for name in (line["query"], line["tile"]):
-                    if name not in row_of:
-                        raise GeomatchError(
-                            f"{where}: there is no tile {name!r}",
-                            f"Tile ids look like {next(iter(row_of), '0_0@2020')}.",
-                        )
-                if line["grade"] not in Truth._fields:
-                    raise GeomatchError(
-                        f"{where}: the grade is {line['grade']!r}", "Known: easy, hard, junk."
-                    )
-                grades = graded.setdefault(row_of[line["query"]], {})
-                answer = row_of[line["tile"]]
-                if any(answer in others for others in grades.values()):
-                    raise GeomatchError(f"{where}: {line['tile']} is graded twice for this query")
-                grades.setdefault(line["grade"], set()).add(answer)
+                yield f"{path}, line {lines.line_num}", line
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise GeomatchError(f"{path} cannot be read: {error}") from error
-    if not graded:
-        raise GeomatchError(f"{path} grades no answers")
-    return {
-        query: Truth(*(np.array(sorted(grades.get(name, ())), int) for name in Truth._fields))
-        for query, grades in graded.items()
-    }
 
 
 def measure(

@@ -17,7 +17,7 @@ from geomatch.data import embeddings
 from geomatch.data.tiles import TileTable
 from geomatch.geo import footprints
 from geomatch.progress import Reporter, silent
-from geomatch.project import FORMAT, Project, latest, replace_folder, write_json
+from geomatch.project import FORMAT, Project, replace_folder, write_json
 from geomatch.search import flat
 from geomatch.search.exact import Metric
 
@@ -62,7 +62,7 @@ def index(
         GeomatchError: there are no embeddings, or they are stale.
     """
     project.tile_facts()
-    name = latest(project.embedding_names(), run, "embeddings", "geomatch embed")
+    name = project.embeddings_of(run)
     source = project.embeddings / f"{name}.parquet"
     with project.lock("tiles", shared=True), project.lock(f"index/{name}"):
         facts = embeddings.read_facts(source)

@@ -110,6 +110,10 @@ class Project:
         """Names of all finished embeddings, the latest last."""
         return [p.stem for p in _by_age(self.embeddings.glob("[!.]*.parquet"))]
 
+    def embeddings_of(self, wanted: str | None) -> str:
+        """The name of the embeddings asked for, by default the latest; see `latest`."""
+        return latest(self.embedding_names(), wanted, "embeddings", "geomatch embed")
+
     def index_names(self) -> list[str]:
         """Names of all finished indexes, the latest last."""
         return [p.parent.name for p in _by_age(self.indexes.glob("[!.]*/manifest.json"))]

@@ -14,7 +14,7 @@ from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.progress import Reporter, silent
-from geomatch.project import Project, latest, replace_folder, replacing
+from geomatch.project import Project, replace_folder, replacing
 from geomatch.report import projection
 
 SAMPLE = 5_000
@@ -120,7 +120,7 @@ def projector(project: Project, *, run: str | None = None, report: Reporter = si
 
 def _load(project: Project, run: str | None) -> tuple[str, Embeddings, TileTable]:
     """Embeddings with their name, and the tiles that they describe."""
-    name = latest(project.embedding_names(), run, "embeddings", "geomatch embed")
+    name = project.embeddings_of(run)
     described = Embeddings.load(project.embeddings / f"{name}.parquet")
     project.check_fresh(described.facts)
     return name, described, TileTable.load(project.catalogue)

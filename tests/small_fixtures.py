@@ -6,7 +6,6 @@ never changed: a test that writes takes `copied` first.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -45,8 +44,7 @@ def tiled(tmp_path_factory: pytest.TempPathFactory) -> Small:
 def trained(tiled: Small, tmp_path_factory: pytest.TempPathFactory) -> Small:
     """The small project with a run, trained without interruption on two devices."""
     root = tmp_path_factory.mktemp("trained") / "project"
-    shutil.copytree(tiled.root, root)
-    project = Project(root)
+    project = tiled.copied(root)
     result = train(project, settings())
     return Small(project, tiled.imagery, tiled.tiles, result)
 
@@ -55,8 +53,7 @@ def trained(tiled: Small, tmp_path_factory: pytest.TempPathFactory) -> Small:
 def indexed(trained: Small, tmp_path_factory: pytest.TempPathFactory) -> Small:
     """The small project trained, embedded and indexed."""
     root = tmp_path_factory.mktemp("indexed") / "project"
-    shutil.copytree(trained.root, root)
-    project = Project(root)
+    project = trained.copied(root)
     made = embed(project, settings=settings())
     index(project)
     return Small(project, trained.imagery, trained.tiles, trained.trained, made)
@@ -65,9 +62,4 @@ def indexed(trained: Small, tmp_path_factory: pytest.TempPathFactory) -> Small:
 @pytest.fixture
 def copied(tmp_path: Path) -> Callable[[Small], Project]:
     """A function that copies a project, for a test to change."""
-
-    def copy(small: Small) -> Project:
-        shutil.copytree(small.root, tmp_path / "copy")
-        return Project(tmp_path / "copy")
-
-    return copy
+    return lambda small: small.copied(tmp_path / "copy")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,11 @@ class Small:
     @property
     def root(self) -> Path:
         return self.project.root
+
+    def copied(self, root: Path) -> Project:
+        """The project again, at `root`, to be changed."""
+        shutil.copytree(self.root, root)
+        return Project(root)
 
     @property
     def figures(self) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -21,7 +20,6 @@ from geomatch.errors import GeomatchError
 from geomatch.evaluate import Report, evaluate
 from geomatch.geo import footprints
 from geomatch.progress import silent
-from geomatch.project import Project
 from geomatch.search.handmade import colour_histogram, hog
 from geomatch.train import train
 
@@ -32,8 +30,7 @@ pytest_plugins = ["small_fixtures"]
 def several(indexed, tmp_path_factory):
     """The small project with a run, the same untrained, and random descriptors."""
     root = tmp_path_factory.mktemp("several") / "project"
-    shutil.copytree(indexed.root, root)
-    project = Project(root)
+    project = indexed.copied(root)
     bare = settings("train.epochs=0")
     train(project, bare, run="bare")
     embed(project, run="bare", settings=bare)

@@ -39,8 +39,7 @@ embed = partial(embedding.embed, settings=settings("model.descriptor=24"))
 def pretrained(tiled, tmp_path_factory):
     """The small project embedded without training."""
     root = tmp_path_factory.mktemp("pretrained") / "project"
-    shutil.copytree(tiled.root, root)
-    project = Project(root)
+    project = tiled.copied(root)
     embed(project, model="imagenet")
     index(project)
     return project

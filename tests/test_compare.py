@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from geomatch.data.tiles import SPLITS
 from geomatch.data.verification import ScoredPairs
 from geomatch.errors import GeomatchError, StaleError, UsageError
 from geomatch.evaluate import evaluate
-from geomatch.project import Project
 
 pytest_plugins = ["small_fixtures"]
 
@@ -28,8 +26,7 @@ pytest_plugins = ["small_fixtures"]
 def measured(indexed, tmp_path_factory):
     """The small project, evaluated, and a picture of each test tile."""
     root = tmp_path_factory.mktemp("measured") / "project"
-    shutil.copytree(indexed.root, root)
-    project = Project(root)
+    project = indexed.copied(root)
     report = evaluate(project)
     store, paths = TileStore.open(project.pixels), {}
     for i in np.flatnonzero(indexed.tiles.split == SPLITS.index("test")):

@@ -30,7 +30,7 @@ from geomatch.geo.grid import Grid
 from geomatch.project import FORMAT, Project, write_json
 from geomatch.report import html, pictures
 from geomatch.report.html import write_page
-from geomatch.report.matches import match_folder
+from geomatch.report.matches import TilePictures, match_folder
 
 pytest_plugins = ["small_fixtures"]
 
@@ -48,9 +48,7 @@ def chromium():
 @pytest.fixture(scope="module")
 def written(indexed, tmp_path_factory):
     """The small project's report: its figures, its queries and its page."""
-    root = tmp_path_factory.mktemp("report")
-    shutil.copytree(indexed.root, root / "project")
-    project = Project(root / "project")
+    project = indexed.copied(tmp_path_factory.mktemp("report") / "project")
     folder = project.reports / evaluate(project).name
     write_page(project, folder)
     return folder
@@ -373,7 +371,7 @@ def test_a_match_that_was_missed_comes_last(indexed, tmp_path):
         lon=nothing,
         lat=nothing,
     )
-    match_folder(indexed.project, tiles, asked, {"worst": [0]}, tmp_path)
+    match_folder(TilePictures.of(indexed.project), asked, {"worst": [0]}, tmp_path)
     ids = tiles.ids()
     shown = [ids[row] for row in (query, *top, *match)]
     colours = [pictures.QUERY, pictures.WRONG, pictures.WRONG, pictures.RIGHT]

@@ -274,21 +274,20 @@ def make_step(
         donate_argnums=(0, 4),
     )
     programs: dict[tuple[int, ...], tuple[Any, list[jax.ShapeDtypeStruct]]] = {}
-    memory: list[jax.Array] = []
-    latest: tuple[int, ...] = ()
+    memory: dict[tuple[int, ...], list[jax.Array]] = {}
 
     def run(state: State, tiles: Any, places: Any, number: np.uint32) -> tuple[State, jax.Array]:
-        nonlocal memory, latest
-        if tiles.shape not in programs:
+        shape = tiles.shape
+        if shape not in programs:
             *_, kept = jax.eval_shape(mapped, state, tiles, places, number, [])
             program = mapped.lower(state, tiles, places, number, kept).compile()
-            programs[tiles.shape] = program, kept
-        program, kept = programs[tiles.shape]
-        if latest != tiles.shape:
-            # After compiling, which takes memory too.
-            memory, latest = [], tiles.shape
-            memory = _zeros(kept)
-        state, figures, memory = program(state, tiles, places, number, memory)
+            programs[shape] = program, kept
+        program, kept = programs[shape]
+        if shape not in memory:
+            # Of one shape at a time; and after compiling, which takes memory too.
+            memory.clear()
+            memory[shape] = _zeros(kept)
+        state, figures, memory[shape] = program(state, tiles, places, number, memory[shape])
         return state, figures
 
     return run

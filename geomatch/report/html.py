@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,10 @@ from PIL import Image
 from geomatch import __version__
 from geomatch.data import embeddings
 from geomatch.data.queries import QueryTable
-from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.project import Project, read_manifest, replacing
 from geomatch.report import curves
-from geomatch.report.matches import match_folder
+from geomatch.report.matches import TilePictures, match_folder
 from geomatch.report.pictures import picture
 
 LARGE, SMALL, QUALITY = 96, 64, 70
@@ -56,18 +55,18 @@ def write_page(project: Project, folder: Path) -> Path:
     """
     report = read_manifest(folder / "report.json", "geomatch eval")
     queries = QueryTable.load(folder / "queries.parquet")
-    tiles, facts = TileTable.load(project.catalogue), project.tile_facts()
+    thumbnails, facts = Thumbnails.of(project), project.tile_facts()
+    tiles = thumbnails.tiles
     made = embeddings.read_facts(project.embeddings / f"{report['embeddings']}.parquet")
     split = next((s for s in reversed(SPLITS) if report["splits"][s]["queries"]), SPLITS[-1])
     asked = queries.select(tiles.split[queries.tile] == SPLITS.index(split))
-    thumbnails = Thumbnails(TileStore.open(project.pixels), tiles, facts["channels"]["image"])
     ground, drawn = _ground(tiles, asked, facts["placement"] == "real")
     shown = curves.charts(report["splits"], split, _training(project, made))
     curves.draw(shown, folder / "figures")
     if checked := report["splits"][split]["roc"]:
         curves.draw_confusion(checked["confusion"], split, folder / "figures")
     chosen = _chosen(tiles.places(), asked)
-    match_folder(project, tiles, asked, chosen, folder / "matches")
+    match_folder(thumbnails, asked, chosen, folder / "matches")
     page = {
         "version": __version__,
         "split": split,
@@ -75,7 +74,7 @@ def write_page(project: Project, folder: Path) -> Path:
         "charts": [asdict(chart) for chart in shown],
         "distribution": _distribution(tiles),
         "shown": {
-            name: [_answered(tiles, asked, row, thumbnails) for row in rows]
+            name: [_answered(asked, row, thumbnails) for row in rows]
             for name, rows in chosen.items()
         },
         "map": ground,
@@ -108,17 +107,8 @@ def _packaged(name: str) -> str:
     return resources.files("geomatch.report").joinpath(name).read_text("utf-8")
 
 
-@dataclass(frozen=True)
-class Thumbnails:
-    """Small pictures of a project's tiles, as JPEG.
-
-    Attributes:
-        channels: of the image, which come before those of the labels.
-    """
-
-    store: TileStore
-    tiles: TileTable
-    channels: int
+class Thumbnails(TilePictures):
+    """Small pictures of a project's tiles, as JPEG."""
 
     def uri(self, row: int) -> str:
         """A tile of the catalogue, as a data URI."""
@@ -211,12 +201,10 @@ def _chosen(places: Ints, asked: QueryTable) -> dict[str, list[int]]:
     return chosen
 
 
-def _answered(
-    tiles: TileTable, asked: QueryTable, row: int, thumbnails: Thumbnails
-) -> dict[str, Any]:
+def _answered(asked: QueryTable, row: int, thumbnails: Thumbnails) -> dict[str, Any]:
     query, top = asked.tile[row], asked.top[row][asked.top[row] >= 0]
     scores, metres = _numbers(asked.top_score[row], 3), _numbers(asked.distance_m[row], 0)
-    shown = tiles.select(np.array([query, *top]))
+    shown = thumbnails.tiles.select(np.array([query, *top]))
     ids, cells, years = shown.ids(), shown.cells(), [shown.years[code] for code in shown.year]
     return {
         "id": ids[0],

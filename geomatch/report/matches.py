@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,34 +17,54 @@ from geomatch.project import Project, replacing
 from geomatch.report.pictures import Thumbnail, answers, sheet
 
 
-def match_row(
-    tiles: TileTable,
-    store: TileStore,
-    channels: int,
-    found: Sequence[Mapping[str, Any]],
-    rows: Sequence[int],
-    query: int | NDArray[np.uint8],
-    name: str,
-) -> list[Thumbnail]:
-    """A query and its answers, side by side.
+@dataclass(frozen=True)
+class TilePictures:
+    """What a project's tiles look like.
 
-    Args:
-        channels: of the image.
-        found: in order of rank, as `query --json` gives them.
-        rows: of the answers in the pixel store.
-        query: its row, or the pixels (h, w, c) of an image.
-        name: of the query.
+    Attributes:
+        channels: of the image, which come before those of the labels.
     """
-    shown = tiles.select(np.searchsorted(tiles.store_row, np.asarray(rows, np.int64)))
-    pixels = store.read(np.asarray(rows, np.int64))[..., :channels]
-    if isinstance(query, int):
-        asked = tiles.select(np.searchsorted(tiles.store_row, [query]))
-        place = asked.cells()[0]
-        caption = f"query {place}", asked.years[asked.year[0]] or name
-        own = store.read(np.array([query]))[0]
-    else:
-        place, caption, own = "", ("query", name), query
-    return [Thumbnail(own[..., :channels], caption), *answers(found, pixels, shown.cells(), place)]
+
+    tiles: TileTable
+    store: TileStore
+    channels: int
+
+    @classmethod
+    def of(cls, project: Project) -> Self:
+        """Of all tiles of a project."""
+        channels = project.tile_facts()["channels"]["image"]
+        return cls(TileTable.load(project.catalogue), TileStore.open(project.pixels), channels)
+
+    def row(
+        self,
+        found: Sequence[Mapping[str, Any]],
+        rows: Sequence[int],
+        query: int | NDArray[np.uint8],
+        name: str,
+    ) -> list[Thumbnail]:
+        """A query and its answers, side by side.
+
+        Args:
+            found: in order of rank, as `query --json` gives them.
+            rows: of the answers in the pixel store.
+            query: its row, or the pixels (h, w, c) of an image.
+            name: of the query.
+        """
+        shown = self._at(rows)
+        pixels = self.store.read(np.asarray(rows, np.int64))[..., : self.channels]
+        if isinstance(query, int):
+            asked = self._at([query])
+            place = asked.cells()[0]
+            caption = f"query {place}", asked.years[asked.year[0]] or name
+            own = self.store.read(np.array([query]))[0]
+        else:
+            place, caption, own = "", ("query", name), query
+        asking = Thumbnail(own[..., : self.channels], caption)
+        return [asking, *answers(found, pixels, shown.cells(), place)]
+
+    def _at(self, rows: Sequence[int]) -> TileTable:
+        """Tiles at rows of the pixel store."""
+        return self.tiles.select(np.searchsorted(self.tiles.store_row, rows))
 
 
 def match_sheet(
@@ -54,20 +75,14 @@ def match_sheet(
     name: str,
     path: Path,
 ) -> None:
-    """Draw a query and its answers as a PNG; see `match_row`."""
-    tiles, store = TileTable.load(project.catalogue), TileStore.open(project.pixels)
-    channels = project.tile_facts()["channels"]["image"]
-    row = match_row(tiles, store, channels, found, rows, query, name)
+    """Draw a query and its answers as a PNG; see `TilePictures.row`."""
+    row = TilePictures.of(project).row(found, rows, query, name)
     with replacing(path) as temporary:
         sheet([row], temporary)
 
 
 def match_folder(
-    project: Project,
-    tiles: TileTable,
-    queries: QueryTable,
-    chosen: Mapping[str, Sequence[int]],
-    folder: Path,
+    pictures: TilePictures, queries: QueryTable, chosen: Mapping[str, Sequence[int]], folder: Path
 ) -> None:
     """Draw queries of an evaluation, each a PNG such as "worst-2.png"; earlier ones are removed.
 
@@ -78,8 +93,7 @@ def match_folder(
     """
     for old in folder.glob("*.png"):
         old.unlink()
-    store = TileStore.open(project.pixels)
-    channels = project.tile_facts()["channels"]["image"]
+    tiles = pictures.tiles
 
     def answer(tile: int, rank: int, score: float, metres: float) -> dict[str, Any]:
         year = tiles.years[tiles.year[tile]]
@@ -100,6 +114,6 @@ def match_folder(
             query = int(tiles.store_row[queries.tile[row]])
             own = tiles.select(queries.tile[[row]]).ids()[0]
             stored = tiles.store_row[shown].tolist()
-            drawn = match_row(tiles, store, channels, found, stored, query, own)
+            drawn = pictures.row(found, stored, query, own)
             with replacing(folder / f"{name}-{number}.png") as temporary:
                 sheet([drawn], temporary)
