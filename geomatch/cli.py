@@ -337,6 +337,10 @@ def embed(
     asked += [f"embed.dtype={dtype}"] if dtype else []
     opened, wanted = _open(project, asked + (settings or []))
     opened.tile_facts()
+    from geomatch.nn import backend, engines
+
+    if engines.choose(wanted.embed.engine, wanted.embed.dtype).engine == "jax":
+        backend.keep_memory()
     from geomatch.embed import embed as stage
 
     with console.progress(quiet) as report:

@@ -24,6 +24,24 @@ print(json.dumps([flags, backend.has_onednn(), jax.config.jax_enable_compilation
 """
 
 
+FRESH = """
+import resource, sys
+from geomatch.nn import backend
+if sys.argv[1] == "kept":
+    backend.keep_memory()
+import pyarrow
+backend.prepare()
+import jax
+import jax.numpy as jnp
+work = jax.jit(lambda x: jnp.sort(x @ x, axis=0).sum())
+x = jnp.ones((4096, 4096))
+for _ in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    work(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
 def run(*command, **environment):
     return subprocess.run(
         [sys.executable, *command],
@@ -58,9 +76,21 @@ def test_what_the_user_says_holds():
     assert (onednn, kept) == (False, True)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc's malloc")
+def test_memory_is_kept_from_one_run_of_a_program_to_the_next():
+    pages = {}
+    for how in ("given back", "kept"):
+        done = run("-c", FRESH, how)
+        assert done.returncode == 0, done.stderr
+        pages[how] = int(done.stdout)
+    assert pages["given back"] > 4096 * 4096 * 4 / 4096
+    assert pages["kept"] < 100
+
+
 @pytest.mark.skipif(not NEW, reason="before jax 0.12 XLA has no convolutions of oneDNN")
-def test_layers_in_bfloat16_hold_by_onednn_too():
-    tests = Path(__file__).with_name("test_layers.py")
+@pytest.mark.parametrize("tests", ["test_layers.py", "test_engines.py"])
+def test_bfloat16_holds_by_onednn_too(tests):
+    tests = Path(__file__).with_name(tests)
     done = run(
         "-m", "pytest", "-n", "0", "-q", str(tests), "-k", "bfloat16", XLA_FLAGS=f"--{ONEDNN}=true"
     )

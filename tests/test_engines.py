@@ -12,7 +12,7 @@ from small_network import network, tiles
 
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.nn import backend, engines
-from geomatch.nn.describe import describe, describe_with
+from geomatch.nn.describe import Jax, describe, describe_with
 from geomatch.nn.engines import FASTEST, Choice, build, choose
 from geomatch.nn.step import TileForm
 
@@ -72,6 +72,11 @@ def test_batches_are_asked_for_one_ahead(encoder):
     assert asked == [0, 1]
     next(described)
     assert asked == [0, 1, 2]
+
+
+def test_weights_as_constants_give_the_same(encoder, wanted):
+    (found,) = describe_with(Jax(*encoder, 12, fixed=True), [tiles(FORM, 11)])
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_no_batches_give_nothing(encoder):

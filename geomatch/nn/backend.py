@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 FLAGS = {
@@ -15,6 +17,10 @@ FLAGS = {
 """Of XLA's CPU backend, where the user says nothing else; known to jax 0.10 to 0.12."""
 ONEDNN = "xla_cpu_experimental_onednn_custom_call"
 """Gives bfloat16 convolutions and products to oneDNN, five times faster; from jax 0.12 on."""
+
+
+MALLOC = {-8: 1, -4: 0, -1: 2**31 - 1}
+"""glibc's M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD, with which it keeps what is freed."""
 
 
 def prepare(dtype: str = "float32") -> None:
@@ -43,6 +49,18 @@ def prepare(dtype: str = "float32") -> None:
         os.environ["XLA_FLAGS"] = " ".join([said, *mine]).strip()
     if has_onednn():
         jax.config.update("jax_enable_compilation_cache", False)
+
+
+def keep_memory() -> None:
+    """Have memory that is freed stay with the process, rather than go back to the system.
+
+    XLA's CPU backend asks anew for all that a program needs each time it runs, and to be given
+    fresh pages takes time. Call this before libraries begin threads (pyarrow does): threads that
+    are there have memory of their own, where large pieces are not kept.
+    """
+    if cpu_only() and sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+        for parameter, value in MALLOC.items():
+            library.mallopt(parameter, value)
 
 
 def has_onednn() -> bool:

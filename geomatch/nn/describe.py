@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -77,20 +78,29 @@ def _start(engine: Engine, batch: NDArray[np.uint8]) -> Callable[[], NDArray[np.
 
 
 class Jax:
-    """The network itself, over all devices."""
+    """The network itself, over all devices.
 
-    def __init__(self, model: Network, variables: Any, size: int, name: str = "jax") -> None:
+    Args:
+        fixed: make the weights constants of the program, which oneDNN then folds and lays out once
+            instead of with every batch: for many batches, and a program that is not kept.
+    """
+
+    def __init__(
+        self, model: Network, variables: Any, size: int, name: str = "jax", fixed: bool = False
+    ) -> None:
         self.name = name
         self.devices = jax.local_device_count()
         self.size = -(-size // self.devices) * self.devices
+        if fixed:
+            self.forward = jax.pmap(partial(model.apply, variables))
+            return
         # Once, rather than with every batch.
         mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("devices",))
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        self.variables = jax.device_put(variables, everywhere)
-        self.forward = _forward(model)
+        self.forward = partial(_forward(model), jax.device_put(variables, everywhere))
 
     def start(self, tiles: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
-        result = self.forward(self.variables, tiles.reshape(self.devices, -1, *tiles.shape[1:]))
+        result = self.forward(tiles.reshape(self.devices, -1, *tiles.shape[1:]))
         return lambda: np.asarray(result).reshape(self.size, -1)
 
 

@@ -104,7 +104,8 @@ def build(
         GeomatchError: the network cannot be written for the engine, or int8 has no tiles.
     """
     if choice.engine == "jax":
-        return Jax(in_dtype(model, choice.dtype), variables, size, " ".join(choice))
+        model = in_dtype(model, choice.dtype)
+        return Jax(model, variables, size, " ".join(choice), fixed=backend.has_onednn())
     forward = partial(in_dtype(model, "float32").apply, variables)
     graph = to_onnx(forward, (form.size, form.size, form.channels))
     if choice.engine == "onnxruntime":

@@ -253,6 +253,9 @@ batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def relu(x: jax.Array, most: float | None) -> jax.Array:
     """ReLU, cut at `most`; its gradient keeps the result alone, which the next layer keeps too."""
+    if _by_onednn(x.dtype):
+        # As it is written in bfloat16, oneDNN does not take it into the sum of a residual.
+        return jnp.clip(x.astype(jnp.float32), 0, most).astype(x.dtype)
     return jnp.clip(x, 0, most)
 
 

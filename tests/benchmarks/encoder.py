@@ -293,6 +293,10 @@ def ours_embedding(engine: str, dtype: str) -> Callable[[Asked], Work]:
     def prepare(asked: Asked) -> Work:
         from geomatch.nn import backend, engines
 
+        if engine == "jax":
+            backend.keep_memory()
+        import geomatch.embed  # noqa: F401  (with the threads that its libraries begin)
+
         backend.prepare(dtype)
         from geomatch.nn.describe import describe_with
         from geomatch.nn.step import build, initial_state
