@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from geomatch.nn import backend
 from geomatch.nn.backend import ONEDNN
 
 NEW = jax.__version_info__ >= (0, 12)
@@ -67,13 +68,23 @@ def test_in_float32_programs_are_kept():
 def test_in_bfloat16_onednn_computes_where_it_can():
     flags, onednn, kept = told("bfloat16")
     assert (f"--{ONEDNN}=true" in flags) is NEW
-    assert (onednn, kept) == (NEW, not NEW)
+    assert (onednn, kept) == (NEW, not NEW and not backend.onednn_by_name())
 
 
 def test_what_the_user_says_holds():
     flags, onednn, kept = told("bfloat16", said=f"--{ONEDNN}=false")
     assert flags.count(ONEDNN) == 1
     assert (onednn, kept) == (False, True)
+
+
+@pytest.mark.skipif(not backend.onednn_by_name(), reason="XLA gives it to oneDNN, or has none")
+def test_layers_in_bfloat16_hold_without_onednn_too():
+    tests = Path(__file__).with_name("test_layers.py")
+    done = run(
+        "-m", "pytest", "-n", "0", "-q", str(tests), "-k", "bfloat16", XLA_FLAGS=f"--{ONEDNN}=false"
+    )
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc's malloc")

@@ -11,7 +11,7 @@ import pytest
 from small_network import network, tiles
 
 from geomatch.errors import GeomatchError, UsageError
-from geomatch.nn import backend, engines
+from geomatch.nn import backend
 from geomatch.nn.describe import Jax, describe, describe_with
 from geomatch.nn.engines import FASTEST, Choice, build, choose
 from geomatch.nn.step import TileForm
@@ -105,7 +105,7 @@ def machine(monkeypatch):
         missing = {"openvino", "nncf", "onnxruntime", "onnx"} - set(packages)
         spec = lambda name: None if name in missing else find("numpy")  # noqa: E731
         monkeypatch.setattr(importlib.util, "find_spec", spec)
-        monkeypatch.setattr(engines, "_has_bfloat16", lambda: bfloat16)
+        monkeypatch.setattr(backend, "has_bfloat16", lambda: bfloat16)
         monkeypatch.setattr(backend, "cpu_only", lambda: cpu)
 
     return have

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -16,7 +17,9 @@ FLAGS = {
 }
 """Of XLA's CPU backend, where the user says nothing else; known to jax 0.10 to 0.12."""
 ONEDNN = "xla_cpu_experimental_onednn_custom_call"
-"""Gives bfloat16 convolutions and products to oneDNN, five times faster; from jax 0.12 on."""
+"""Gives bfloat16 convolutions and products to oneDNN, five times faster, from jax 0.12 on.
+
+Earlier it does nothing; "false" then keeps `geomatch` from calling oneDNN by name."""
 
 
 MALLOC = {-8: 1, -4: 0, -1: 2**31 - 1}
@@ -47,7 +50,7 @@ def prepare(dtype: str = "float32") -> None:
             flags[ONEDNN] = "true"
         mine = [f"--{name}={value}" for name, value in flags.items() if name not in said]
         os.environ["XLA_FLAGS"] = " ".join([said, *mine]).strip()
-    if has_onednn():
+    if by_onednn(dtype):
         jax.config.update("jax_enable_compilation_cache", False)
 
 
@@ -63,11 +66,34 @@ def keep_memory() -> None:
             library.mallopt(parameter, value)
 
 
+def by_onednn(dtype: str) -> bool:
+    """Whether a network in `dtype` is computed by oneDNN; its programs cannot be stored."""
+    return has_onednn() or (dtype == "bfloat16" and onednn_by_name())
+
+
 def has_onednn() -> bool:
-    """Whether XLA computes in bfloat16 by oneDNN."""
+    """Whether XLA gives bfloat16 to oneDNN by itself."""
     import jax
 
     return jax.__version_info__ >= (0, 12) and f"--{ONEDNN}=true" in os.environ.get("XLA_FLAGS", "")
+
+
+def onednn_by_name() -> bool:
+    """Whether XLA has oneDNN for bfloat16, but gives it work only where it is called by name."""
+    import jax
+
+    here = sys.platform == "linux" and platform.machine() == "x86_64" and has_bfloat16()
+    wanted = f"--{ONEDNN}=false" not in os.environ.get("XLA_FLAGS", "")
+    return here and wanted and (0, 10) <= jax.__version_info__ < (0, 12)
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor computes in bfloat16, rather than imitate it."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags)
 
 
 def cpu_only() -> bool:

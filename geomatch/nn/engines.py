@@ -8,7 +8,6 @@ import io
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,7 +62,7 @@ def choose(engine: str, dtype: str) -> Choice:
     order = list(FASTEST)
     if not backend.cpu_only():
         order.sort(key=lambda choice: choice.engine != "jax")
-    elif dtype == "auto" and not _has_bfloat16():
+    elif dtype == "auto" and not backend.has_bfloat16():
         order = [choice for choice in order if choice.dtype != "bfloat16"]
     fitting = [c for c in order if engine in ("auto", c.engine) and dtype in ("auto", c.dtype)]
     if not fitting:
@@ -74,15 +73,6 @@ def choose(engine: str, dtype: str) -> Choice:
             return choice
     name = fitting[0].engine
     raise GeomatchError(f"{name} is not installed", f"Run: pip install 'geomatch[{name}]'")
-
-
-def _has_bfloat16() -> bool:
-    """Whether the processor computes in bfloat16, rather than imitate it."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text().split()
-    except OSError:
-        return False
-    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags)
 
 
 def build(
@@ -105,7 +95,7 @@ def build(
     """
     if choice.engine == "jax":
         model = in_dtype(model, choice.dtype)
-        return Jax(model, variables, size, " ".join(choice), fixed=backend.has_onednn())
+        return Jax(model, variables, size, " ".join(choice), fixed=backend.by_onednn(choice.dtype))
     forward = partial(in_dtype(model, "float32").apply, variables)
     graph = to_onnx(forward, (form.size, form.size, form.channels))
     if choice.engine == "onnxruntime":

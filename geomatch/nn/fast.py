@@ -7,6 +7,7 @@ takes paths through XLA that are several times slower there (measured in `tests/
 from __future__ import annotations
 
 import functools
+import json
 from functools import partial
 from typing import Any
 
@@ -93,16 +94,9 @@ def _kernel_gradient(
         return gradient
     shifted = _shifted(_padded(x, edges), k, stride)
     flat = dy.reshape(-1, filters)
-    if onednn:
-        total = shifted[0].T @ flat
-    elif dy.dtype == jnp.bfloat16:
-        if k == 1 and channels <= filters:
-            products = [_product(_transposed(shifted[0]), flat)]
-        else:
-            turned = _transposed(flat)
-            products = [_transposed(_product(turned, part)) for part in shifted]
-        total = jnp.stack(products)
-    elif k == 1 and channels <= filters:
+    if dy.dtype == jnp.bfloat16 and backend.onednn_by_name():
+        total = jnp.stack([_called_product(part, flat) for part in shifted])
+    elif k == 1 and (onednn or channels <= filters):
         total = shifted[0].T @ flat
     else:
         total = _transposed(flat.T @ jnp.concatenate(shifted, axis=1))
@@ -110,41 +104,69 @@ def _kernel_gradient(
 
 
 def _transposed(matrix: jax.Array) -> jax.Array:
-    """(n, c) to (c, n), in memory.
-
-    XLA folds a plain transposition into the product beside it: turns its operands round, or sums
-    over the rows of both, which in bfloat16 is slower by an order of magnitude.
-    """
+    """(n, c) to (c, n), in memory: a plain transposition XLA folds into the product beside it."""
     half = len(matrix) // 2
     return jnp.concatenate([matrix[:half].T, matrix[half:].T], axis=1)
 
 
-def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.dot(a, b, preferred_element_type=jnp.float32)
-
-
 def _convolve(padded: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Convolution without padding, as XLA's own or as matrix products.
+    """Convolution without padding, as oneDNN's, XLA's own or a matrix product.
 
     On maps hardly larger than the kernel XLA's convolution falls back to plain loops, sixty
-    times slower. In bfloat16, without oneDNN, it computes in float32, while products use the
-    matrix units.
+    times slower.
     """
-    k, channels = kernel.shape[1:3]
-    height, width = ((size - k) // stride + 1 for size in padded.shape[1:3])
-    onednn = _by_onednn(kernel.dtype)
-    if kernel.dtype == jnp.bfloat16 and channels >= LEAST_CHANNELS and not onednn:
-        flat = kernel.reshape(k * k, channels, -1)
-        products = map(_product, _shifted(padded, k, stride), flat)
-        total = functools.reduce(jnp.add, products)
-    elif k > 1 and min(padded.shape[1:3]) <= SMALL_MAP and not onednn:
+    k = kernel.shape[0]
+    if kernel.dtype == jnp.bfloat16 and backend.onednn_by_name():
+        return _called_onednn(padded, kernel, stride)
+    if k > 1 and min(padded.shape[1:3]) <= SMALL_MAP and not _by_onednn(kernel.dtype):
+        height, width = _outputs(padded, k, stride)
         columns = jnp.concatenate(_shifted(padded, k, stride), axis=1)
         total = columns @ kernel.reshape(-1, kernel.shape[-1])
-    else:
-        return lax.conv_general_dilated(
-            padded, kernel, (stride, stride), "VALID", dimension_numbers=DIMENSIONS
-        )
-    return total.astype(padded.dtype).reshape(len(padded), height, width, -1)
+        return total.reshape(len(padded), height, width, -1)
+    return lax.conv_general_dilated(
+        padded, kernel, (stride, stride), "VALID", dimension_numbers=DIMENSIONS
+    )
+
+
+def _called_onednn(padded: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Convolution without padding by oneDNN, for an XLA that does not give it any itself."""
+    data = {"batch_dim": 0, "feature_dim": 3, "spatial_dims": [1, 2]}
+    kernels = {"input_feature_dim": 2, "output_feature_dim": 3, "spatial_dims": [0, 1]}
+    none, each = [0, 0], [1, 1]
+    window = {"pad_left": none, "pad_right": none, "strides": [stride, stride]}
+    config = {
+        "dims": 4,
+        "feature_groups": 1,
+        "input": {"data": data},
+        "kernel": {"filter": kernels | {"shape": kernel.shape}},
+        "output": {"data": data},
+        "window": window | {"window_dilations": each},
+    }
+    shape = (len(padded), *_outputs(padded, len(kernel), stride), kernel.shape[-1])
+    return _called("convolution", {"onednn_conv_config": config}, shape, padded, kernel)
+
+
+def _called_product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a.T @ b by oneDNN, for an XLA that does not give it any itself."""
+    config = {"onednn_matmul_config": {"transpose_a": True}}
+    return _called("matmul", config, (a.shape[1], b.shape[1]), a, b)
+
+
+def _called(name: str, config: dict[str, Any], shape: tuple[int, ...], *operands: Any) -> jax.Array:
+    """What XLA's thunk of oneDNN gives, its configuration that of `onednn_config.proto`."""
+    call = jax.ffi.ffi_call(
+        f"__onednn${name}",
+        jax.ShapeDtypeStruct(shape, operands[0].dtype),
+        custom_call_api_version=2,
+        legacy_backend_config=json.dumps(config),
+    )
+    result: jax.Array = call(*operands)
+    return result
+
+
+def _outputs(padded: jax.Array, k: int, stride: int) -> tuple[int, int]:
+    height, width = ((size - k) // stride + 1 for size in padded.shape[1:3])
+    return height, width
 
 
 def _by_onednn(dtype: Any) -> bool:
