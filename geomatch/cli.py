@@ -340,7 +340,7 @@ def embed(
     from geomatch.nn import backend, engines
 
     if engines.choose(wanted.embed.engine, wanted.embed.dtype).engine == "jax":
-        backend.keep_memory()
+        backend.keep_memory()  # here, since the stage brings pyarrow
     from geomatch.embed import embed as stage
 
     with console.progress(quiet) as report:

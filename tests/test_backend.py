@@ -77,14 +77,31 @@ def test_what_the_user_says_holds():
     assert (onednn, kept) == (False, True)
 
 
-@pytest.mark.skipif(not backend.onednn_by_name(), reason="XLA gives it to oneDNN, or has none")
-def test_layers_in_bfloat16_hold_without_onednn_too():
-    tests = Path(__file__).with_name("test_layers.py")
-    done = run(
-        "-m", "pytest", "-n", "0", "-q", str(tests), "-k", "bfloat16", XLA_FLAGS=f"--{ONEDNN}=false"
-    )
+def check_bfloat16(tests, onednn):
+    """Run the tests of bfloat16 in a file with oneDNN allowed ("true") or forbidden ("false")."""
+    path = str(Path(__file__).with_name(tests))
+    flag = f"--{ONEDNN}={onednn}"
+    done = run("-m", "pytest", "-n", "0", "-q", path, "-k", "bfloat16", XLA_FLAGS=flag)
     assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout
+
+
+@pytest.mark.skipif(not backend.onednn_by_name(), reason="XLA gives it to oneDNN, or has none")
+def test_layers_in_bfloat16_hold_without_onednn_too():
+    check_bfloat16("test_layers.py", onednn="false")
+
+
+@pytest.mark.skipif(not NEW, reason="before jax 0.12 XLA gives oneDNN nothing")
+@pytest.mark.parametrize("tests", ["test_layers.py", "test_engines.py"])
+def test_bfloat16_holds_by_onednn_too(tests):
+    check_bfloat16(tests, onednn="true")
+
+
+def test_an_accelerator_keeps_its_programs_in_bfloat16(monkeypatch):
+    monkeypatch.setattr(backend, "cpu_only", lambda: False)
+    monkeypatch.setattr(backend, "has_onednn", lambda: False)
+    monkeypatch.setattr(backend, "onednn_by_name", lambda: True)
+    assert not backend.uses_onednn("bfloat16")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc's malloc")
@@ -96,14 +113,3 @@ def test_memory_is_kept_from_one_run_of_a_program_to_the_next():
         pages[how] = int(done.stdout)
     assert pages["given back"] > 4096 * 4096 * 4 / 4096
     assert pages["kept"] < 100
-
-
-@pytest.mark.skipif(not NEW, reason="before jax 0.12 XLA has no convolutions of oneDNN")
-@pytest.mark.parametrize("tests", ["test_layers.py", "test_engines.py"])
-def test_bfloat16_holds_by_onednn_too(tests):
-    tests = Path(__file__).with_name(tests)
-    done = run(
-        "-m", "pytest", "-n", "0", "-q", str(tests), "-k", "bfloat16", XLA_FLAGS=f"--{ONEDNN}=true"
-    )
-    assert done.returncode == 0, done.stdout
-    assert " passed" in done.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import os
 import platform
@@ -19,9 +20,8 @@ FLAGS = {
 ONEDNN = "xla_cpu_experimental_onednn_custom_call"
 """Gives bfloat16 convolutions and products to oneDNN, five times faster, from jax 0.12 on.
 
-Earlier it does nothing; "false" then keeps `geomatch` from calling oneDNN by name."""
-
-
+Earlier it does nothing; "false" then keeps `geomatch` from calling oneDNN by name.
+"""
 MALLOC = {-8: 1, -4: 0, -1: 2**31 - 1}
 """glibc's M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD, with which it keeps what is freed."""
 
@@ -50,7 +50,7 @@ def prepare(dtype: str = "float32") -> None:
             flags[ONEDNN] = "true"
         mine = [f"--{name}={value}" for name, value in flags.items() if name not in said]
         os.environ["XLA_FLAGS"] = " ".join([said, *mine]).strip()
-    if by_onednn(dtype):
+    if uses_onednn(dtype):
         jax.config.update("jax_enable_compilation_cache", False)
 
 
@@ -66,9 +66,9 @@ def keep_memory() -> None:
             library.mallopt(parameter, value)
 
 
-def by_onednn(dtype: str) -> bool:
-    """Whether a network in `dtype` is computed by oneDNN; its programs cannot be stored."""
-    return has_onednn() or (dtype == "bfloat16" and onednn_by_name())
+def uses_onednn(dtype: str) -> bool:
+    """Whether JAX computes a network in `dtype` by oneDNN; its programs cannot be stored."""
+    return has_onednn() or (dtype == "bfloat16" and cpu_only() and onednn_by_name())
 
 
 def has_onednn() -> bool:
@@ -79,14 +79,17 @@ def has_onednn() -> bool:
 
 
 def onednn_by_name() -> bool:
-    """Whether XLA has oneDNN for bfloat16, but gives it work only where it is called by name."""
+    """Whether XLA on a CPU has oneDNN for bfloat16, but gives it work only if called by name."""
     import jax
 
-    here = sys.platform == "linux" and platform.machine() == "x86_64" and has_bfloat16()
-    wanted = f"--{ONEDNN}=false" not in os.environ.get("XLA_FLAGS", "")
-    return here and wanted and (0, 10) <= jax.__version_info__ < (0, 12)
+    if not (0, 10) <= jax.__version_info__ < (0, 12):
+        return False
+    forbidden = f"--{ONEDNN}=false" in os.environ.get("XLA_FLAGS", "")
+    built_in = sys.platform == "linux" and platform.machine() == "x86_64"
+    return built_in and not forbidden and has_bfloat16()
 
 
+@functools.cache
 def has_bfloat16() -> bool:
     """Whether the processor computes in bfloat16, rather than imitate it."""
     try:

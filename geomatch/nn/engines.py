@@ -95,7 +95,8 @@ def build(
     """
     if choice.engine == "jax":
         model = in_dtype(model, choice.dtype)
-        return Jax(model, variables, size, " ".join(choice), fixed=backend.by_onednn(choice.dtype))
+        fixed = backend.uses_onednn(choice.dtype)
+        return Jax(model, variables, size, " ".join(choice), fixed)
     forward = partial(in_dtype(model, "float32").apply, variables)
     graph = to_onnx(forward, (form.size, form.size, form.channels))
     if choice.engine == "onnxruntime":

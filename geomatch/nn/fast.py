@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -94,7 +95,7 @@ def _kernel_gradient(
         return gradient
     shifted = _shifted(_padded(x, edges), k, stride)
     flat = dy.reshape(-1, filters)
-    if dy.dtype == jnp.bfloat16 and backend.onednn_by_name():
+    if _calls_onednn(dy.dtype):
         total = jnp.stack([_called_product(part, flat) for part in shifted])
     elif k == 1 and (onednn or channels <= filters):
         total = shifted[0].T @ flat
@@ -116,8 +117,8 @@ def _convolve(padded: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     times slower.
     """
     k = kernel.shape[0]
-    if kernel.dtype == jnp.bfloat16 and backend.onednn_by_name():
-        return _called_onednn(padded, kernel, stride)
+    if _calls_onednn(kernel.dtype):
+        return _called_convolution(padded, kernel, stride)
     if k > 1 and min(padded.shape[1:3]) <= SMALL_MAP and not _by_onednn(kernel.dtype):
         height, width = _outputs(padded, k, stride)
         columns = jnp.concatenate(_shifted(padded, k, stride), axis=1)
@@ -128,19 +129,28 @@ def _convolve(padded: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     )
 
 
-def _called_onednn(padded: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+def _called_convolution(padded: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Convolution without padding by oneDNN, for an XLA that does not give it any itself."""
     data = {"batch_dim": 0, "feature_dim": 3, "spatial_dims": [1, 2]}
-    kernels = {"input_feature_dim": 2, "output_feature_dim": 3, "spatial_dims": [0, 1]}
-    none, each = [0, 0], [1, 1]
-    window = {"pad_left": none, "pad_right": none, "strides": [stride, stride]}
     config = {
         "dims": 4,
         "feature_groups": 1,
         "input": {"data": data},
-        "kernel": {"filter": kernels | {"shape": kernel.shape}},
+        "kernel": {
+            "filter": {
+                "input_feature_dim": 2,
+                "output_feature_dim": 3,
+                "spatial_dims": [0, 1],
+                "shape": kernel.shape,
+            }
+        },
         "output": {"data": data},
-        "window": window | {"window_dilations": each},
+        "window": {
+            "pad_left": [0, 0],
+            "pad_right": [0, 0],
+            "strides": [stride, stride],
+            "window_dilations": [1, 1],
+        },
     }
     shape = (len(padded), *_outputs(padded, len(kernel), stride), kernel.shape[-1])
     return _called("convolution", {"onednn_conv_config": config}, shape, padded, kernel)
@@ -173,14 +183,21 @@ def _by_onednn(dtype: Any) -> bool:
     return bool(dtype == jnp.bfloat16) and backend.has_onednn()
 
 
+def _calls_onednn(dtype: Any) -> bool:
+    return bool(dtype == jnp.bfloat16) and backend.onednn_by_name()
+
+
 def _shifted(padded: jax.Array, k: int, stride: int) -> list[jax.Array]:
     """The input under each kernel position, (b h w, c) each."""
+    return [window.reshape(-1, padded.shape[-1]) for window in _windows(padded, k, stride)]
+
+
+def _windows(padded: jax.Array, k: int, stride: int) -> Iterator[jax.Array]:
+    """The input under each kernel position, (b, h, w, c) each."""
     height, width = ((size - k) // stride * stride + 1 for size in padded.shape[1:3])
-    return [
-        padded[:, i : i + height : stride, j : j + width : stride].reshape(-1, padded.shape[-1])
-        for i in range(k)
-        for j in range(k)
-    ]
+    for i in range(k):
+        for j in range(k):
+            yield padded[:, i : i + height : stride, j : j + width : stride]
 
 
 conv.defvjp(_conv_forward, _conv_backward)
@@ -188,14 +205,9 @@ conv.defvjp(_conv_forward, _conv_backward)
 
 def depthwise(x: jax.Array, kernel: jax.Array, stride: int, edges: Edges) -> jax.Array:
     """Convolution of each channel of (b, h, w, c) with its own square kernel, (k, k, 1, c)."""
-    padded, k = _padded(x, edges), kernel.shape[0]
-    height, width = ((size - k) // stride * stride + 1 for size in padded.shape[1:3])
-    products = (
-        padded[:, i : i + height : stride, j : j + width : stride] * kernel[i, j, 0]
-        for i in range(k)
-        for j in range(k)
-    )
-    return functools.reduce(jnp.add, products)
+    weights = kernel.reshape(-1, kernel.shape[-1])
+    windows = _windows(_padded(x, edges), kernel.shape[0], stride)
+    return functools.reduce(jnp.add, map(jnp.multiply, windows, weights))
 
 
 def depthwise_plain(x: jax.Array, kernel: jax.Array, stride: int, edges: Edges) -> jax.Array:
