@@ -1,6 +1,6 @@
 """`python -m geomatch` and the `geomatch` command."""
 
-from geomatch.cli import app
+from geomatch.cli.commands import app
 
 
 def main() -> None:

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from geomatch import photos
+from geomatch import image_input
 from geomatch.data import embeddings
-from geomatch.data.verification import ScoredPairs
+from geomatch.data.pair_scores import ScoredPairs
 from geomatch.errors import GeomatchError, StaleError
-from geomatch.progress import Reporter, silent
+from geomatch.evaluation.calibration import Calibration
+from geomatch.evaluation.verification import ROC, check_fpr
+from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project
 from geomatch.search import exact
-from geomatch.search.calibration import Calibration
-from geomatch.search.pairs import ROC, check_fpr
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def compare(
     *,
     run: str | None = None,
     fpr: float = 0.01,
-    report: Reporter = silent,
+    progress: ProgressCallback = silent,
 ) -> Comparison:
     """Compare two image files by the encoder of some embeddings.
 
@@ -74,12 +74,12 @@ def compare(
     project.check_fresh(facts)
     pairs = _pairs(ScoredPairs.beside(path), facts)
     tiles = project.tile_facts()
-    encoding = photos.encoder_of(project, facts, tiles, "the embeddings are", "eval")
-    cuts = [photos.cut(image, encoding, tiles) for image in (a, b)]
+    encoding = image_input.encoder_of(project, facts, tiles, "the embeddings are", "eval")
+    cuts = [image_input.cut(image, encoding, tiles) for image in (a, b)]
     if tiles["placement"] != "none":
         for cut in cuts:
-            report(cut.remark)
-    vectors = photos.describe_cuts(encoding, cuts, facts)
+            progress(cut.remark)
+    vectors = image_input.describe_cuts(encoding, cuts, facts)
     metric = facts["metric"]
     product = exact.products(vectors, np.array([0]), np.array([1]), metric)
     score = float(exact.scores(product[:, None], vectors[:1], metric)[0, 0])

@@ -21,7 +21,7 @@ def _key(default: Any, doc: str, least: float | None = None) -> Any:
 
 
 @dataclass(frozen=True)
-class Grid:
+class GridConfig:
     size: int = _key(256, "tile side in pixels")
     gsd: float | None = _key(None, "ground sample distance in metres; unset: the first source's")
     crs: str = _key("auto", 'EPSG code; "auto": the first source\'s; "utm": a zone per place')
@@ -31,7 +31,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceConfig:
     year: str = ""
     images: str = ""
     labels: str = ""
@@ -40,7 +40,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Images:
+class ImagesConfig:
     folders: tuple[str, ...] = _key(
         (), 'images in class folders, an MNIST file, or ["train=PATH", "test=PATH"]'
     )
@@ -52,7 +52,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitConfig:
     by: Literal["blocks", "source", "file"] = _key("blocks", "how regions are set apart")
     validation: tuple[str, ...] = _key((), "source: globs of file names; file: polygon files")
     test: tuple[str, ...] = _key((), "the same for the test split")
@@ -63,7 +63,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelConfig:
     trunk: Literal[
         "resnet50",
         "resnet101",
@@ -102,7 +102,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Train:
+class TrainConfig:
     epochs: int = _key(120, "one epoch is every training place once as anchor", least=0)
     batch: int = _key(6, "anchors per global batch, divisible by the devices", least=1)
     views: int = _key(2, "tiles of each place in a batch that is compared as a whole", least=2)
@@ -142,7 +142,7 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Mining:
+class MiningConfig:
     rule: Literal["knn", "ranked", "in-batch", "neighbours", "none"] = _key(
         "knn", '"knn": hard pairs; "ranked": hardest triplets; "neighbours": batches of like tiles'
     )
@@ -162,7 +162,7 @@ class Mining:
 
 
 @dataclass(frozen=True)
-class Augment:
+class AugmentConfig:
     flips: bool = _key(True, "mirror tiles at random")
     turns: bool = _key(True, "quarter turns at random")
     rotation: float = _key(0.0, "largest rotation in degrees, either way", least=0)
@@ -180,7 +180,7 @@ class Augment:
 
 
 @dataclass(frozen=True)
-class Embed:
+class EmbedConfig:
     engine: Literal["auto", "jax", "openvino", "onnxruntime"] = _key(
         "auto", 'what computes; "auto": the fastest that is installed'
     )
@@ -190,14 +190,14 @@ class Embed:
 
 
 @dataclass(frozen=True)
-class Index:
+class IndexConfig:
     metric: Literal["auto", "cosine", "euclidean"] = _key(
         "auto", 'how queries compare; "auto": as the loss of the run did'
     )
 
 
 @dataclass(frozen=True)
-class Eval:
+class EvalConfig:
     database: Literal["split", "all", "train"] = _key(
         "split", "tiles searched: the split's own, all, or the training split's"
     )
@@ -207,7 +207,7 @@ class Eval:
 
 
 @dataclass(frozen=True)
-class Tune:
+class TuneConfig:
     space: tuple[str, ...] = _key(
         (), 'what is tried: ["train.lr = 1e-5 .. 1e-3 log", "model.descriptor = 64 | 128"]'
     )
@@ -218,18 +218,18 @@ class Tune:
 class Config:
     """A project's whole configuration; each field is a table of `geomatch.toml`."""
 
-    grid: Grid = Grid()
-    source: tuple[Source, ...] = ()
-    images: Images = Images()
-    split: Split = Split()
-    model: Model = Model()
-    train: Train = Train()
-    mining: Mining = Mining()
-    augment: Augment = Augment()
-    embed: Embed = Embed()
-    index: Index = Index()
-    eval: Eval = Eval()
-    tune: Tune = Tune()
+    grid: GridConfig = GridConfig()
+    source: tuple[SourceConfig, ...] = ()
+    images: ImagesConfig = ImagesConfig()
+    split: SplitConfig = SplitConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    mining: MiningConfig = MiningConfig()
+    augment: AugmentConfig = AugmentConfig()
+    embed: EmbedConfig = EmbedConfig()
+    index: IndexConfig = IndexConfig()
+    eval: EvalConfig = EvalConfig()
+    tune: TuneConfig = TuneConfig()
 
     @property
     def metric(self) -> Literal["cosine", "euclidean"]:
@@ -288,7 +288,7 @@ def from_dict(values: Mapping[str, Any], where: str) -> Config:
     return _build(Config, values, where)
 
 
-def with_sources(config: Config, sources: Iterable[Source]) -> Config:
+def with_sources(config: Config, sources: Iterable[SourceConfig]) -> Config:
     """`config` with other sources."""
     return dataclasses.replace(config, source=tuple(sources))
 

@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 
 from geomatch import config
-from geomatch.data.pairs import tasks
+from geomatch.data.ground_truth import tasks
 from geomatch.data.tiles import SPLITS
 from geomatch.embed import embed
 from geomatch.errors import UsageError
 from geomatch.evaluate import evaluate
 from geomatch.geo.landscape import write_landscape
 from geomatch.index import index
-from geomatch.progress import Reporter, silent
+from geomatch.progress import ProgressCallback, silent
 from geomatch.project import FORMAT, Project, read_manifest, replace_folder, replacing, write_json
 from geomatch.query import query
+from geomatch.report.contact_sheet import sheet
 from geomatch.report.matches import TilePictures
-from geomatch.report.pictures import sheet
 from geomatch.tile import tile
 from geomatch.train import train
 
@@ -74,7 +74,7 @@ class Shown:
     seconds: float
 
 
-def demo(folder: Path, *, seed: int = 0, report: Reporter = silent) -> Shown:
+def demo(folder: Path, *, seed: int = 0, progress: ProgressCallback = silent) -> Shown:
     """Make a landscape, then tile, train, embed, index, query and evaluate it.
 
     Raises:
@@ -97,36 +97,36 @@ def demo(folder: Path, *, seed: int = 0, report: Reporter = silent) -> Shown:
         temporary.write_text(SETTINGS.format(seed=seed), encoding="utf-8")
     imagery = folder / "imagery"
     if not imagery.exists():
-        report("making a landscape and photographing it in two years")
+        progress("making a landscape and photographing it in two years")
         partial = folder / "imagery.partial"
         partial.mkdir(exist_ok=True)
         write_landscape(partial, seed=seed)
         replace_folder(partial, imagery)
-    return _chain(project, started, report)
+    return _chain(project, started, progress)
 
 
-def _chain(project: Project, started: float, report: Reporter) -> Shown:
+def _chain(project: Project, started: float, progress: ProgressCallback) -> Shown:
     settings = config.load(project.config)
-    tile(project, settings, report=report)
-    figures = []
+    tile(project, settings, progress=progress)
+    metrics = []
     # A run of no epochs is the untrained encoder.
     for name, epochs in (("untrained", 0), ("run1", settings.train.epochs)):
         wanted = config.with_overrides(settings, [f"train.epochs={epochs}"])
-        train(project, wanted, run=name, report=report)
-        named = embed(project, run=name, report=report).name
-        figures.append(evaluate(project, run=named, report=report).splits["test"])
-    index(project, run=named, report=report)
-    picture = _picture(project, report)
+        train(project, wanted, run=name, progress=progress)
+        named = embed(project, run=name, progress=progress).name
+        metrics.append(evaluate(project, run=named, progress=progress).splits["test"])
+    index(project, run=named, progress=progress)
+    picture = _picture(project, progress)
     return Shown(
-        places=figures[0]["queries"] // 2,
-        untrained=figures[0]["map@5"],
-        trained=figures[1]["map@5"],
+        places=metrics[0]["queries"] // 2,
+        untrained=metrics[0]["map@5"],
+        trained=metrics[1]["map@5"],
         picture=picture,
         seconds=time.monotonic() - started,
     )
 
 
-def _picture(project: Project, report: Reporter) -> Path:
+def _picture(project: Project, progress: ProgressCallback) -> Path:
     """Five queries of the test region, spread over it, with their nearest tiles."""
     pictures = TilePictures.of(project)
     tiles = pictures.tiles
@@ -136,7 +136,7 @@ def _picture(project: Project, report: Reporter) -> Path:
     ids = tiles.select(chosen).ids()
     rows = []
     for name in ids:
-        found = query(project, name, report=report)
+        found = query(project, name, progress=progress)
         assert found.query_row is not None
         asked = found.query_row
         rows.append(pictures.row(found.as_json(), found.rows, asked, name))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geomatch import __version__, begin, config
+from geomatch import __version__, config
 from geomatch.data import embeddings
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
@@ -20,9 +20,10 @@ from geomatch.errors import StaleError
 from geomatch.geo import footprints
 from geomatch.nn import backend, engines
 from geomatch.nn.describe import describe_with
-from geomatch.progress import Reporter, silent
+from geomatch.progress import ProgressCallback, silent
 from geomatch.project import FORMAT, Project, fingerprint, read_manifest, replacing, write_json
 from geomatch.runs import Encoding, load_encoder
+from geomatch.training import setup
 
 BATCH = 32
 CALIBRATION = 300
@@ -46,7 +47,7 @@ def embed(
     run: str | None = None,
     model: Path | str | None = None,
     settings: config.Config = DEFAULTS,
-    report: Reporter = silent,
+    progress: ProgressCallback = silent,
 ) -> Embedded:
     """Describe every tile with a run's best checkpoint.
 
@@ -62,10 +63,10 @@ def embed(
     """
     choice = engines.choose(settings.embed.engine, settings.embed.dtype)
     backend.prepare(choice.dtype if choice.engine == "jax" else "float32")
-    if model == begin.IMAGENET and not Path(model).exists():
-        with project.lock("tiles", shared=True), project.lock(begin.IMAGENET):
+    if model == setup.IMAGENET and not Path(model).exists():
+        with project.lock("tiles", shared=True), project.lock(setup.IMAGENET):
             tiles = TileTable.load(project.catalogue)
-            model = begin.pretrained(project, settings, tiles, report)
+            model = setup.pretrained(project, settings, tiles, progress)
     encoding = load_encoder(project, run, Path(model) if model else None)
     name = encoding.name
     path = project.embeddings / f"{name}.parquet"
@@ -81,15 +82,15 @@ def embed(
         }
         if _up_to_date(path, made_from):
             path.touch()  # what was asked for last is what later stages take
-            report(f"embeddings {name} are up to date")
+            progress(f"embeddings {name} are up to date")
             return Embedded(name, path, facts["tiles"])
         tiles = TileTable.load(project.catalogue)
         parts = project.embeddings / f"{name}.partial"
         _prepare(parts, made_from)
-        _describe_parts(parts, TileStore.open(project.pixels), tiles, encoding, choice, report)
+        _describe_parts(parts, TileStore.open(project.pixels), tiles, encoding, choice, progress)
         digest = _join(parts, path, tiles, encoding, made_from)
         shutil.rmtree(parts)
-        report(f"embeddings {name}: {len(tiles)} tiles, fingerprint {digest}")
+        progress(f"embeddings {name}: {len(tiles)} tiles, fingerprint {digest}")
         return Embedded(name, path, len(tiles))
 
 
@@ -115,8 +116,8 @@ def _describe_parts(
     store: TileStore,
     tiles: TileTable,
     encoding: Encoding,
-    choice: engines.Choice,
-    report: Reporter,
+    choice: engines.EngineChoice,
+    progress: ProgressCallback,
 ) -> None:
     engine = engines.build(
         choice,
@@ -126,7 +127,7 @@ def _describe_parts(
         BATCH,
         _calibration(store, tiles),
     )
-    report(f"embedding with {engine.name}")
+    progress(f"embedding with {engine.name}")
     begun, done, fresh = time.monotonic(), 0, 0
     for start in range(0, len(tiles), PART):
         rows = tiles.store_row[start : start + PART]
@@ -140,7 +141,7 @@ def _describe_parts(
             found.append(vectors)
             done, fresh = done + len(vectors), fresh + len(vectors)
             rate = fresh / (time.monotonic() - begun)
-            report("embedding", done, len(tiles), f"{rate:.0f} tiles/s")
+            progress("embedding", done, len(tiles), f"{rate:.0f} tiles/s")
         with replacing(path) as temporary, temporary.open("wb") as handle:
             np.save(handle, np.concatenate(found))
 
@@ -189,7 +190,7 @@ def _join(
             temporary,
             vectors(),
             tiles,
-            *footprints.drawing(tiles.grid),
+            *footprints.file_geometry(tiles.grid),
             facts,
         )
     return digest

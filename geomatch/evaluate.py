@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geomatch import graded
 from geomatch.data.embeddings import Embeddings
+from geomatch.data.pair_scores import ScoredPairs
 from geomatch.data.tiles import SPLITS, TileTable
-from geomatch.data.verification import ScoredPairs
 from geomatch.errors import UsageError
-from geomatch.figures import Conditions, Measured, intervals, measure
-from geomatch.progress import Reporter, silent
+from geomatch.evaluation import graded
+from geomatch.evaluation.measure import Conditions, Measured, intervals, measure
+from geomatch.evaluation.verification import check_fpr
+from geomatch.progress import ProgressCallback, silent
 from geomatch.project import FORMAT, Project, read_manifest, replacing, write_json
 from geomatch.search.exact import Metric
-from geomatch.search.pairs import check_fpr
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Report:
     the paired 95 % interval.
 
     "graded", None without graded answers, has "queries", "database", and of "easy", "medium" and
-    "hard" the "trapezoidal map" and "mp@1", "mp@5" and "mp@10"; see `geomatch.graded`.
+    "hard" the "trapezoidal map" and "mp@1", "mp@5" and "mp@10"; see `geomatch.evaluation.graded`.
 
     `name` is that of its folder in `reports/`, where `report.json` lies beside `queries.parquet`, a
     `QueryTable` of all splits.
@@ -98,7 +98,7 @@ def evaluate(
     baselines: bool = False,
     others: Sequence[str] = (),
     grades: Path | None = None,
-    report: Reporter = silent,
+    progress: ProgressCallback = silent,
 ) -> Report:
     """Measure embeddings on every split, after the protocol of the README.
 
@@ -110,7 +110,8 @@ def evaluate(
         same_year: search the queries' own year too, as a distraction.
         fpr: share of pairs of other places that may pass as the same one; the threshold for it is
             chosen on the validation split, where there is one.
-        baselines: measure an untrained encoder and others beside it; see `geomatch.baselines`.
+        baselines: measure an untrained encoder and others beside it; see
+            `geomatch.evaluation.baselines`.
         others: names of embeddings to measure beside it.
         grades: a CSV file of graded answers, for the revisited Oxford and Paris protocol. Its
             queries are searched for in what else there is of their splits, or in `database`.
@@ -133,7 +134,7 @@ def evaluate(
     truths = graded.read(grades, tiles) if grades else {}
 
     def measured(vectors: NDArray[np.float32], metric: Metric) -> Measured:
-        return measure(vectors, metric, tiles, placed, conditions, fpr, report)
+        return measure(vectors, metric, tiles, placed, conditions, fpr, progress)
 
     found = measured(described.vectors, described.facts["metric"])
     beside = [
@@ -141,22 +142,24 @@ def evaluate(
         for other, rival in ((other, _described(project, other)) for other in rivals)
     ]
     if baselines:
-        from geomatch.baselines import baselines as describe
+        from geomatch.evaluation.baselines import baselines as describe
 
         beside += [
             _beside(other, found, measured(vectors, metric), tiles)
-            for other, vectors, metric in describe(project, tiles, described.facts, report)
+            for other, vectors, metric in describe(project, tiles, described.facts, progress)
         ]
     told = [*conditions.unusual, *([f"fpr{fpr:g}"] if fpr != 0.01 else [])]
-    judged = None
+    graded_metrics = None
     if truths:
         searched = conditions.searched(tiles, np.unique(tiles.split[list(truths)]))
         if years:
             searched &= np.isin(tiles.year, [tiles.years.index(year) for year in years])
-        judged = graded.measure(
+        graded_metrics = graded.measure(
             described.vectors, described.facts["metric"], np.flatnonzero(searched), truths
         )
-    result = Report(name, database, found.splits, "-".join([name, *told]), tuple(beside), judged)
+    result = Report(
+        name, database, found.splits, "-".join([name, *told]), tuple(beside), graded_metrics
+    )
     folder = project.reports / result.name
     with replacing(folder / "queries.parquet") as temporary:
         found.queries.save(temporary, tiles)

@@ -13,10 +13,10 @@ from safetensors.numpy import save_file
 
 from geomatch import __version__, config
 from geomatch.errors import UsageError
-from geomatch.nn import backend, parts
+from geomatch.nn import backend, param_groups
 from geomatch.nn.checkpoint import Checkpoints
 from geomatch.nn.describe import in_dtype
-from geomatch.nn.graph import to_onnx
+from geomatch.nn.onnx_export import to_onnx
 from geomatch.project import FORMAT, Project, read_manifest, replacing, write_json
 from geomatch.runs import Encoding, load_encoder, read_run
 
@@ -62,7 +62,7 @@ def export_model(
         files.append(onnx)
     if safetensors is not None:
         leaves = jax.tree_util.tree_leaves_with_path(encoding.variables)
-        tensors = {".".join(parts.path_of(keys)): np.asarray(leaf) for keys, leaf in leaves}
+        tensors = {".".join(param_groups.path_of(keys)): np.asarray(leaf) for keys, leaf in leaves}
         with replacing(safetensors) as temporary:
             save_file(tensors, temporary, {"geomatch": __version__, "name": encoding.name})
         card = safetensors.with_suffix(".json")

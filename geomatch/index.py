@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from geomatch.data import embeddings
 from geomatch.data.tiles import TileTable
 from geomatch.geo import footprints
-from geomatch.progress import Reporter, silent
+from geomatch.progress import ProgressCallback, silent
 from geomatch.project import FORMAT, Project, replace_folder, write_json
 from geomatch.search import flat
 from geomatch.search.exact import Metric
@@ -50,7 +50,7 @@ def index(
     *,
     run: str | None = None,
     metric: Literal["auto", "cosine", "euclidean"] = "auto",
-    report: Reporter = silent,
+    progress: ProgressCallback = silent,
 ) -> Indexed:
     """Index embeddings for `query`.
 
@@ -75,7 +75,7 @@ def index(
         counts = [int((tiles.year == year).sum()) for year in range(len(tiles.years))]
         for year, label in enumerate(tiles.years):
             flat.write(partial, year, _of_year(source, tiles, year), chosen)
-            report(f"indexed {counts[year]} tiles" + (f" of {label}" if label else ""))
+            progress(f"indexed {counts[year]} tiles" + (f" of {label}" if label else ""))
         _write_rows(partial / "tiles.parquet", tiles)
         write_json(
             partial / "manifest.json",

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Protocol
 
 
-class Reporter(Protocol):
+class ProgressCallback(Protocol):
     """Receives progress of a task, or a note when `total` is not given.
 
-    `figures` are what a long task is followed by: names and values, as text, in order.
+    `values` are what a long task is followed by: names and values, as text, in order.
     """
 
     def __call__(
@@ -18,7 +18,7 @@ class Reporter(Protocol):
         done: int = 0,
         total: int = 0,
         detail: str = "",
-        figures: Mapping[str, str] | None = None,
+        values: Mapping[str, str] | None = None,
     ) -> None: ...
 
 
@@ -27,7 +27,7 @@ def silent(
     done: int = 0,
     total: int = 0,
     detail: str = "",
-    figures: Mapping[str, str] | None = None,
+    values: Mapping[str, str] | None = None,
 ) -> None:
     """The reporter of library callers who want none."""
 

@@ -13,7 +13,7 @@ from geomatch.data.embeddings import Embeddings
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import GeomatchError, UsageError
-from geomatch.progress import Reporter, silent
+from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project, replace_folder, replacing
 from geomatch.report import projection
 
@@ -33,7 +33,7 @@ def project2d(
     split: str = "test",
     method: str = "pca",
     out: Path | None = None,
-    report: Reporter = silent,
+    progress: ProgressCallback = silent,
 ) -> Path:
     """Draw the descriptors of a split, coloured by class, or by year where classes are many.
 
@@ -57,7 +57,7 @@ def project2d(
         raise GeomatchError(f"the {split} split has no tiles", "Choose another with --split.")
     chosen = np.sort(np.random.default_rng(0).permutation(inside)[:SAMPLE])
     shown, vectors = tiles.select(chosen), described.vectors[chosen]
-    report(f"projecting {len(chosen)} descriptors of {vectors.shape[1]} values")
+    progress(f"projecting {len(chosen)} descriptors of {vectors.shape[1]} values")
     flat = method == "pca" or vectors.shape[1] == 2
     points = projection.pca(vectors) if flat else projection.tsne(vectors)
     if 0 < len(tiles.classes) <= projection.COLOURS:
@@ -77,7 +77,9 @@ def project2d(
     return path
 
 
-def projector(project: Project, *, run: str | None = None, report: Reporter = silent) -> Path:
+def projector(
+    project: Project, *, run: str | None = None, progress: ProgressCallback = silent
+) -> Path:
     """Write descriptors of all splits for TensorBoard's Embedding Projector.
 
     Of more than `PROJECTED` tiles a seeded sample is taken.
@@ -91,7 +93,7 @@ def projector(project: Project, *, run: str | None = None, report: Reporter = si
     Raises:
         GeomatchError: there are no embeddings, or they are stale.
     """
-    from geomatch.report.board import write_projector
+    from geomatch.report.tensorboard import write_projector
 
     name, described, tiles = _load(project, run)
     chosen = np.sort(np.random.default_rng(0).permutation(len(tiles))[:PROJECTED])
@@ -107,7 +109,7 @@ def projector(project: Project, *, run: str | None = None, report: Reporter = si
         for start in range(0, len(shown), BATCH):
             rows = shown.store_row[start : start + BATCH]
             yield from store.read(rows)[..., :channels]
-            report("drawing tiles", start + len(rows), len(shown))
+            progress("drawing tiles", start + len(rows), len(shown))
 
     target = project.reports / name / "projector"
     folder = target.with_name(f".{target.name}.partial")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from geomatch.data import embeddings
 from geomatch.errors import GeomatchError, UsageError
-from geomatch.progress import Reporter, silent
+from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project, latest, read_manifest
 from geomatch.search.flat import FlatIndex
 
@@ -85,7 +85,7 @@ def query(
     same_year: bool = False,
     from_year: str | None = None,
     index: str | None = None,
-    report: Reporter = silent,
+    progress: ProgressCallback = silent,
 ) -> Matches:
     """The `top` nearest tiles to a tile, a point or an image.
 
@@ -110,7 +110,7 @@ def query(
     known = _year_codes((*years, *([from_year] if from_year else [])), facts["years"])
     found = FlatIndex(folder, facts["counts"], facts["metric"])
     rows = pq.read_table(folder / "tiles.parquet", memory_map=True)
-    asked = _resolve(project, target, facts, tiles, rows, found, from_year, report)
+    asked = _resolve(project, target, facts, tiles, rows, found, from_year, progress)
     if years:
         searched = known[: len(years)]
     else:
@@ -137,7 +137,7 @@ def _resolve(
     rows: Any,
     found: FlatIndex,
     from_year: str | None,
-    report: Reporter,
+    progress: ProgressCallback,
 ) -> _Asked:
     hits = np.flatnonzero(_column(rows, "id") == target)
     if len(hits):
@@ -151,7 +151,7 @@ def _resolve(
         position = _over(rows, float(point[1]), float(point[2]), facts["years"], tiles, from_year)
     elif Path(target).is_file():
         year = None if from_year is None else facts["years"].index(from_year)
-        return _image(project, target, facts, tiles, year, report)
+        return _image(project, target, facts, tiles, year, progress)
     else:
         raise GeomatchError(
             f"{target} is neither a tile of the index, nor LON,LAT, nor an image file",
@@ -214,16 +214,16 @@ def _image(
     facts: dict[str, Any],
     tiles: dict[str, Any],
     year: int | None,
-    report: Reporter,
+    progress: ProgressCallback,
 ) -> _Asked:
-    from geomatch import photos
+    from geomatch import image_input
 
-    encoding = photos.encoder_of(project, facts, tiles, "the index is", "index")
-    cut = photos.cut(path, encoding, tiles)
-    report(cut.remark)
+    encoding = image_input.encoder_of(project, facts, tiles, "the index is", "index")
+    cut = image_input.cut(path, encoding, tiles)
+    progress(cut.remark)
     if encoding.form.label_channels:
-        report("the query has no labels: they are left unknown")
-    (vector,) = photos.describe_cuts(encoding, [cut], facts, year)
+        progress("the query has no labels: they are left unknown")
+    (vector,) = image_input.describe_cuts(encoding, [cut], facts, year)
     return _Asked(path, vector, None, cut.epsg, cut.x, cut.y, cut=cut.pixels)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from geomatch import config
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.nn.checkpoint import Checkpoints
-from geomatch.nn.encoder import Siamese
-from geomatch.nn.step import TileForm, abstract_state, build
+from geomatch.nn.encoder import Siamese, TileForm, build
+from geomatch.nn.step import abstract_state
 from geomatch.project import Project, fingerprint, latest, read_manifest
 
 

@@ -25,17 +25,18 @@ from typing import Any
 
 import numpy as np
 
-from geomatch import config, folders, shards
+from geomatch import config
 from geomatch.data.store import shard_rows
 from geomatch.data.tiles import TileTable
 from geomatch.errors import GeomatchError, UsageError
-from geomatch.geo import labels, rasters, sources
+from geomatch.geo import labels, rasters
 from geomatch.geo.grid import Grid, Ints
-from geomatch.geo.plan import Plan, choose_grid, make_plan
 from geomatch.geo.rasters import GridReader, Raster
-from geomatch.geo.sources import Collection
-from geomatch.progress import Reporter, silent
+from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project, fingerprint, read_manifest, replace_folder
+from geomatch.tiling import image_folders, shards, sources
+from geomatch.tiling.plan import TilePlan, choose_grid, make_plan
+from geomatch.tiling.sources import Collection
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def tile(
     overrides: Sequence[str] = (),
     workers: int | None = None,
     force: bool = False,
-    report: Reporter = silent,
+    progress: ProgressCallback = silent,
 ) -> TileTable:
     """Cut the tiles of `settings.source`, or of `settings.images`, and return their catalogue.
 
@@ -84,7 +85,7 @@ def tile(
         UsageError: a setting makes no sense.
     """
     if settings.images.folders or settings.images.pairs:
-        return folders.tile(project, settings, overrides, workers, force, report)
+        return image_folders.tile(project, settings, overrides, workers, force, progress)
     if not settings.source:
         raise UsageError(
             "no imagery is named",
@@ -93,7 +94,7 @@ def tile(
     settings = config.located(settings, project.root)
     partial = project.root / "tiles.partial"
     with project.lock("tiles"):
-        collections = sources.collect(settings, report)
+        collections = sources.collect(settings, progress)
         channels = sources.channels(collections)
         grid = choose_grid(settings.grid, collections)
         request = fingerprint(
@@ -106,14 +107,14 @@ def tile(
             ]
         )
         if not force and shards.are_made(project, request):
-            report("tiles are up to date")
+            progress("tiles are up to date")
         else:
-            plan = make_plan(settings, grid, collections, report)
+            plan = make_plan(settings, grid, collections, progress)
             asked = {"source": config.as_dict(settings)["source"], "set": list(overrides)}
             shards.prepare(partial, [len(plan.col), grid.size, sum(channels)], asked, force)
             work = _shards(plan, partial, channels, collections)
             cut = functools.partial(_cut, workers or os.cpu_count() or 1)
-            records = shards.cut(work, cut, "cutting tiles", report)
+            records = shards.cut(work, cut, "cutting tiles", progress)
             table = _catalogue(plan, collections, records, settings.grid.min_valid)
             facts = {"request": request, "asked": asked}
             facts |= _facts(grid, collections, channels)
@@ -133,7 +134,7 @@ def asked_before(project: Project) -> dict[str, Any]:
 
 
 def _shards(
-    plan: Plan, folder: Path, channels: tuple[int, int], collections: Sequence[Collection]
+    plan: TilePlan, folder: Path, channels: tuple[int, int], collections: Sequence[Collection]
 ) -> list[Cells]:
     rows = shard_rows(plan.grid.size, sum(channels))
     # Boxes of images, labels and masks of each year, by zone.
@@ -301,7 +302,7 @@ def _share_reader(
 
 
 def _catalogue(
-    plan: Plan,
+    plan: TilePlan,
     collections: Sequence[Collection],
     records: Sequence[shards.Record],
     min_valid: float,

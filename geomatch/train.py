@@ -23,31 +23,25 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from geomatch import begin, config
-from geomatch.data.batches import Sampler, whole
-from geomatch.data.mining import Mined
+from geomatch import config
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import DivergedError, GeomatchError, UsageError
 from geomatch.nn import backend
 from geomatch.nn.checkpoint import Checkpoints
-from geomatch.nn.encoder import Siamese
-from geomatch.nn.objective import Ground
+from geomatch.nn.encoder import Siamese, TileForm, build
+from geomatch.nn.module_graph import trace
+from geomatch.nn.objective import MatchRule
 from geomatch.nn.optimizers import schedule
-from geomatch.nn.outline import outline
-from geomatch.nn.step import (
-    Course,
-    TileForm,
-    abstract_state,
-    build,
-    make_step,
-    on_devices,
-)
-from geomatch.progress import Reporter, duration, silent
+from geomatch.nn.step import Course, abstract_state, make_step, on_devices
+from geomatch.progress import ProgressCallback, duration, silent
 from geomatch.project import FORMAT, Project, replacing, write_json
-from geomatch.report.board import Board
-from geomatch.rounds import Examples, Judge, weights
+from geomatch.report.tensorboard import Board
 from geomatch.runs import read_run
+from geomatch.training import setup
+from geomatch.training.mining import Mined
+from geomatch.training.rounds import Examples, Validator, weights
+from geomatch.training.sampler import Sampler, whole
 
 LOG_STEPS = 20
 SHOW_SECONDS = 0.2
@@ -71,12 +65,12 @@ class Trained:
     map5: float | None
 
 
-Judged = Callable[[int, float | None], bool]
+ShouldStop = Callable[[int, float | None], bool]
 """(epoch, mAP@5 on validation) to whether to stop."""
 
 
 def never(epoch: int, metric: float | None) -> bool:
-    """A `Judged` that lets a run go on."""
+    """A `ShouldStop` that lets a run go on."""
     del epoch, metric
     return False
 
@@ -96,14 +90,14 @@ def train(
     settings: config.Config,
     *,
     run: str | None = None,
-    judged: Judged = never,
-    report: Reporter = silent,
+    should_stop: ShouldStop = never,
+    progress: ProgressCallback = silent,
 ) -> Trained:
     """Train a run, or go on with it.
 
     Args:
         run: its name; by default the latest, or "run1".
-        judged: told of every round; where it returns True the run stops, unfinished.
+        should_stop: called at every round; where it returns True the run stops, unfinished.
 
     Raises:
         UsageError: the run was begun with another configuration.
@@ -117,10 +111,10 @@ def train(
     with project.lock("tiles", shared=True), project.lock(f"runs/{name}"):
         facts = project.tile_facts()
         splits = _splits(TileTable.load(project.catalogue), settings)
-        form = begin.form_of(facts)
+        form = setup.form_of(facts)
         sampler = _sampler(settings, splits["train"])
         settings = _open_run(project, name, settings, facts, form)
-        return _loop(project, name, settings, splits, sampler, form, judged, report)
+        return _loop(project, name, settings, splits, sampler, form, should_stop, progress)
 
 
 def _splits(tiles: TileTable, settings: config.Config) -> dict[str, TileTable]:
@@ -149,11 +143,11 @@ def _open_run(
     before, old = None, None
     if path.exists():
         before, _, old = read_run(project.run(name))
-    settings = begin.settle(settings, project.root, before)
-    manifest = begin.manifest(settings, form, facts)
+    settings = setup.settle(settings, project.root, before)
+    manifest = setup.manifest(settings, form, facts)
     if before is not None and old is not None:
         mine = config.from_dict(manifest["settings"], str(path))
-        changed = config.differences(before, mine, (*begin.TABLES, "split"))
+        changed = config.differences(before, mine, (*setup.TABLES, "split"))
         if "train.epochs" in changed and mine.train.epochs > before.train.epochs:
             changed.remove("train.epochs")
         if old["tiles"] != manifest["tiles"]:
@@ -219,19 +213,19 @@ def _loop(
     splits: dict[str, TileTable],
     sampler: Sampler,
     form: TileForm,
-    judged: Judged,
-    report: Reporter,
+    should_stop: ShouldStop,
+    progress: ProgressCallback,
 ) -> Trained:
     folder = project.run(name)
     devices, training = jax.local_device_count(), sampler.tiles
     dropout = settings.augment.label_dropout
     if form.label_channels and dropout:
-        report(f"{dropout:.0%} of tiles learn without labels, so that queries without them work")
+        progress(f"{dropout:.0%} of tiles learn without labels, so that queries without them work")
     per_epoch = sampler.steps_per_epoch
     total = per_epoch * settings.train.epochs
     model = build(settings, form)
     store = TileStore.open(project.pixels)
-    judge = Judge(model, settings, store, splits, folder)
+    validator = Validator(model, settings, store, splits, folder)
     examples = Examples(sampler, settings, form)
     measured = dict.fromkeys(("validation", *settings.eval.during))
     step_fn = thawed = _step(settings, form, sampler, total, frozen=True)
@@ -242,26 +236,26 @@ def _loop(
         last = checkpoints.last
         log = _Log(folder, -1 if last is None else last)
         if last is not None and (last >= total or _stops(log.scores, settings)):
-            report(f"run {name} is finished: {last} steps ({last // per_epoch} epochs)")
+            progress(f"run {name} is finished: {last} steps ({last // per_epoch} epochs)")
             return _finish(folder, name, checkpoints)
         if last is None:
             step = 0
-            state = begin.initial(model, settings, form, project.root, training, store, report)
+            state = setup.initial(model, settings, form, project.root, training, store, progress)
         else:
             step = last
             state = checkpoints.restore(step, abstract_state(model, settings, form))
             (folder / "finished.json").unlink(missing_ok=True)
-            report(f"run {name}: going on from step {step} of {total}")
+            progress(f"run {name}: going on from step {step} of {total}")
         stack.enter_context(log)
         if last is None:
             shape = form.size, form.size, form.channels
             log.board.graph(
-                outline(partial(model.apply, method=Siamese.both), state.variables, shape)
+                trace(partial(model.apply, method=Siamese.both), state.variables, shape)
             )
         state = on_devices(state)
         feed = stack.enter_context(_Feed(sampler, store, devices))
         mined = _mined(folder)
-        pace = _Pace(total, settings, splits, sampler, log.scores, report)
+        pace = _Pace(total, settings, splits, sampler, log.scores, progress)
         saved_at, broken_off = time.monotonic(), False
 
         while True:
@@ -270,11 +264,14 @@ def _loop(
             # A checkpoint at a round holds the state after it, so a resumed run goes past it; only
             # one that had ended there has yet to mine.
             metric, stop = None, step == total
-            judges, mining_file = (scheduled or stop) and step != last, _mining_file(folder, step)
-            mines = scheduled and judge.mines(step, total) and not mining_file.exists()
-            if judges or mines:
-                now = judge.round(state, step, epoch, report)
-            if judges:
+            validates, mining_file = (
+                (scheduled or stop) and step != last,
+                _mining_file(folder, step),
+            )
+            mines = scheduled and validator.mines(step, total) and not mining_file.exists()
+            if validates or mines:
+                now = validator.round(state, step, epoch, progress)
+            if validates:
                 scores = {f"{split}/map@5": now.map5(split) for split in measured}
                 metric = scores[VALIDATION]
                 log.write(step, scores)
@@ -286,8 +283,8 @@ def _loop(
                 unmeasured = {"train"} - {*measured}
                 scores = {f"{split}/map@5": now.map5(split) for split in unmeasured}
                 log.write(step, {**scores, "train/hard_share": mined.share})
-            if judges:
-                pace.judged(step, now.rate, metric, mined)
+            if validates:
+                pace.validated(step, now.rate, metric, mined)
                 stop |= _stops(log.scores, settings)
                 log.board.histograms(step, weights(state.params))
                 if not stop:
@@ -295,7 +292,7 @@ def _loop(
                     log.board.pictures(step, "batch", examples.rows(step, mined, *first))
                 checkpoints.save(step, state, metric)
                 saved_at = time.monotonic()
-                broken_off = not stop and judged(epoch, metric)
+                broken_off = not stop and should_stop(epoch, metric)
                 if broken_off:
                     break
             overdue = time.monotonic() - saved_at > 60 * settings.train.save_minutes
@@ -307,9 +304,9 @@ def _loop(
 
             if epoch >= settings.train.freeze_epochs:
                 step_fn = thawed
-            state, figures_of_step = step_fn(state, *feed.batch(step, mined), np.uint32(step))
+            state, step_metrics = step_fn(state, *feed.batch(step, mined), np.uint32(step))
             step += 1
-            pace.stepped(step, figures_of_step, settings.train.batch * feed.roles, mined)
+            pace.stepped(step, step_metrics, settings.train.batch * feed.roles, mined)
             if _logs(step, per_epoch):
                 log.write(step, pace.window(step))
     if settings.train.frames:
@@ -328,7 +325,7 @@ def _step(
         build(settings, form, frozen),
         settings,
         form,
-        Ground(tiles.dated, tiles.grid.reach if tiles.grid else 0),
+        MatchRule(tiles.dated, tiles.grid.reach if tiles.grid else 0),
         Course(total, sampler.steps_per_epoch),
         settings.train.views if whole(settings.train, settings.mining) else 0,
     )
@@ -453,16 +450,16 @@ class _Log:
     def __exit__(self, *_: object) -> None:
         self.board.close()
 
-    def _count(self, figures: dict[str, float | None]) -> None:
-        if (score := figures.get(VALIDATION)) is not None:
+    def _count(self, metrics: dict[str, float | None]) -> None:
+        if (score := metrics.get(VALIDATION)) is not None:
             self.scores.append(score)
 
-    def write(self, step: int, figures: dict[str, float | None]) -> None:
+    def write(self, step: int, metrics: dict[str, float | None]) -> None:
         """Append figures as of `step`."""
-        self._count(figures)
+        self._count(metrics)
         with self._path.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps({"step": step, **figures}) + "\n")
-        self.board.scalars(step, figures)
+            handle.write(json.dumps({"step": step, **metrics}) + "\n")
+        self.board.scalars(step, metrics)
 
 
 class _Pace:
@@ -479,35 +476,35 @@ class _Pace:
         splits: dict[str, TileTable],
         sampler: Sampler,
         scores: list[float],
-        report: Reporter,
+        progress: ProgressCallback,
     ) -> None:
         self._total, self._per_epoch = total, sampler.steps_per_epoch
         self._settings, self._splits, self._sampler = settings, splits, sampler
         self._rate = schedule(settings.train, total, self._per_epoch)
-        self._scores, self._report = scores, report
+        self._scores, self._progress = scores, progress
         self._losses: list[jax.Array] = []
         self._before: jax.Array | None = None
         self._recent: deque[NDArray[np.float32]] = deque(maxlen=LOG_STEPS)
         self._images = self._timed_steps = 0
         self._since = self._shown = 0.0
-        self._speed = self._judging_rate = 0.0
+        self._speed = self._describing_rate = 0.0
 
-    def judged(self, step: int, rate: float, metric: float | None, mined: Mined | None) -> None:
+    def validated(self, step: int, rate: float, metric: float | None, mined: Mined | None) -> None:
         """A validation round ended, at so many tiles a second."""
-        self._judging_rate = rate
+        self._describing_rate = rate
         self._since = 0.0
         if metric is not None:
             score = f"{metric:.3f} (best {max(self._scores):.3f})"
-            self._report(f"epoch {-(-step // self._per_epoch)}: validation mAP@5 {score}")
+            self._progress(f"epoch {-(-step // self._per_epoch)}: validation mAP@5 {score}")
         if self._total:
             self._show(step, mined)
 
-    def stepped(self, step: int, figures: jax.Array, images: int, mined: Mined | None) -> None:
+    def stepped(self, step: int, metrics: jax.Array, images: int, mined: Mined | None) -> None:
         """A step was sent to the device; its figures need not be there yet."""
-        self._losses.append(figures)
+        self._losses.append(metrics)
         if self._before is not None:
             self._recent.append(np.asarray(self._before)[0])
-        self._before = figures
+        self._before = metrics
         now = time.monotonic()
         if self._since:
             self._images += images
@@ -525,7 +522,7 @@ class _Pace:
         if not np.isfinite(hard) and mined is not None and mined.share is not None:
             hard = mined.share
         timed, scores = self._timed_steps >= 3, self._scores
-        figures = {
+        values = {
             "epoch": f"{-(-step // self._per_epoch)} of {self._settings.train.epochs}",
             "time left": duration(self._left(step)) if timed else "-",
             "images/s": f"{self._speed:.1f}" if timed else "-",
@@ -535,7 +532,7 @@ class _Pace:
             "validation mAP@5": f"{scores[-1]:.3f}" if scores else "-",
             "best mAP@5": f"{max(scores):.3f}" if scores else "-",
         }
-        self._report("training", step, self._total, figures=figures)
+        self._progress("training", step, self._total, values=values)
 
     def _left(self, step: int) -> float:
         """Seconds to the end, rounds of validation and mining included."""
@@ -545,11 +542,11 @@ class _Pace:
         plain = max(0, first - step) if mining.rule == "knn" else self._total - step
         images = (plain * before + (self._total - step - plain) * after) * train.batch
         seconds = images / self._speed
-        if self._judging_rate:
+        if self._describing_rate:
             described = {*self._splits} - ({"train"} if not mining.by_rounds else set())
             tiles = sum(len(self._splits[split]) for split in described)
             rounds = -(-(self._total - step) // (self._per_epoch * mining.every))
-            seconds += rounds * tiles / self._judging_rate
+            seconds += rounds * tiles / self._describing_rate
         return seconds
 
     def window(self, step: int) -> dict[str, float | None]:
@@ -562,12 +559,12 @@ class _Pace:
                 "Lower train.lr; float32 is steadier than bfloat16.",
             )
         elapsed = time.monotonic() - self._since
-        figures: dict[str, float | None] = {
+        metrics: dict[str, float | None] = {
             "epoch": step / self._per_epoch,
             "train/loss": loss,
             "train/lr": float(self._rate(step - 1)),
             "train/images_per_s": self._images / elapsed if self._images else None,
         }
         if np.isfinite(hard):
-            figures["train/hard_share"] = hard
-        return figures
+            metrics["train/hard_share"] = hard
+        return metrics

@@ -11,17 +11,18 @@ import shutil
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from geomatch import begin, config
+from geomatch import config
 from geomatch.errors import DivergedError, GeomatchError, UsageError
-from geomatch.progress import Reporter, silent
+from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project, fingerprint
 from geomatch.train import check_name, train
+from geomatch.training import setup
 
 RANGE = re.compile(r"(\S+)\s*\.\.\s*(\S+?)(\s+log)?")
 
 
 @dataclass(frozen=True)
-class Choice:
+class Parameter:
     """A setting that is searched: one of `values`, which are TOML, or from `low` to `high`."""
 
     key: str
@@ -71,7 +72,7 @@ def tune(
     settings: config.Config,
     *,
     study: str = "tune",
-    report: Reporter = silent,
+    progress: ProgressCallback = silent,
 ) -> Tuned:
     """Search `settings.tune.space`, or go on with a study.
 
@@ -101,14 +102,14 @@ def tune(
             trial = found.ask()
             run = trial.user_attrs.get("run", f"{study}-{trial.number:03d}")
             trial.set_user_attr("run", run)
-            chosen = {choice.key: choice.suggest(trial) for choice in space}
+            chosen = {parameter.key: parameter.suggest(trial) for parameter in space}
             told = ", ".join(f"{key} = {short(value)}" for key, value in chosen.items())
-            report(f"trial {done + 1} of {settings.tune.trials}, run {run}: {told}")
+            progress(f"trial {done + 1} of {settings.tune.trials}, run {run}: {told}")
             wanted = config.with_overrides(
                 settings, [f"{key}={config.toml(value)}" for key, value in chosen.items()]
             )
             try:
-                value = _train(project, wanted, run, trial, report)
+                value = _train(project, wanted, run, trial, progress)
             except UsageError:
                 # It would be refused again: no trial to go on with.
                 found.tell(trial, state=states.FAIL)
@@ -128,7 +129,7 @@ def tune(
                 t.user_attrs["run"],
                 t.state.name.lower(),
                 t.value,
-                {choice.key: choice.value(t.params[choice.key]) for choice in space},
+                {parameter.key: parameter.value(t.params[parameter.key]) for parameter in space},
             )
             for t in found.get_trials(states=ended)
         )
@@ -151,7 +152,7 @@ def _open(optuna: Any, project: Project, settings: config.Config, name: str) -> 
     found.sampler = optuna.samplers.TPESampler(seed=seed)
     values = config.as_dict(settings)
     of = fingerprint(
-        [{table: values[table] for table in (*begin.TABLES, "split")}, values["tune"]["space"]]
+        [{table: values[table] for table in (*setup.TABLES, "split")}, values["tune"]["space"]]
     )
     if found.user_attrs.setdefault("settings", of) != of:
         raise UsageError(
@@ -162,12 +163,12 @@ def _open(optuna: Any, project: Project, settings: config.Config, name: str) -> 
 
 
 def _train(
-    project: Project, settings: config.Config, run: str, trial: Any, report: Reporter
+    project: Project, settings: config.Config, run: str, trial: Any, progress: ProgressCallback
 ) -> float | None:
     """Train a trial's run; its best mAP@5, None where it was broken off or diverged."""
     pruned = False
 
-    def judged(epoch: int, metric: float | None) -> bool:
+    def should_stop(epoch: int, metric: float | None) -> bool:
         nonlocal pruned
         if metric is None:
             raise GeomatchError(
@@ -178,9 +179,9 @@ def _train(
         return pruned
 
     try:
-        trained = train(project, settings, run=run, judged=judged, report=report)
+        trained = train(project, settings, run=run, should_stop=should_stop, progress=progress)
     except DivergedError as error:
-        report(f"run {run}: {error.message}")
+        progress(f"run {run}: {error.message}")
         return None
     return None if pruned else trained.map5
 
@@ -207,30 +208,30 @@ def _keep_the_best(project: Project, study: Any) -> None:
             shutil.rmtree(project.run(run) / "checkpoints", ignore_errors=True)
 
 
-def _space(settings: config.Config) -> list[Choice]:
+def _space(settings: config.Config) -> list[Parameter]:
     """What is searched.
 
     Raises:
         UsageError: nothing is, or it is not understood.
     """
     example = 'For example: "train.lr = 1e-5 .. 1e-3 log" or "model.descriptor = 64 | 128".'
-    found: list[Choice] = []
+    found: list[Parameter] = []
     for text in settings.tune.space:
         key, equals, rest = (part.strip() for part in text.partition("="))
-        named = {choice.key for choice in found}
-        if not equals or key.split(".")[0] not in begin.TABLES or key in named:
+        named = {parameter.key for parameter in found}
+        if not equals or key.split(".")[0] not in setup.TABLES or key in named:
             raise UsageError(f"tune.space: {text!r}", example)
         ends = RANGE.fullmatch(rest)
         texts = ends.groups()[:2] if ends else [text.strip() for text in rest.split("|")]
         understood = [_understood(settings, key, text) for text in texts]
         if ends is None:
-            found.append(Choice(key, tuple(texts)))
+            found.append(Parameter(key, tuple(texts)))
             continue
         low, high, log = *understood, bool(ends[3])
         numbers = type(low) in (int, float)
         if not numbers or low >= high or (log and low <= 0):
             raise UsageError(f"tune.space: {text!r} is no range", example)
-        found.append(Choice(key, (), low, high, log))
+        found.append(Parameter(key, (), low, high, log))
     if not found:
         raise UsageError("tune.space is empty: there is nothing to search", example)
     return found

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from geomatch import config
-from geomatch.nn.encoder import Siamese
-from geomatch.nn.step import TileForm, abstract_state, build
+from geomatch.nn.encoder import Siamese, TileForm, build
+from geomatch.nn.step import abstract_state
 
 
 def network(form: TileForm, seed: int = 0, **model: Any) -> tuple[Siamese, dict[str, Any]]:
@@ -18,7 +18,9 @@ def network(form: TileForm, seed: int = 0, **model: Any) -> tuple[Siamese, dict[
     Unlike initial weights, BatchNorm's statistics are those of no layer's input, and no residual
     branch is silent.
     """
-    settings = config.Config(model=config.Model(**model), train=config.Train(dtype="float32"))
+    settings = config.Config(
+        model=config.ModelConfig(**model), train=config.TrainConfig(dtype="float32")
+    )
     siamese = build(settings, form)
     rng = np.random.default_rng(seed)
 

@@ -110,7 +110,7 @@ def retile(
 ) -> TileTable:
     """Tile a project (again)."""
     sources = [
-        config.Source(
+        config.SourceConfig(
             year=year,
             images=str(imagery / f"[!l]*_{year}.tif"),
             labels=str(imagery / f"labels_*_{year}.tif") if labels else "",
@@ -147,11 +147,11 @@ class Small:
         return Project(root)
 
     @property
-    def figures(self) -> list[dict[str, Any]]:
-        return figures(self.project)
+    def metrics(self) -> list[dict[str, Any]]:
+        return metrics(self.project)
 
 
-def figures(project: Project, run: str = "run1", timed: bool = False) -> list[dict[str, Any]]:
+def metrics(project: Project, run: str = "run1", timed: bool = False) -> list[dict[str, Any]]:
     """Lines of a run's `metrics.jsonl`, without the speed, which no two runs share."""
     text = (project.run(run) / "metrics.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]

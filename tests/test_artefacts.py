@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from small_project import hand_made_tiles, retile, settings
 
-from geomatch.begin import settle
 from geomatch.data.embeddings import Embeddings
 from geomatch.data.tiles import TileTable
 from geomatch.embed import embed
@@ -26,11 +25,12 @@ from geomatch.project import FORMAT, Project, read_manifest, replacing, write_js
 from geomatch.query import query
 from geomatch.runs import load_encoder, read_run
 from geomatch.train import train
+from geomatch.training.setup import settle
 
 pytest_plugins = ["small_fixtures"]
 
 
-def outline(epsg, bounds):
+def footprint(epsg, bounds):
     return footprints.rings(epsg, bounds, "OGC:CRS84")
 
 
@@ -60,7 +60,7 @@ def test_a_catalogue_is_loaded_as_it_was_saved(tmp_path, crs):
     )
     if crs == "utm":
         tiles = dataclasses.replace(tiles, epsg=np.array([32630, 32730, 32631, 32631]))
-    tiles.save(tmp_path / "tiles.parquet", outline, None)
+    tiles.save(tmp_path / "tiles.parquet", footprint, None)
     found = TileTable.load(tmp_path / "tiles.parquet")
     assert_same_tiles(found, tiles)
     assert found.ids() == tiles.ids()
@@ -70,7 +70,7 @@ def test_descriptors_are_loaded_as_they_were_saved(tmp_path):
     tiles = hand_made_tiles([0, 1, 2], [0, 0, 0], [0, 0, 1])
     vectors = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
     saved = Embeddings(vectors, {"dimension": 5, "fingerprint": "é", "tiles": "t", "name": "r@1"})
-    saved.save(tmp_path / "some.parquet", tiles, outline, None)
+    saved.save(tmp_path / "some.parquet", tiles, footprint, None)
     found = Embeddings.load(tmp_path / "some.parquet")
     np.testing.assert_array_equal(found.vectors, vectors)
     assert found.vectors.dtype == np.float32

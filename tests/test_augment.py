@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from geomatch.config import Augment
+from geomatch.config import AugmentConfig
 from geomatch.nn.augment import YIQ, augment, compressed, recoloured, turned, warped
 
-STILL = Augment(flips=False, turns=False, brightness=0.0, contrast=0.0, label_dropout=0.0)
-WARP = Augment(flips=True, turns=True, brightness=0.0, contrast=0.0, label_dropout=0.0)
-ALL = Augment(
+STILL = AugmentConfig(flips=False, turns=False, brightness=0.0, contrast=0.0, label_dropout=0.0)
+WARP = AugmentConfig(flips=True, turns=True, brightness=0.0, contrast=0.0, label_dropout=0.0)
+ALL = AugmentConfig(
     rotation=30.0,
     zoom=0.3,
     shift=0.2,
@@ -90,7 +90,7 @@ def test_a_place_is_turned_alike_in_both_years():
 
 def test_years_are_turned_apart_on_request():
     tiles = random_tiles(batch=64)
-    settings = Augment(independent=True, brightness=0.0, contrast=0.0, label_dropout=0.0)
+    settings = AugmentConfig(independent=True, brightness=0.0, contrast=0.0, label_dropout=0.0)
     found = warps(tiles, changed(tiles, settings))
     assert (found[0] == found[1]).mean() < 0.5
 
@@ -100,7 +100,7 @@ def test_years_are_turned_apart_on_request():
 )
 def test_flips_and_turns_are_drawn_as_asked(flips, turns, possible):
     tiles = random_tiles(batch=64)
-    settings = Augment(flips, turns, brightness=0.0, contrast=0.0, label_dropout=0.0)
+    settings = AugmentConfig(flips, turns, brightness=0.0, contrast=0.0, label_dropout=0.0)
     found = warps(tiles, changed(tiles, settings))
     assert len(set(found.ravel())) == possible
     if not flips:
@@ -118,7 +118,7 @@ def test_labels_get_the_image_s_warp_and_no_new_values(labels):
     tiles[..., 3] = tiles[..., 0]
     warped = changed(tiles, WARP)
     np.testing.assert_array_equal(warped[..., 3], warped[..., 0])
-    lit = changed(tiles, Augment(brightness=0.5, contrast=0.5, label_dropout=0.0))
+    lit = changed(tiles, AugmentConfig(brightness=0.5, contrast=0.5, label_dropout=0.0))
     np.testing.assert_array_equal(lit[..., 3:], warped[..., 3:])
     assert (lit[..., :3] != warped[..., :3]).mean() > 0.5
     if labels == 3:
@@ -129,7 +129,7 @@ def test_label_dropout_drops_all_or_none_of_a_tile():
     tiles = np.maximum(random_tiles(batch=64), 1)
 
     def kept(share):
-        settings = Augment(brightness=0.0, contrast=0.0, label_dropout=share)
+        settings = AugmentConfig(brightness=0.0, contrast=0.0, label_dropout=share)
         found = changed(tiles, settings)
         assert (found[..., :3] > 0).all()
         known = (found[..., 3:] > 0).reshape(-1, 16)
@@ -143,7 +143,7 @@ def test_label_dropout_drops_all_or_none_of_a_tile():
 
 def test_light_changes_stay_within_their_bounds():
     tiles = np.full((3, 64, 4, 4, 3), 100, np.uint8)
-    settings = Augment(flips=False, turns=False, brightness=0.2, contrast=0.0)
+    settings = AugmentConfig(flips=False, turns=False, brightness=0.2, contrast=0.0)
     shift = changed(tiles, settings).astype(int) - 100
     assert (shift == shift[:, :, :1, :1, :1]).all()
     assert shift.min() < -25
@@ -154,7 +154,7 @@ def test_light_changes_stay_within_their_bounds():
 def test_contrast_keeps_the_mean_and_scales_about_it():
     tiles = np.full((3, 64, 4, 4, 3), 100, np.uint8)
     tiles[:, :, :2] = 140
-    settings = Augment(flips=False, turns=False, brightness=0.0, contrast=0.5)
+    settings = AugmentConfig(flips=False, turns=False, brightness=0.0, contrast=0.5)
     found = changed(tiles, settings).astype(float)
     np.testing.assert_allclose(found.mean(axis=(2, 3, 4)), 120, atol=1)
     spread = found[:, :, 0, 0, 0] - found[:, :, 3, 0, 0]
@@ -165,14 +165,14 @@ def test_contrast_keeps_the_mean_and_scales_about_it():
 def test_light_saturates_instead_of_wrapping():
     tiles = np.full((3, 64, 4, 4, 3), 250, np.uint8)
     tiles[:, :, :2] = 5
-    found = changed(tiles, Augment(flips=False, turns=False, brightness=0.2, contrast=0.0))
+    found = changed(tiles, AugmentConfig(flips=False, turns=False, brightness=0.2, contrast=0.0))
     assert (found[:, :, 0].astype(int) <= 5 + 51).all()
     assert (found[:, :, 3] >= 250 - 51).all()
     assert (found == 255).any()
     assert (found == 0).any()
 
 
-@pytest.mark.parametrize("settings", [Augment(), ALL], ids=["default", "all"])
+@pytest.mark.parametrize("settings", [AugmentConfig(), ALL], ids=["default", "all"])
 def test_the_key_decides_all(settings):
     tiles = random_tiles(size=16)
     first, again, other = (changed(tiles, settings, seed=seed) for seed in (1, 1, 2))
@@ -510,11 +510,11 @@ def test_what_is_off_leaves_no_trace_in_the_program():
         text = jax.make_jaxpr(lambda key: augment(key, given, years, 3, settings, TRIPLET))
         return str(text(jax.random.key(0)))
 
-    default, everything = program(Augment()), program(ALL)
+    default, everything = program(AugmentConfig()), program(ALL)
     for operation in (" cos ", " exp ", " dot_general", " floor ", " pow "):
         assert operation not in default.replace("=", " "), operation
         assert operation in everything.replace("=", " "), operation
-    draws = [program(Augment(), channels).count("random_bits") for channels in (3, 4)]
+    draws = [program(AugmentConfig(), channels).count("random_bits") for channels in (3, 4)]
     assert draws[0] == draws[1] - 1
 
 

@@ -16,7 +16,7 @@ import shapely
 from rasterio.transform import from_origin
 from typer.testing import CliRunner
 
-from geomatch.cli import app
+from geomatch.cli.commands import app
 from geomatch.data.tiles import TileTable
 from geomatch.project import Project
 

@@ -9,8 +9,7 @@ import pytest
 from small_project import settings
 from typer.testing import CliRunner
 
-from geomatch.baselines import baselines
-from geomatch.cli import app
+from geomatch.cli.commands import app
 from geomatch.data import embeddings
 from geomatch.data.embeddings import Embeddings
 from geomatch.data.store import TileStore
@@ -18,9 +17,10 @@ from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.embed import embed
 from geomatch.errors import GeomatchError
 from geomatch.evaluate import Report, evaluate
+from geomatch.evaluation.baselines import baselines
+from geomatch.evaluation.handcrafted import colour_histogram, hog
 from geomatch.geo import footprints
 from geomatch.progress import silent
-from geomatch.search.handmade import colour_histogram, hog
 from geomatch.train import train
 
 pytest_plugins = ["small_fixtures"]
@@ -38,8 +38,8 @@ def several(indexed, tmp_path_factory):
     facts = embeddings.read_facts(project.embeddings / f"{indexed.embedded.name}.parquet")
     vectors = np.random.default_rng(0).normal(size=(len(tiles), facts["dimension"]))
     random = Embeddings(vectors.astype(np.float32), {**facts, "name": "random@1"})
-    drawing = footprints.drawing(tiles.grid)
-    random.save(project.embeddings / "random@1.parquet", tiles, *drawing)
+    file_geometry = footprints.file_geometry(tiles.grid)
+    random.save(project.embeddings / "random@1.parquet", tiles, *file_geometry)
     return project, indexed.embedded.name
 
 

@@ -7,7 +7,7 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
 
-from geomatch.search.calibration import BINS, Calibration, reliability
+from geomatch.evaluation.calibration import BINS, Calibration, reliability
 
 
 def pairs(n=4000, seed=0):

@@ -8,7 +8,7 @@ from small_project import new_project
 from typer.testing import CliRunner
 
 from geomatch import config
-from geomatch.cli import app
+from geomatch.cli.commands import app
 from geomatch.data.tiles import TileTable
 from geomatch.errors import GeomatchError
 from geomatch.project import Project
@@ -26,7 +26,7 @@ def image(write_raster):
 
 def cut(project, image, masks):
     named = tuple(
-        config.Source(year=year, images=str(image), changed=str(path))
+        config.SourceConfig(year=year, images=str(image), changed=str(path))
         for year, path in masks.items()
     )
     return tile(project, config.with_overrides(config.Config(source=named), SETTINGS), workers=1)

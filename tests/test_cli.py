@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from geomatch import __version__, config
-from geomatch.cli import app
+from geomatch.cli.commands import app
 from geomatch.project import Project
 
 Write = Callable[..., Path]
@@ -74,7 +74,7 @@ def test_help_imports_nothing_heavy() -> None:
     heavy = ["jax", "numpy", "rasterio", "sklearn", "faiss", "orbax", "pyarrow", "tensorstore"]
     code = (
         "import sys\n"
-        "from geomatch.cli import app\n"
+        "from geomatch.cli.commands import app\n"
         "try:\n    app(['--help'])\nexcept SystemExit as end:\n    assert not end.code\n"
         f"print([name for name in {heavy} if name in sys.modules], file=sys.stderr)\n"
     )

@@ -10,12 +10,12 @@ from PIL import Image
 from small_project import make_project
 from typer.testing import CliRunner
 
-from geomatch.cli import app
+from geomatch.cli.commands import app
 from geomatch.compare import compare
 from geomatch.data.embeddings import Embeddings
+from geomatch.data.pair_scores import ScoredPairs
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS
-from geomatch.data.verification import ScoredPairs
 from geomatch.errors import GeomatchError, StaleError, UsageError
 from geomatch.evaluate import evaluate
 

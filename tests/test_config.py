@@ -142,7 +142,7 @@ def test_set_reads_toml_or_bare_strings(override: str, value: object) -> None:
 
 def test_years_may_be_bare_numbers(tmp_path: Path) -> None:
     loaded = config.load(write(tmp_path, '[[source]]\nyear = 2010\nimages = "a.tif"'))
-    assert loaded.source == (config.Source(year="2010", images="a.tif"),)
+    assert loaded.source == (config.SourceConfig(year="2010", images="a.tif"),)
 
 
 def test_template_parses_and_is_the_defaults(tmp_path: Path) -> None:
@@ -169,7 +169,12 @@ def test_template_shows_every_key_with_its_default() -> None:
 
 def test_round_trip_through_json() -> None:
     wanted = config.with_overrides(
-        Config(source=(config.Source("2010", "a/*.tif", "l.gpkg"), config.Source("2020", "b"))),
+        Config(
+            source=(
+                config.SourceConfig("2010", "a/*.tif", "l.gpkg"),
+                config.SourceConfig("2020", "b"),
+            )
+        ),
         ["grid.gsd=0.25", "split.test=a.tif", "grid.stride=64", "model.normalise=true"],
     )
     values = json.loads(json.dumps(config.as_dict(wanted)))

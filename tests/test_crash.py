@@ -350,7 +350,7 @@ def test_killed_between_any_two_renames(
     values = np.random.default_rng(0).integers(0, 256, (1, 64, 64)).astype(np.uint8)
     values[0, :5] = 0
     path = sheet(tmp_path / "a.tif", values, nodata=0)
-    source = (config.Source(year="before", images=str(path)),)
+    source = (config.SourceConfig(year="before", images=str(path)),)
     base = ["grid.size=16", "split.by=source", "grid.stride=16"]
 
     def settings(*more: str) -> config.Config:

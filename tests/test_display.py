@@ -13,14 +13,15 @@ from small_project import settings
 from test_train import SMALL, scripted
 from typer.testing import CliRunner
 
-from geomatch import config, console
-from geomatch.cli import app
+from geomatch import config
+from geomatch.cli import console
+from geomatch.cli.commands import app
 from geomatch.progress import duration
 from geomatch.train import train
 
 pytest_plugins = ["small_fixtures"]
 
-FIGURES = {
+VALUES = {
     "epoch": "117 of 120",
     "time left": "11 h 05 min",
     "images/s": "1234.5",
@@ -65,8 +66,8 @@ def last_frame(written):
     return [line for line in lines if line]
 
 
-def reported(report, step=30, **changes):
-    report("training", step, 60, figures={**FIGURES, **changes})
+def reported(progress, step=30, **changes):
+    progress("training", step, 60, values={**VALUES, **changes})
 
 
 # In a terminal
@@ -74,17 +75,17 @@ def reported(report, step=30, **changes):
 
 def test_the_live_view_shows_every_figure_in_80_columns(terminal):
     written = terminal()
-    with console.progress() as report:
-        report("a note of [brackets]")
-        reported(report, 12)
-        report("describing validation", 99_000, 100_000, "12345 tiles/s")
-        reported(report, 30)
+    with console.progress() as progress:
+        progress("a note of [brackets]")
+        reported(progress, 12)
+        progress("describing validation", 99_000, 100_000, "12345 tiles/s")
+        reported(progress, 30)
     lines = last_frame(written)
     assert lines[0] == "a note of [brackets]"
     assert all(len(line) <= 80 for line in lines)
     text = "\n".join(lines)
     assert "training: 30/60" in text
-    for name, value in FIGURES.items():
+    for name, value in VALUES.items():
         assert f"{name} {value} " in text
     assert lines[-1].startswith("describing validation ")
     assert "99000/100000" in lines[-1]
@@ -97,22 +98,22 @@ def test_the_live_view_shows_every_figure_in_80_columns(terminal):
 @pytest.mark.parametrize("width", [40, 60, 200])
 def test_the_live_view_fits_other_widths(terminal, width):
     written = terminal(width)
-    with console.progress() as report:
-        reported(report)
+    with console.progress() as progress:
+        reported(progress)
     lines = last_frame(written)
     assert max(map(len, lines)) == min(width, 80)
-    for name, value in FIGURES.items():
+    for name, value in VALUES.items():
         assert f"{name} {value} " in "\n".join(lines)
 
 
 def test_a_task_that_comes_again_takes_its_old_line(terminal):
     written = terminal()
-    with console.progress() as report:
+    with console.progress() as progress:
         for _ in range(3):
             for done in (32, 64, 88):
-                report("describing validation", done, 88, "9 tiles/s")
+                progress("describing validation", done, 88, "9 tiles/s")
         for done in (32, 64):
-            report("describing validation", done, 88, "5 tiles/s")
+            progress("describing validation", done, 88, "5 tiles/s")
     (line,) = last_frame(written)
     assert "64/88" in line
     assert line.endswith("5 tiles/s")
@@ -120,9 +121,9 @@ def test_a_task_that_comes_again_takes_its_old_line(terminal):
 
 def test_a_finished_task_says_how_long_it_took(terminal):
     written = terminal()
-    with console.progress() as report:
-        report("embedding", 1, 2)
-        report("embedding", 2, 2)
+    with console.progress() as progress:
+        progress("embedding", 1, 2)
+        progress("embedding", 2, 2)
     (line,) = last_frame(written)
     assert re.search(r"2/2 in \d+ s", line)
 
@@ -146,24 +147,24 @@ def test_durations_are_said_as_people_do(seconds, said):
 
 
 def test_plain_lines_are_few(capsys, clock):
-    with console.progress() as report:
+    with console.progress() as progress:
         for step in range(1, 1001):
             clock[0] += 0.1
-            reported(report, min(step, 59))
-        report("a note")
-        reported(report, 60)
+            reported(progress, min(step, 59))
+        progress("a note")
+        reported(progress, 60)
     lines = capsys.readouterr().err.splitlines()
     # 100 s of steps: one line each 15 s, the note, and the last.
     assert len(lines) == 6 + 2
     assert lines[-2] == "a note"
-    wanted = ", ".join(f"{name} {value}" for name, value in FIGURES.items())
+    wanted = ", ".join(f"{name} {value}" for name, value in VALUES.items())
     assert lines[-1] == f"training: 60/60, {wanted}"
 
 
 def test_a_plain_task_says_what_is_left(capsys, clock):
-    with console.progress() as report:
+    with console.progress() as progress:
         for done in (0, 10, 20, 30, 40):
-            report("embedding", done, 40, "1 tiles/s")
+            progress("embedding", done, 40, "1 tiles/s")
             clock[0] += 10
     assert capsys.readouterr().err.splitlines() == [
         "embedding: 20/40 1 tiles/s, 20 s left",
@@ -173,9 +174,9 @@ def test_a_plain_task_says_what_is_left(capsys, clock):
 
 def test_quiet_is_silent(capsys, terminal):
     written = terminal()
-    with console.progress(quiet=True) as report:
-        report("a note")
-        reported(report)
+    with console.progress(quiet=True) as progress:
+        progress("a note")
+        reported(progress)
     assert written.getvalue() == "".join(capsys.readouterr()) == ""
 
 
@@ -235,20 +236,20 @@ def test_quiet_training_says_nothing(tiled, copied):
 def test_the_best_counts_what_came_before_a_resume(tiled, copied, monkeypatch):
     project, told, shown = copied(tiled), [], []
 
-    def report(task, done=0, total=0, detail="", figures=None):
+    def progress(task, done=0, total=0, detail="", values=None):
         told.append(task)
-        if figures is not None:
-            shown.append(figures)
+        if values is not None:
+            shown.append(values)
 
     wanted = settings(*SMALL, "train.epochs=1", "mining.rule=none")
     with monkeypatch.context() as patch:
         scripted(patch, [0.2, 0.6])
-        train(project, wanted, report=report)
+        train(project, wanted, progress=progress)
     assert "epoch 1: validation mAP@5 0.600 (best 0.600)" in told
-    assert [figures["best mAP@5"] for figures in (shown[0], shown[-1])] == ["0.200", "0.600"]
+    assert [values["best mAP@5"] for values in (shown[0], shown[-1])] == ["0.200", "0.600"]
     with monkeypatch.context() as patch:
         scripted(patch, [0.3, 0.1])
-        train(project, config.with_overrides(wanted, ["train.epochs=3"]), report=report)
+        train(project, config.with_overrides(wanted, ["train.epochs=3"]), progress=progress)
     assert "epoch 2: validation mAP@5 0.300 (best 0.600)" in told
     assert (shown[-1]["validation mAP@5"], shown[-1]["best mAP@5"]) == ("0.100", "0.600")
     assert shown[-1]["epoch"] == "3 of 3"

@@ -116,7 +116,7 @@ def test_parts_of_another_origin_are_not_used(trained, copied, counted):
 def test_what_is_up_to_date_is_left_alone(indexed, counted):
     before, notes = indexed.embedded.path.stat(), []
     content = indexed.embedded.path.read_bytes()
-    made = embed(indexed.project, report=lambda task, *_: notes.append(task))
+    made = embed(indexed.project, progress=lambda task, *_: notes.append(task))
     assert made == indexed.embedded
     assert notes == [f"embeddings {made.name} are up to date"]
     assert counted.begun == 0

@@ -13,8 +13,8 @@ from small_network import network, tiles
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.nn import backend
 from geomatch.nn.describe import Jax, describe, describe_with
-from geomatch.nn.engines import FASTEST, Choice, build, choose
-from geomatch.nn.step import TileForm
+from geomatch.nn.encoder import TileForm
+from geomatch.nn.engines import FASTEST, EngineChoice, build, choose
 
 pytest_plugins = ["small_fixtures"]
 
@@ -88,12 +88,12 @@ def test_calibration_tiles_are_read_for_int8_alone(encoder):
         raise AssertionError
         yield
 
-    build(Choice("openvino", "float32"), *encoder, FORM, 2, unread())
+    build(EngineChoice("openvino", "float32"), *encoder, FORM, 2, unread())
 
 
 def test_int8_without_tiles_is_refused(encoder):
     with pytest.raises(GeomatchError, match="no tiles to calibrate"):
-        build(Choice("openvino", "int8"), *encoder, FORM, 2, [])
+        build(EngineChoice("openvino", "int8"), *encoder, FORM, 2, [])
 
 
 @pytest.fixture

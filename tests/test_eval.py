@@ -15,20 +15,20 @@ from small_project import make_project, new_project, retile
 from typer.testing import CliRunner
 
 from geomatch import config
-from geomatch.cli import app
+from geomatch.cli.commands import app
 from geomatch.data.embeddings import Embeddings
-from geomatch.data.queries import QueryTable
+from geomatch.data.pair_scores import ScoredPairs
+from geomatch.data.query_results import QueryTable
 from geomatch.data.tiles import SPLITS, TileTable
-from geomatch.data.verification import ScoredPairs
 from geomatch.errors import GeomatchError, StaleError, UsageError
 from geomatch.evaluate import Report, evaluate
+from geomatch.evaluation.verification import ROC
 from geomatch.geo import footprints
-from geomatch.search.pairs import ROC
 from geomatch.tile import tile
 
 pytest_plugins = ["small_fixtures"]
 
-FIGURES = [
+METRICS = [
     "queries",
     "database",
     "map@5",
@@ -60,11 +60,11 @@ def describe_by_hand(project, vectors, metric="cosine"):
     project.embeddings.mkdir(exist_ok=True)
     tiles = TileTable.load(project.catalogue)
 
-    def outline(epsg, bounds):
+    def footprint(epsg, bounds):
         return footprints.rings(epsg, bounds, "OGC:CRS84")
 
     Embeddings(vectors.astype(np.float32), facts).save(
-        project.embeddings / "hand@1.parquet", tiles, outline if tiles.grid else None, None
+        project.embeddings / "hand@1.parquet", tiles, footprint if tiles.grid else None, None
     )
     return tiles
 
@@ -146,8 +146,8 @@ def summary(ranks, errors, database):
     }
 
 
-def assert_figures(found, wanted, skipped=()):
-    assert list(found) == [*FIGURES, *MORE, *GROUPS, "regions", "pairs", "roc"]
+def assert_metrics(found, wanted, skipped=()):
+    assert list(found) == [*METRICS, *MORE, *GROUPS, "regions", "pairs", "roc"]
     assert len(found["pairs"]) == len(wanted["pairs"])
     for mine, theirs in ((found, wanted), *zip(found["pairs"], wanted["pairs"], strict=True)):
         single = set(mine) - {"roc", "regions", *GROUPS}
@@ -170,7 +170,7 @@ def test_figures_equal_those_counted_again(tiled, copied, vectors, wider, same_y
     for split in SPLITS:
         wanted = count_again(tiles, vectors, split, wider, same_year)
         assert 0 < wanted["map@5"] < 1
-        assert_figures(found.splits[split], wanted, skipped=METRES)
+        assert_metrics(found.splits[split], wanted, skipped=METRES)
     assert found.splits["test"]["database"] == (88 if wider else 24)
     # Figures of other conditions do not take the place of the usual ones.
     folder = "hand@1" + "-all" * wider + "-same-year" * same_year
@@ -186,16 +186,16 @@ def test_metres_are_to_the_first_answer(tiled, copied):
     for split in SPLITS:
         wanted = count_again(tiles, vectors, split)
         assert wanted["median_error_m"] > 0
-        assert_figures(found.splits[split], wanted)
+        assert_metrics(found.splits[split], wanted)
 
 
 def test_perfect_descriptors_have_perfect_figures(tiled, copied):
     project = copied(tiled)
     describe_by_hand(project, np.eye(44)[tiled.tiles.places()])
-    for split, figures in evaluate(project, database="all").splits.items():
+    for split, metrics in evaluate(project, database="all").splits.items():
         expected = {"map@5": 1, "recall@1": 1, "recall@5": 1, "recall@10": 1}
         expected |= {"median_rank": 1, "median_error_m": 0, "database": 88}
-        assert {key: figures[key] for key in expected} == expected, split
+        assert {key: metrics[key] for key in expected} == expected, split
 
 
 def test_blank_descriptors_come_last(tiled, copied):
@@ -211,17 +211,17 @@ def test_a_year_named_is_searched_alone(tiled, copied, vectors):
     tiles = describe_by_hand(project, vectors)
     found = evaluate(project, years=("2010",)).splits["test"]
     wanted = count_again(tiles, vectors, "test", years=("2010",))
-    assert_figures(found, wanted, skipped=METRES)
+    assert_metrics(found, wanted, skipped=METRES)
     assert [pair["database_year"] for pair in found["pairs"]] == ["2010"]
 
 
 def test_fictitious_placement_has_no_metres(tmp_path, tiled, vectors):
     project = make_project(tmp_path / "nowhere", tiled.imagery, placement="fictitious")
     describe_by_hand(project, vectors)
-    for figures in evaluate(project).splits.values():
-        for place in (figures, *figures["pairs"]):
+    for metrics in evaluate(project).splits.values():
+        for place in (metrics, *metrics["pairs"]):
             assert [place[key] for key in METRES] == [None] * 4
-        assert figures["map@5"] > 0
+        assert metrics["map@5"] > 0
 
 
 def test_undefined_figures_are_null(tmp_path, tiled):
@@ -230,13 +230,13 @@ def test_undefined_figures_are_null(tmp_path, tiled):
     evaluate(project)
     text = (project.reports / "hand@1" / "report.json").read_text()
     assert "NaN" not in text
-    figures = json.loads(text)["splits"]["validation"]
-    assert figures["queries"] == 0
-    assert figures["pairs"] == []
-    assert figures["roc"] is None
-    for key in [*FIGURES[2:], *MORE]:
-        assert figures[key] is None
-    assert set(figures["intervals"].values()) == {None}
+    metrics = json.loads(text)["splits"]["validation"]
+    assert metrics["queries"] == 0
+    assert metrics["pairs"] == []
+    assert metrics["roc"] is None
+    for key in [*METRICS[2:], *MORE]:
+        assert metrics[key] is None
+    assert set(metrics["intervals"].values()) == {None}
 
 
 def test_json_follows_the_contract(tiled, copied, vectors):
@@ -247,7 +247,7 @@ def test_json_follows_the_contract(tiled, copied, vectors):
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["splits"] == json.loads(json.dumps(evaluate(project).splits))
-    assert set(found["splits"]["test"]) > {*FIGURES, "pairs", "roc"}
+    assert set(found["splits"]["test"]) > {*METRICS, "pairs", "roc"}
     wider = CliRunner().invoke(app, [*arguments, "--database", "all", "--same-year"])
     assert json.loads(wider.stdout)["splits"]["test"]["database"] == 88
 
@@ -299,16 +299,16 @@ def test_pairs_are_told_apart_at_the_threshold_of_validation(tiled, copied, vect
     project = copied(tiled)
     describe_by_hand(project, vectors)
     found = {name: split["roc"] for name, split in evaluate(project, fpr=0.2).splits.items()}
-    assert len({figures["threshold"] for figures in found.values()}) == 1
+    assert len({metrics["threshold"] for metrics in found.values()}) == 1
     assert found["validation"]["fpr"] <= 0.2
-    for name, figures in found.items():
-        (tn, fp), (fn, tp) = figures["confusion"]
+    for name, metrics in found.items():
+        (tn, fp), (fn, tp) = metrics["confusion"]
         # Every tile has a partner in the other year, and each is an anchor once.
         assert tn + fp == fn + tp == (tiled.tiles.split == SPLITS.index(name)).sum()
-        assert figures["fpr"] == fp / (tn + fp)
-        assert figures["tpr"] == tp / (fn + tp)
-        assert 0.5 < figures["auc"] < 1
-        assert 0 < figures["eer"] < 0.5
+        assert metrics["fpr"] == fp / (tn + fp)
+        assert metrics["tpr"] == tp / (fn + tp)
+        assert 0.5 < metrics["auc"] < 1
+        assert 0 < metrics["eer"] < 0.5
     stricter = evaluate(project, fpr=0.0).splits["validation"]["roc"]
     assert stricter["threshold"] > found["validation"]["threshold"]
     assert stricter["confusion"][0][1] == 0
@@ -394,18 +394,18 @@ def test_figures_of_classes_equal_those_counted_again(classes, database):
             wanted.append(precision_again([unit[i] @ unit[j] for j in others], relevant))
             label.append(tiles.label[i])
         rank, ap, ap5 = np.array(wanted).T
-        figures = found.splits[split]
-        assert list(figures)[: len(FIGURES)] == FIGURES
-        assert {"map", "pairs", "classes", "roc", *GROUPS} < set(figures)
-        assert figures["queries"] == len(rank) == [15, 9, 12][code]
-        assert figures["database"] == len(searched)
-        assert figures["map"] == pytest.approx(ap.mean())
-        assert figures["map@5"] == pytest.approx(ap5.mean())
-        assert figures["recall@1"] == pytest.approx((rank == 1).mean())
-        assert figures["recall@5"] == pytest.approx((rank <= 5).mean())
-        assert figures["median_rank"] == statistics.median(rank)
-        assert figures["median_error_m"] is None
-        assert figures["pairs"] == []
+        metrics = found.splits[split]
+        assert list(metrics)[: len(METRICS)] == METRICS
+        assert {"map", "pairs", "classes", "roc", *GROUPS} < set(metrics)
+        assert metrics["queries"] == len(rank) == [15, 9, 12][code]
+        assert metrics["database"] == len(searched)
+        assert metrics["map"] == pytest.approx(ap.mean())
+        assert metrics["map@5"] == pytest.approx(ap5.mean())
+        assert metrics["recall@1"] == pytest.approx((rank == 1).mean())
+        assert metrics["recall@5"] == pytest.approx((rank <= 5).mean())
+        assert metrics["median_rank"] == statistics.median(rank)
+        assert metrics["median_error_m"] is None
+        assert metrics["pairs"] == []
         first5 = [
             [
                 tiles.label[j] == tiles.label[i]
@@ -414,12 +414,12 @@ def test_figures_of_classes_equal_those_counted_again(classes, database):
             ][:5]
             for i in np.flatnonzero(tiles.split == code)
         ]
-        assert figures["mp@5"] == pytest.approx(np.sum(first5, axis=1).mean() / 5)
+        assert metrics["mp@5"] == pytest.approx(np.sum(first5, axis=1).mean() / 5)
         relevant = len(searched) // 3 - (database == "all" or database == "split" or code == 0)
         recalled = np.sum(first5, axis=1).mean() / relevant
-        assert figures["relevant_recall@5"] == pytest.approx(recalled)
-        assert [row["class"] for row in figures["classes"]] == ["ash", "birch", "cedar"]
-        for k, row in enumerate(figures["classes"]):
+        assert metrics["relevant_recall@5"] == pytest.approx(recalled)
+        assert [row["class"] for row in metrics["classes"]] == ["ash", "birch", "cedar"]
+        for k, row in enumerate(metrics["classes"]):
             mine = np.array(label) == k
             assert row["queries"] == mine.sum()
             assert row["hit@5"] == pytest.approx((rank[mine] <= 5).mean())
@@ -500,8 +500,8 @@ def test_queries_of_classes_are_kept_too(classes):
 def test_curves_and_histograms_are_of_the_pairs(tiled, copied, vectors):
     project = copied(tiled)
     describe_by_hand(project, vectors)
-    for split, figures in evaluate(project).splits.items():
-        found, n = figures["roc"], (tiled.tiles.split == SPLITS.index(split)).sum()
+    for split, metrics in evaluate(project).splits.items():
+        found, n = metrics["roc"], (tiled.tiles.split == SPLITS.index(split)).sum()
         curve = found["curve"]
         assert auc(curve["fpr"], curve["tpr"]) == pytest.approx(found["auc"])
         assert len(curve["threshold"]) == len(curve["fpr"])
@@ -517,10 +517,10 @@ def test_curves_and_histograms_are_of_the_pairs(tiled, copied, vectors):
 def test_intervals_hold_the_figures(tiled, copied, vectors):
     project = copied(tiled)
     describe_by_hand(project, vectors)
-    for figures in evaluate(project).splits.values():
-        for key, (low, high) in figures["intervals"].items():
-            assert 0 <= low <= figures[key] <= high <= 1
-        low, high = figures["intervals"]["map@5"]
+    for metrics in evaluate(project).splits.values():
+        for key, (low, high) in metrics["intervals"].items():
+            assert 0 <= low <= metrics[key] <= high <= 1
+        low, high = metrics["intervals"]["map@5"]
         assert 0.02 < high - low < 0.6
 
 
@@ -561,7 +561,7 @@ def test_strata_are_of_the_ground_that_changed(tiled, copied, vectors):
     changed = np.full(88, np.nan, np.float32)
     changed[later] = [0] * 5 + [0.02, 0.1] + [0.11, 0.5, 1, 1] + [np.nan]
     tiles = dataclasses.replace(tiled.tiles, changed=changed)
-    tiles.save(project.catalogue, *footprints.drawing(tiles.grid))
+    tiles.save(project.catalogue, *footprints.file_geometry(tiles.grid))
     describe_by_hand(project, vectors)
     splits = evaluate(project).splits
     found = {row["changed"]: row for row in splits["test"]["changed"]}
@@ -579,13 +579,13 @@ def test_strata_are_of_the_ground_that_changed(tiled, copied, vectors):
 def test_regions_are_sheets_or_blocks_and_add_up(tmp_path, tiled, copied, vectors):
     project = copied(tiled)
     describe_by_hand(project, vectors)
-    for split, figures in evaluate(project).splits.items():
-        regions = figures["regions"]
+    for split, metrics in evaluate(project).splits.items():
+        regions = metrics["regions"]
         # One sheet a year in each split.
         assert all(row["region"].startswith("block ") for row in regions), split
-        assert sum(row["queries"] for row in regions) == figures["queries"]
+        assert sum(row["queries"] for row in regions) == metrics["queries"]
         weighted = sum(row["queries"] * row["map@5"] for row in regions)
-        assert weighted / figures["queries"] == pytest.approx(figures["map@5"])
+        assert weighted / metrics["queries"] == pytest.approx(metrics["map@5"])
     assert len(evaluate(project).splits["train"]["regions"]) > 1
     whole = make_project(tmp_path / "whole", tiled.imagery, "split.validation=[]")
     describe_by_hand(whole, vectors)
@@ -599,10 +599,10 @@ def test_calibration_is_of_validation_and_holds_there(tiled, copied, vectors):
     describe_by_hand(project, vectors)
     found = {name: s["roc"]["calibration"] for name, s in evaluate(project).splits.items()}
     assert len({(c["slope"], c["intercept"]) for c in found.values()}) == 1
-    for name, figures in found.items():
+    for name, metrics in found.items():
         n = (tiled.tiles.split == SPLITS.index(name)).sum()
-        assert sum(figures["pairs"]) == 2 * n
-        assert 0 <= figures["error"] < 0.3
+        assert sum(metrics["pairs"]) == 2 * n
+        assert 0 <= metrics["error"] < 0.3
     mine = found["validation"]
     assert np.average(mine["share"], weights=mine["pairs"]) == pytest.approx(0.5)
     assert np.average(mine["probability"], weights=mine["pairs"]) == pytest.approx(0.5, abs=0.02)

@@ -10,11 +10,11 @@ from small_project import hand_made_classes
 from test_eval import describe_by_hand
 from typer.testing import CliRunner
 
-from geomatch import graded
-from geomatch.cli import app
+from geomatch.cli.commands import app
 from geomatch.errors import GeomatchError
 from geomatch.evaluate import Report, evaluate
-from geomatch.search.oxford import Truth
+from geomatch.evaluation import graded
+from geomatch.evaluation.oxford import Truth
 
 pytest_plugins = ["small_fixtures"]
 

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from small_network import network, tiles
 
-from geomatch.config import Model
-from geomatch.nn.encoder import Encoder, resolved
+from geomatch.config import ModelConfig
+from geomatch.nn.encoder import Encoder, TileForm, resolved
 from geomatch.nn.heads import HEADS
 from geomatch.nn.layers import Shared
-from geomatch.nn.step import TileForm
 from geomatch.nn.trunks import TRUNKS, BasicBlock, ResNet, Trunk
 
 pytest_plugins = ["small_fixtures"]
@@ -35,7 +34,7 @@ def values(shape, seed=0):
 
 def drawn(kind, shared, x, *call, **model):
     """A head and random variables of it."""
-    head = HEADS[kind](Model(head=kind, **model), shared)
+    head = HEADS[kind](ModelConfig(head=kind, **model), shared)
     shapes = jax.eval_shape(lambda key: head.init(key, x, *call, False), jax.random.key(0))
     rng = np.random.default_rng(1)
 
@@ -261,7 +260,7 @@ POOLED = {"max": 4, "mean": 4, "sum": 4, "gem": 4, "rmac": 4, "flatten": 8 * 8 *
 @pytest.mark.parametrize("head", ["dense", "mlp", "pca", "conv"])
 @pytest.mark.parametrize("size", [2, 128, 256, 512])
 def test_descriptors_are_of_the_size_asked_for(head, size):
-    encoder = Encoder(resolved(Model(trunk="tiny", head=head, descriptor=size)), 3, 0)
+    encoder = Encoder(resolved(ModelConfig(trunk="tiny", head=head, descriptor=size)), 3, 0)
     some = jax.ShapeDtypeStruct((2, 32, 32, 3), np.uint8)
     output, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), some)
     assert (output.shape, output.dtype) == ((2, size), jnp.float32)
@@ -270,7 +269,7 @@ def test_descriptors_are_of_the_size_asked_for(head, size):
 @pytest.mark.parametrize("pooling", POOLED)
 @pytest.mark.parametrize("head", ["pool", "dense", "pca"])
 def test_every_head_takes_every_pooling(pooling, head):
-    model = Model(trunk="tiny", head=head, pooling=pooling, bins=3, descriptor=11)
+    model = ModelConfig(trunk="tiny", head=head, pooling=pooling, bins=3, descriptor=11)
     some = jax.ShapeDtypeStruct((2, 32, 32, 3), np.uint8)
     output, variables = jax.eval_shape(
         Encoder(resolved(model), 3, 0).init_with_output, jax.random.key(0), some

@@ -30,7 +30,7 @@ def image(write_raster: Write) -> Path:
 
 def cut(project: Project, image: Path, labels: dict[str, str | Path]) -> TileTable:
     named = tuple(
-        config.Source(year=year, images=str(image), labels=str(path))
+        config.SourceConfig(year=year, images=str(image), labels=str(path))
         for year, path in labels.items()
     )
     settings = ("grid.size=32", "grid.gsd=1.0", "split.by=source")

@@ -1,4 +1,4 @@
-"""The fast formulations of `geomatch.nn.fast` against the plain operations and plain loops."""
+"""The fast formulations of `geomatch.nn.cpu_ops` against the plain operations and plain loops."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from small_network import network, tiles
 
-from geomatch.nn import fast, layers
-from geomatch.nn.encoder import Siamese
+from geomatch.nn import cpu_ops, layers
+from geomatch.nn.encoder import Siamese, TileForm
 from geomatch.nn.layers import Shared
-from geomatch.nn.step import TileForm
 from geomatch.nn.trunks import TRUNKS, BasicBlock, ResNet, Trunk
 
 pytest_plugins = ["small_fixtures"]
@@ -119,8 +118,8 @@ def test_conv_equals_the_plain_one_with_its_gradients(form, channels, dtype):
         values((k, k, *channels), 1, dtype),
     )
     compare(
-        lambda x, w: fast.conv(x, w, stride, (edge, edge)),
-        lambda x, w: fast.conv_plain(x, w, stride, (edge, edge)),
+        lambda x, w: cpu_ops.conv(x, w, stride, (edge, edge)),
+        lambda x, w: cpu_ops.conv_plain(x, w, stride, (edge, edge)),
         arguments,
         (2, *sides(form), channels[1]),
         dtype,
@@ -132,8 +131,8 @@ def test_conv_has_edges_of_its_own_on_every_side(dtype):
     arguments = values((2, 9, 8, 16), 0, dtype), values((3, 3, 16, 17), 1, dtype)
     edges = ((2, 0), (0, 1))
     compare(
-        lambda x, w: fast.conv(x, w, 2, edges),
-        lambda x, w: fast.conv_plain(x, w, 2, edges),
+        lambda x, w: cpu_ops.conv(x, w, 2, edges),
+        lambda x, w: cpu_ops.conv_plain(x, w, 2, edges),
         arguments,
         (2, 5, 4, 17),
         dtype,
@@ -158,7 +157,7 @@ def convolved(x, kernel, stride, edges):
     return result
 
 
-@pytest.mark.parametrize("form", [fast.conv, fast.conv_plain])
+@pytest.mark.parametrize("form", [cpu_ops.conv, cpu_ops.conv_plain])
 @pytest.mark.parametrize("edges", [((1, 1), (1, 1)), ((0, 1), (2, 0)), ((0, 0), (0, 0))])
 def test_conv_equals_plain_loops(form, edges):
     x, kernel = values((2, 7, 8, 2), 0), values((3, 3, 2, 3), 1)
@@ -182,15 +181,15 @@ def test_depthwise_equals_a_grouped_convolution_with_its_gradients(form, dtype):
     height, width, k, stride, edge = form
     arguments = values((2, height, width, 6), 0, dtype), values((k, k, 1, 6), 1, dtype)
     compare(
-        lambda x, w: fast.depthwise(x, w, stride, (edge, edge)),
-        lambda x, w: fast.depthwise_plain(x, w, stride, (edge, edge)),
+        lambda x, w: cpu_ops.depthwise(x, w, stride, (edge, edge)),
+        lambda x, w: cpu_ops.depthwise_plain(x, w, stride, (edge, edge)),
         arguments,
         (2, *sides(form), 6),
         dtype,
     )
 
 
-@pytest.mark.parametrize("form", [fast.depthwise, fast.depthwise_plain])
+@pytest.mark.parametrize("form", [cpu_ops.depthwise, cpu_ops.depthwise_plain])
 def test_depthwise_equals_plain_loops(form):
     x, kernel = values((1, 5, 6, 3), 0), values((3, 3, 1, 3), 1)
     edges = ((1, 1), (0, 1))
@@ -203,10 +202,10 @@ def test_depthwise_equals_plain_loops(form):
 def test_relu_equals_jax_s_with_its_gradient(most, plain, dtype):
     x = 6 * values((4, 5, 6), 0, dtype)
     assert (x > 6).any()
-    compare(lambda x: fast.relu(x, most), plain, (x,), x.shape, dtype)
+    compare(lambda x: cpu_ops.relu(x, most), plain, (x,), x.shape, dtype)
     # Nothing flows where the result is cut.
     cut = jnp.array([0.0, -0.0, -1.0, *([7.0] if most else [])])
-    np.testing.assert_array_equal(jax.grad(lambda x: fast.relu(x, most).sum())(cut), 0 * cut)
+    np.testing.assert_array_equal(jax.grad(lambda x: cpu_ops.relu(x, most).sum())(cut), 0 * cut)
 
 
 def normalised(x, scale, bias):
@@ -223,18 +222,18 @@ def test_batch_norm_equals_two_passes_with_its_gradients(shape, dtype):
     x = 2 * values(shape, 0, dtype) + jnp.asarray(1.5, dtype)
     scale, bias = values(shape[-1:], 1), values(shape[-1:], 2)
     compare(
-        lambda *a: fast.batch_norm(*a, 1e-5, None)[0], normalised, (x, scale, bias), shape, dtype
+        lambda *a: cpu_ops.batch_norm(*a, 1e-5, None)[0], normalised, (x, scale, bias), shape, dtype
     )
 
 
 def test_batch_norm_gives_the_statistics_it_used():
     x = values((3, 4, 5, 2), 0) * 3 + 1
-    _, mean, variance = fast.batch_norm(x, jnp.ones(2), jnp.zeros(2), 1e-5, None)
+    _, mean, variance = cpu_ops.batch_norm(x, jnp.ones(2), jnp.zeros(2), 1e-5, None)
     close(mean, np.asarray(x).mean((0, 1, 2)))
     close(variance, np.asarray(x).var((0, 1, 2)))
 
 
-@pytest.mark.parametrize("form", [fast.batch_norm, fast.batch_norm_plain])
+@pytest.mark.parametrize("form", [cpu_ops.batch_norm, cpu_ops.batch_norm_plain])
 def test_batch_norm_on_two_devices_is_that_of_the_global_batch(form):
     x, weights = values((8, 3, 3, 4), 0) * 2 + 1, values((8, 3, 3, 4), 1)
     scale, bias = values((4,), 2), values((4,), 3)
@@ -446,7 +445,7 @@ def compare_exactly(form, plain, x):
 @pytest.mark.parametrize("size", SIZES)
 def test_max_pool_3x3_equals_flax_with_its_gradient(size):
     compare_exactly(
-        fast.max_pool_3x3,
+        cpu_ops.max_pool_3x3,
         lambda x: nn.max_pool(x, (3, 3), (2, 2), padding=[(1, 1), (1, 1)]),
         different(size, negative=False),
     )
@@ -456,12 +455,14 @@ def test_max_pool_3x3_equals_flax_with_its_gradient(size):
 def test_max_pool_2x2_equals_flax_with_its_gradient(size):
     x = different(size, negative=True)
     assert (x < 0).any()
-    compare_exactly(fast.max_pool_2x2, lambda x: nn.max_pool(x, (2, 2), (2, 2), padding="SAME"), x)
+    compare_exactly(
+        cpu_ops.max_pool_2x2, lambda x: nn.max_pool(x, (2, 2), (2, 2), padding="SAME"), x
+    )
 
 
 def test_max_pool_2x2_of_values_below_zero_pads_with_none():
     x = -1 - jnp.arange(9.0).reshape(1, 3, 3, 1)
-    found = fast.max_pool_2x2(x)[0, ..., 0]
+    found = cpu_ops.max_pool_2x2(x)[0, ..., 0]
     np.testing.assert_array_equal(found, [[-1, -3], [-7, -9]])
 
 

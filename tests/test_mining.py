@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from small_project import hand_made_classes, hand_made_tiles
 
-from geomatch.data.mining import (
+from geomatch.data.ground_truth import Task, are_neutral, tasks
+from geomatch.training.mining import (
     Hardest,
     Mined,
     candidate_triplets,
@@ -18,7 +19,6 @@ from geomatch.data.mining import (
     on_the_ground,
     wrong_neighbours,
 )
-from geomatch.data.pairs import Task, are_neutral, tasks
 
 NONE = np.empty(0, np.int64)
 NEIGHBOURS = np.array(

@@ -13,14 +13,14 @@ from small_network import network
 
 from geomatch import config
 from geomatch.nn import losses
-from geomatch.nn.objective import MARGINS, Batch, Ground, margin, objective
-from geomatch.nn.step import TileForm
+from geomatch.nn.encoder import TileForm
+from geomatch.nn.objective import MARGINS, Batch, MatchRule, margin, objective
 
 pytest_plugins = ["small_fixtures"]
 
 AXIS = "devices"
 D = 6
-DATED, CLASSES = Ground(dated=True, reach=1), Ground(dated=False, reach=0)
+DATED, CLASSES = MatchRule(dated=True, reach=1), MatchRule(dated=False, reach=0)
 KINDS = {True: DATED, False: CLASSES}
 WHOLE = {
     "semi-hard": ("triplet", {"rule": "in-batch", "pick": "semi-hard"}),
@@ -37,8 +37,8 @@ def siamese():
 
 
 def configured(loss, mining=None, **train):
-    train = config.Train(loss=loss, **train)
-    return config.Config(train=train, mining=config.Mining(**(mining or {})))
+    train = config.TrainConfig(loss=loss, **train)
+    return config.Config(train=train, mining=config.MiningConfig(**(mining or {})))
 
 
 def descriptors(roles, batch, seed=0):
@@ -72,14 +72,14 @@ def of_devices(values, devices):
     return np.moveaxis(parts, 0, 1)
 
 
-def run(settings, rows, places, ground=DATED, views=0, devices=1):
+def run(settings, rows, places, match_rule=DATED, views=0, devices=1):
     """Loss, share of hard triplets and gradient of a batch, by the means of all devices.
 
     The gradient is that of factors of each value of descriptors and of the network's parameters,
     as a step averages it.
     """
     model, variables = siamese()
-    loss_of_batch = objective(settings, ground, AXIS, views)
+    loss_of_batch = objective(settings, match_rule, AXIS, views)
 
     def of_device(rows, places):
         def loss(factors, params):
@@ -411,7 +411,7 @@ def test_triplets_in_a_batch_have_negatives_of_the_positive_s_year(pick):
     # 5 the positive at 1.2 (3.8 away) and the negative of year 0 at 0 (5 away).
     assert value == pytest.approx(((1 - 0.2 + 0.5) + 0) / 2)
     assert hard == 0.5
-    anyone, _, _ = run(settings, rows, places, Ground(dated=False, reach=1), 2)
+    anyone, _, _ = run(settings, rows, places, MatchRule(dated=False, reach=1), 2)
     assert anyone != pytest.approx(value)
 
 
@@ -419,7 +419,7 @@ def test_relations_are_of_zone_cell_and_year():
     rng = np.random.default_rng(6)
     places = rng.integers(0, 3, (40, 4)).astype(np.int32)
     for reach in (0, 1):
-        positive, negative = Ground(True, reach).relations(places, places[:17])
+        positive, negative = MatchRule(True, reach).relations(places, places[:17])
         assert positive.shape == (40, 17)
         for i, a in enumerate(places):
             for j, b in enumerate(places[:17]):

@@ -18,8 +18,8 @@ from small_network import network, tiles
 
 from geomatch.errors import GeomatchError
 from geomatch.nn.describe import in_dtype
-from geomatch.nn.graph import to_onnx
-from geomatch.nn.step import TileForm
+from geomatch.nn.encoder import TileForm
+from geomatch.nn.onnx_export import to_onnx
 
 pytest_plugins = ["small_fixtures"]
 

@@ -12,7 +12,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from geomatch.config import Train
+from geomatch.config import TrainConfig
 from geomatch.nn.optimizers import optimizer, schedule
 
 OPTIMIZERS = ("adam", "adamw", "sgd", "ranger")
@@ -74,14 +74,14 @@ def test_adam_by_hand():
     params, lr = tree(), 0.01
     for direction in adam_directions(gradients):
         params = add(params, jax.tree.map(lambda u: lr * u, direction))
-    assert_trees_close(run(Train(lr=lr), gradients)[-1], params)
+    assert_trees_close(run(TrainConfig(lr=lr), gradients)[-1], params)
 
 
 def test_weight_decay_of_adam_is_a_gradient_of_kernels():
     gradient, lr, weight = tree(1), 0.01, 0.5
     (direction,) = adam_directions([add(gradient, decayed(tree(), weight))])
     wanted = add(tree(), jax.tree.map(lambda u: lr * u, direction))
-    (found,) = run(Train(lr=lr, weight_decay=weight), [gradient])
+    (found,) = run(TrainConfig(lr=lr, weight_decay=weight), [gradient])
     assert_trees_close(found, wanted)
 
 
@@ -91,7 +91,7 @@ def test_weight_decay_of_adamw_is_decoupled_and_of_kernels():
     for direction in adam_directions(gradients):
         moved = jax.tree.map(lambda u: lr * u, direction)
         params = add(params, moved, decayed(params, -lr * weight))
-    train = Train(lr=lr, optimizer="adamw", weight_decay=weight)
+    train = TrainConfig(lr=lr, optimizer="adamw", weight_decay=weight)
     found = run(train, gradients)[-1]
     assert_trees_close(found, params)
     plain = run(dataclasses.replace(train, weight_decay=0), gradients)[-1]
@@ -108,7 +108,7 @@ def test_sgd_has_nesterov_momentum_by_hand():
         trace = jax.tree.map(lambda t, g: momentum * t + g, trace, gradient)
         step = jax.tree.map(lambda t, g: -lr * (g + momentum * t), trace, gradient)
         params = add(params, step)
-    train = Train(lr=lr, optimizer="sgd", momentum=momentum, weight_decay=weight)
+    train = TrainConfig(lr=lr, optimizer="sgd", momentum=momentum, weight_decay=weight)
     assert_trees_close(run(train, gradients)[-1], params)
 
 
@@ -119,7 +119,7 @@ def test_clip_is_the_largest_norm_of_all_gradients_together(clip):
     assert 0.1 < norm < 1000
     factor = clip / norm if clip == 0.1 else 1
     wanted = jax.tree.map(lambda p, g: p - lr * factor * g, tree(), gradient)
-    train = Train(lr=lr, optimizer="sgd", momentum=0.0, clip=clip)
+    train = TrainConfig(lr=lr, optimizer="sgd", momentum=0.0, clip=clip)
     assert_trees_close(run(train, [gradient])[0], wanted)
 
 
@@ -141,7 +141,7 @@ def test_ranger_goes_back_half_of_every_six_steps_of_radam(scaled, weight):
         if number % 6 == 0:
             fast = slow = jax.tree.map(lambda s, f: s + 0.5 * (f - s), slow, fast)
         wanted.append(fast)
-    train = Train(lr=lr, optimizer="ranger", weight_decay=weight)
+    train = TrainConfig(lr=lr, optimizer="ranger", weight_decay=weight)
     found = run(train, gradients, scales if scaled else None)
     for one, other in zip(found, wanted, strict=True):
         assert_trees_close(one, other)
@@ -152,7 +152,7 @@ def test_ranger_goes_back_half_of_every_six_steps_of_radam(scaled, weight):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_scales_multiply_the_updates(name):
-    train = Train(lr=0.01, optimizer=name, weight_decay=0.1, clip=1.0)
+    train = TrainConfig(lr=0.01, optimizer=name, weight_decay=0.1, clip=1.0)
     scales = jax.tree.map(lambda _: 1.0, tree())
     scales["conv"]["kernel"], scales["norm"]["scale"] = 0.0, 3.0
     (plain,), (found,) = (run(train, [tree(1)], s) for s in (None, scales))
@@ -174,7 +174,7 @@ def test_the_state_has_one_form_whatever_the_settings(name):
         {"schedule": "exponential"},
     ):
         for factors in (None, scales):
-            rule = optimizer(Train(optimizer=name, **settings), 100, 10, factors)
+            rule = optimizer(TrainConfig(optimizer=name, **settings), 100, 10, factors)
             state = rule.init(params)
             assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
             abstract = jax.eval_shape(rule.init, params)
@@ -187,7 +187,7 @@ def test_the_state_has_one_form_whatever_the_settings(name):
 
 
 def test_the_slow_weights_are_no_buffers_of_the_parameters():
-    rule = optimizer(Train(optimizer="ranger"), 100, 10)
+    rule = optimizer(TrainConfig(optimizer="ranger"), 100, 10)
     params = arrays(tree())
     state = rule.init(params)
 
@@ -202,7 +202,7 @@ def test_the_slow_weights_are_no_buffers_of_the_parameters():
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_orbax_keeps_the_state(name, tmp_path):
-    rule = optimizer(Train(optimizer=name, weight_decay=0.1), 100, 10)
+    rule = optimizer(TrainConfig(optimizer=name, weight_decay=0.1), 100, 10)
     params = arrays(tree())
     _, state = rule.update(arrays(tree(1)), rule.init(params), params)
     state = jax.tree.map(np.asarray, state)
@@ -221,21 +221,21 @@ def rates(train, *counts):
 
 
 def test_a_constant_rate():
-    assert rates(Train(lr=0.3), 0, 1, 199) == pytest.approx([0.3] * 3)
-    found = rates(Train(lr=0.3, warmup=2.0), 0, 1, 10, 40, 41, 199)
+    assert rates(TrainConfig(lr=0.3), 0, 1, 199) == pytest.approx([0.3] * 3)
+    found = rates(TrainConfig(lr=0.3, warmup=2.0), 0, 1, 10, 40, 41, 199)
     assert found == pytest.approx([0, 0.3 / 40, 0.3 / 4, 0.3, 0.3, 0.3])
 
 
 def test_a_cosine_falls_to_0_over_what_warm_up_leaves():
-    assert rates(Train(lr=0.3, schedule="cosine"), 0, 50, 100, 200, 220) == pytest.approx(
+    assert rates(TrainConfig(lr=0.3, schedule="cosine"), 0, 50, 100, 200, 220) == pytest.approx(
         [0.3, 0.15 * (1 + math.cos(math.pi / 4)), 0.15, 0, 0], abs=1e-7
     )
-    found = rates(Train(lr=0.3, schedule="cosine", warmup=0.5), 0, 5, 10, 105, 200)
+    found = rates(TrainConfig(lr=0.3, schedule="cosine", warmup=0.5), 0, 5, 10, 105, 200)
     assert found == pytest.approx([0, 0.15, 0.3, 0.15, 0], abs=1e-7)
 
 
 def test_an_exponential_falls_by_a_factor_each_epoch():
-    train = Train(lr=0.3, schedule="exponential", decay=0.8)
+    train = TrainConfig(lr=0.3, schedule="exponential", decay=0.8)
     assert rates(train, 0, 10, 20, 200) == pytest.approx(
         [0.3, 0.3 * 0.8**0.5, 0.3 * 0.8, 0.3 * 0.8**10]
     )
@@ -244,14 +244,14 @@ def test_an_exponential_falls_by_a_factor_each_epoch():
 
 
 def test_a_warm_up_longer_than_the_run_is_all_there_is():
-    train = Train(lr=0.3, schedule="cosine", warmup=20.0)
+    train = TrainConfig(lr=0.3, schedule="cosine", warmup=20.0)
     assert rates(train, 0, 200) == pytest.approx([0, 0.15])
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_steps_follow_the_schedule(name):
     # At a rate of 0, which warm-up begins with, nothing moves; weight decay neither.
-    train = Train(lr=0.01, optimizer=name, warmup=1.0, weight_decay=0.1)
+    train = TrainConfig(lr=0.01, optimizer=name, warmup=1.0, weight_decay=0.1)
     first, second = run(train, [tree(1), tree(2)])
     assert_trees_close(first, arrays(tree()), rtol=0, atol=0)
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), first, second)

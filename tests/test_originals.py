@@ -11,21 +11,23 @@ from small_network import network
 from small_project import SIZE, YEARS, hand_made_classes, hand_made_tiles, make_project, settings
 from test_train import SMALL
 
-from geomatch import config, rounds
+from geomatch import config
 from geomatch import embed as embedding
-from geomatch.data.batches import Sampler
-from geomatch.data.mining import candidate_triplets
-from geomatch.data.pairs import tasks
+from geomatch.data.ground_truth import tasks
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.evaluate import evaluate
-from geomatch.nn.step import State, TileForm
+from geomatch.evaluation.verification import sample
+from geomatch.nn.encoder import TileForm
+from geomatch.nn.step import State
 from geomatch.progress import silent
-from geomatch.rounds import Judge
 from geomatch.search.metrics import mean, rank_relevant, recall_at
-from geomatch.search.pairs import sample
 from geomatch.search.protocol import map5, retrieve
 from geomatch.train import train
+from geomatch.training import rounds
+from geomatch.training.mining import candidate_triplets
+from geomatch.training.rounds import Validator
+from geomatch.training.sampler import Sampler
 
 pytest_plugins = ["small_fixtures"]
 
@@ -38,7 +40,7 @@ def test_random_negatives_are_never_the_anchor_nor_of_its_year(loss):
     """In the original any tile was a negative: the anchor itself, and mostly tiles of its year."""
     # So few places that a careless draw would hit the anchor's own at every third.
     tiles = hand_made_tiles([0, 1, 2] * 2, [0] * 6, [0] * 3 + [1] * 3)
-    sampler = Sampler(tiles, config.Train(loss=loss, batch=6), config.Mining())
+    sampler = Sampler(tiles, config.TrainConfig(loss=loss, batch=6), config.MiningConfig())
     place = tiles.places()
     for step in range(100):
         anchor, positive, negative = sampler.draw(step, None)
@@ -79,7 +81,7 @@ def test_the_last_batch_of_tiles_is_measured_too(tiled, tmp_path, monkeypatch):
     state = State(variables["params"], variables.get("batch_stats", {}), None, {})
     store = TileStore.open(tiled.project.pixels)
     splits = {name: tiled.tiles.select(tiled.tiles.split == i) for i, name in enumerate(SPLITS)}
-    judge = Judge(model, settings(), store, splits, tmp_path)
+    validator = Validator(model, settings(), store, splits, tmp_path)
     counted, scores, real = [], [], rounds.retrieve
 
     def counting(vectors, asked, metric):
@@ -90,7 +92,7 @@ def test_the_last_batch_of_tiles_is_measured_too(tiled, tmp_path, monkeypatch):
     monkeypatch.setattr(rounds, "retrieve", counting)
     for batch in (5, 16, 17, 32):
         monkeypatch.setattr(rounds, "BATCH", batch)
-        scores.append(judge.round(state, 0, 0, silent).map5("validation"))
+        scores.append(validator.round(state, 0, 0, silent).map5("validation"))
     assert counted == [16] * 4
     assert scores == [scores[0]] * 4
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import auc
 
-from geomatch.search.oxford import Truth, evaluate, trapezoidal_ap, without_junk
+from geomatch.evaluation.oxford import Truth, evaluate, trapezoidal_ap, without_junk
 
 
 def ints(*values):

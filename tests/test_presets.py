@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from geomatch.cli import app
+from geomatch.cli.commands import app
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PRESETS = sorted(path.parent.name for path in EXAMPLES.glob("*/geomatch.toml"))

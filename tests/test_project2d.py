@@ -10,7 +10,7 @@ from small_project import hand_made_tiles
 from test_eval import describe_by_hand
 from typer.testing import CliRunner
 
-from geomatch.cli import app
+from geomatch.cli.commands import app
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.project2d import _links, project2d
 from geomatch.report.projection import animate, frame, pca, scatter, tsne

@@ -16,7 +16,7 @@ from rasterio.windows import Window
 from small_project import CRS, SIZE, finish, python, write_tiff
 from typer.testing import CliRunner
 
-from geomatch.cli import app
+from geomatch.cli.commands import app
 from geomatch.data.embeddings import Embeddings
 from geomatch.errors import GeomatchError, StaleError, UsageError
 from geomatch.geo import footprints
@@ -209,7 +209,7 @@ def test_a_georeferenced_image_is_the_tile_over_its_centre(indexed, tmp_path, ma
     found = query(
         indexed.project,
         str(tmp_path / "cut.tif"),
-        report=lambda task, *_: notes.append(task),
+        progress=lambda task, *_: notes.append(task),
     )
     best = found.matches[0]
     assert (best.tile, best.distance_m) == (indexed.tiles.ids()[i], 0)
@@ -226,7 +226,7 @@ def test_an_image_off_the_grid_is_asked_for_as_it_lies(indexed, tmp_path):
         indexed.project,
         str(tmp_path / "cut.tif"),
         top=88,
-        report=lambda task, *_: notes.append(task),
+        progress=lambda task, *_: notes.append(task),
     )
     assert "off the grid" in notes[0]
     metres = {match.tile: match.distance_m for match in found.matches}
@@ -254,7 +254,7 @@ def test_a_plain_image_is_its_centre_square_without_a_place(indexed, tmp_path):
     found = query(
         indexed.project,
         str(tmp_path / "plain.png"),
-        report=lambda task, *_: notes.append(task),
+        progress=lambda task, *_: notes.append(task),
     )
     assert found.matches[0].tile == indexed.tiles.ids()[i]
     assert found.matches[0].score == pytest.approx(1, abs=1e-4)

@@ -21,7 +21,7 @@ from geomatch.tile import tile
 
 def cut(project: Project, sources: dict[str, Path], *settings: str, **labels: Path) -> TileTable:
     named = tuple(
-        config.Source(year=year, images=str(path), labels=str(labels.get(year, "")))
+        config.SourceConfig(year=year, images=str(path), labels=str(labels.get(year, "")))
         for year, path in sources.items()
     )
     wanted = config.with_overrides(config.Config(source=named), settings)

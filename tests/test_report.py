@@ -15,12 +15,12 @@ from browser import browser
 from PIL import Image, ImageColor
 from small_project import hand_made_tiles
 from test_eval import describe_by_hand
-from test_folders import class_folders, make
+from test_image_folders import class_folders, make
 from typer.testing import CliRunner
 
-from geomatch.cli import app
+from geomatch.cli.commands import app
 from geomatch.data.embeddings import Embeddings
-from geomatch.data.queries import QueryTable
+from geomatch.data.query_results import QueryTable
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import TileTable
 from geomatch.errors import StaleError
@@ -28,7 +28,7 @@ from geomatch.evaluate import evaluate
 from geomatch.geo import footprints
 from geomatch.geo.grid import Grid
 from geomatch.project import FORMAT, Project, write_json
-from geomatch.report import html, pictures
+from geomatch.report import contact_sheet, html
 from geomatch.report.html import write_page
 from geomatch.report.matches import TilePictures, match_folder
 
@@ -155,18 +155,18 @@ def test_a_page_is_the_same_each_time(written):
 
 def test_figures_are_those_of_the_report(page, written):
     splits = report_of(written)["splits"]
-    figures = splits["test"]
+    metrics = splits["test"]
     cards = dict(zip(texts(page, ".cards dt"), texts(page, ".cards dd"), strict=True))
-    assert cards["mAP@5"].startswith(f"{figures['map@5']:.3f}")
-    assert cards["R@10"].startswith(f"{figures['recall@10']:.3f}")
-    assert cards["AUC of pairs"].startswith(f"{figures['roc']['auc']:.3f}")
-    assert f"{100 * figures['recall@1']:.1f} %" in text(page, "#figures h2")
+    assert cards["mAP@5"].startswith(f"{metrics['map@5']:.3f}")
+    assert cards["R@10"].startswith(f"{metrics['recall@10']:.3f}")
+    assert cards["AUC of pairs"].startswith(f"{metrics['roc']['auc']:.3f}")
+    assert f"{100 * metrics['recall@1']:.1f} %" in text(page, "#figures h2")
     heads = [head.strip() for head in texts(page, "#splits thead th")]
     rows = {row[0]: dict(zip(heads, row, strict=True)) for row in table(page, "#splits")}
-    for split, figures in splits.items():
-        assert rows[split]["queries"] == str(figures["queries"])
-        assert rows[split]["mAP@5"].startswith(f"{figures['map@5']:.3f}")
-        assert rows[split]["R@1"].startswith(f"{figures['recall@1']:.3f}")
+    for split, metrics in splits.items():
+        assert rows[split]["queries"] == str(metrics["queries"])
+        assert rows[split]["mAP@5"].startswith(f"{metrics['map@5']:.3f}")
+        assert rows[split]["R@1"].startswith(f"{metrics['recall@1']:.3f}")
     assert rows["2020 in 2010"]["R@5"].startswith(f"{splits['test']['pairs'][1]['recall@5']:.3f}")
 
 
@@ -249,11 +249,11 @@ def test_best_and_worst_queries_are_shown_with_their_answers(page, written):
         ".map((f) => [f.className, f.querySelector('img').alt, f.innerText]))"
     )
     assert len(found) == 3 * html.SHOWN
-    for row, figures in zip(wanted, found, strict=False):
-        assert figures[0][:2] == ["asked", f"Query {row['id']}"]
-        assert len(figures) == 1 + len(row["top"])
+    for row, metrics in zip(wanted, found, strict=False):
+        assert metrics[0][:2] == ["asked", f"Query {row['id']}"]
+        assert len(metrics) == 1 + len(row["top"])
         for i, (tile, score) in enumerate(zip(row["top"], row["top_scores"], strict=True), start=1):
-            kind, alt, caption = figures[i]
+            kind, alt, caption = metrics[i]
             right = tile.split("@")[0] == row["place"]
             assert kind == ("right" if right else "wrong")
             assert alt.endswith(tile)
@@ -266,7 +266,7 @@ def test_thumbnails_show_the_tile(page, written, indexed):
     """Mean colour of each picture, as far as JPEG keeps it."""
     tiles, store = indexed.tiles, TileStore.open(indexed.project.pixels)
     row_of = {name: row for row, name in enumerate(tiles.ids())}
-    pictures = page.run(
+    contact_sheet = page.run(
         "[...document.querySelectorAll('.query img')].map((i) => {"
         " const c = document.createElement('canvas'), n = i.naturalWidth;"
         " [c.width, c.height] = [n, n]; const x = c.getContext('2d'); x.drawImage(i, 0, 0);"
@@ -274,8 +274,8 @@ def test_thumbnails_show_the_tile(page, written, indexed):
         " values.forEach((v, j) => { if (j % 4 < 3) sum[j % 4] += v; });"
         " return [i.alt, n, sum.map((v) => v / n / n)]; })"
     )
-    assert len(pictures) == 3 * html.SHOWN * 6
-    for alt, width, colour in pictures:
+    assert len(contact_sheet) == 3 * html.SHOWN * 6
+    for alt, width, colour in contact_sheet:
         pixels = store.read(np.array([row_of[alt.split()[-1]]]))[0]
         assert width == html.LARGE
         assert np.abs(pixels.mean(axis=(0, 1)) - colour).max() < 4
@@ -311,7 +311,7 @@ def test_curves_of_training(page, written, indexed):
     names = texts(page, ".chart strong")
     assert "Loss in training" in names
     page.run("document.querySelector('#chart-map5 svg').focus()")
-    rounds = [line for line in indexed.figures if line.get("validation/map@5") is not None]
+    rounds = [line for line in indexed.metrics if line.get("validation/map@5") is not None]
     assert len(rounds) > 2
     for line in rounds:
         page.key("ArrowRight")
@@ -333,7 +333,10 @@ def test_shown_queries_are_pictures_too(written, indexed):
     assert pictured == {f"{k}-{n + 1}" for k in ("best", "worst", "random") for n in range(6)}
     row = chosen(queries_of(written), lambda row: (-row["rank"], -row["first_score"]))[1]
     right = [tile.split("@")[0] == row["place"] for tile in row["top"]]
-    colours = [pictures.QUERY, *(pictures.RIGHT if hit else pictures.WRONG for hit in right)]
+    colours = [
+        contact_sheet.QUERY,
+        *(contact_sheet.RIGHT if hit else contact_sheet.WRONG for hit in right),
+    ]
     check_sheet(written / "matches" / "worst-2.png", indexed, [row["id"], *row["top"]], colours)
 
 
@@ -342,12 +345,12 @@ def check_sheet(path, indexed, tiles, colours):
     store, ids = TileStore.open(indexed.project.pixels), indexed.tiles.ids()
     with Image.open(path) as drawn:
         for i, (tile, colour) in enumerate(zip(tiles, colours, strict=True)):
-            left = pictures.GAP + i * (128 + 2 * pictures.EDGE + pictures.GAP)
-            assert drawn.getpixel((left, pictures.GAP)) == ImageColor.getrgb(colour)
+            left = contact_sheet.GAP + i * (128 + 2 * contact_sheet.EDGE + contact_sheet.GAP)
+            assert drawn.getpixel((left, contact_sheet.GAP)) == ImageColor.getrgb(colour)
             stored = indexed.tiles.store_row[[ids.index(tile)]]
             own = Image.fromarray(store.read(stored)[0, ..., :3])
             wanted = own.resize((128, 128), Image.Resampling.NEAREST)
-            corner = left + pictures.EDGE, pictures.GAP + pictures.EDGE
+            corner = left + contact_sheet.EDGE, contact_sheet.GAP + contact_sheet.EDGE
             found = drawn.crop((*corner, corner[0] + 128, corner[1] + 128))
             assert found.tobytes() == wanted.tobytes()
 
@@ -374,7 +377,7 @@ def test_a_match_that_was_missed_comes_last(indexed, tmp_path):
     match_folder(TilePictures.of(indexed.project), asked, {"worst": [0]}, tmp_path)
     ids = tiles.ids()
     shown = [ids[row] for row in (query, *top, *match)]
-    colours = [pictures.QUERY, pictures.WRONG, pictures.WRONG, pictures.RIGHT]
+    colours = [contact_sheet.QUERY, contact_sheet.WRONG, contact_sheet.WRONG, contact_sheet.RIGHT]
     check_sheet(tmp_path / "worst-1.png", indexed, shown, colours)
 
 
@@ -582,8 +585,8 @@ def hand_made_report(root, tiles, size=8):
     project = Project(root)
     (root / "geomatch.toml").write_text("")
     project.tiles.mkdir()
-    outline, crs = footprints.drawing(tiles.grid)
-    tiles.save(project.catalogue, outline, crs)
+    footprint, crs = footprints.file_geometry(tiles.grid)
+    tiles.save(project.catalogue, footprint, crs)
     rng = np.random.default_rng(0)
     store = TileStore.create(project.pixels, 2 * n, size, 3)
     shard = 512
@@ -596,7 +599,7 @@ def hand_made_report(root, tiles, size=8):
     facts = {"format": FORMAT, "run": "hand", "step": 0, "dimension": 2, "fingerprint": "vectors"}
     project.embeddings.mkdir()
     vectors = Embeddings(np.zeros((2 * n, 2), np.float32), facts)
-    vectors.save(project.embeddings / "hand@0.parquet", tiles, outline, crs)
+    vectors.save(project.embeddings / "hand@0.parquet", tiles, footprint, crs)
     query = np.arange(2 * n)
     match = (query + n) % (2 * n)
     rank = rng.choice([1, 1, 2, 5, 6, 20, 21], 2 * n)
@@ -609,9 +612,9 @@ def hand_made_report(root, tiles, size=8):
     folder = project.reports / "hand@0"
     folder.mkdir(parents=True)
     table.save(folder / "queries.parquet", tiles)
-    figures = dict.fromkeys(("map@5", "recall@1", "median_rank"), 0.5)
-    figures |= {"queries": 2 * n, "database": 2 * n, "pairs": [], "roc": None}
-    splits = dict.fromkeys(("train", "validation", "test"), figures)
+    metrics = dict.fromkeys(("map@5", "recall@1", "median_rank"), 0.5)
+    metrics |= {"queries": 2 * n, "database": 2 * n, "pairs": [], "roc": None}
+    splits = dict.fromkeys(("train", "validation", "test"), metrics)
     report = {"format": FORMAT, "embeddings": "hand@0", "database": "split", "name": "hand@0"}
     write_json(folder / "report.json", {**report, "splits": splits})
     return project, folder

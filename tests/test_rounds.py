@@ -11,15 +11,15 @@ from PIL import Image
 from small_network import network
 from small_project import YEARS, hand_made_classes, settings
 
-from geomatch import rounds
-from geomatch.data import mining
-from geomatch.data.pairs import are_neutral
+from geomatch.data.ground_truth import are_neutral
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS
 from geomatch.nn.describe import describe
-from geomatch.nn.step import State, TileForm
+from geomatch.nn.encoder import TileForm
+from geomatch.nn.step import State
 from geomatch.progress import silent
-from geomatch.rounds import Judge
+from geomatch.training import mining, rounds
+from geomatch.training.rounds import Validator
 
 pytest_plugins = ["small_fixtures"]
 
@@ -54,15 +54,15 @@ def pictures(tiled):
 
 
 @pytest.fixture
-def judging(tiled, siamese, pictures, tmp_path):
+def round_of(tiled, siamese, pictures, tmp_path):
     """A function that makes a round of these settings, at a step and epoch."""
 
     def make(*overrides, step=6, epoch=1, average=False, tiles=None):
         tiles = tiled.tiles if tiles is None else tiles
         splits = {name: tiles.select(tiles.split == i) for i, name in enumerate(SPLITS)}
         model, plain, averaged = siamese
-        judge = Judge(model, settings(*overrides), pictures, splits, tmp_path)
-        return judge.round(averaged if average else plain, step, epoch, silent)
+        validator = Validator(model, settings(*overrides), pictures, splits, tmp_path)
+        return validator.round(averaged if average else plain, step, epoch, silent)
 
     return make
 
@@ -105,17 +105,17 @@ def map5_by_hand(tiles, vectors, split, metric):
 @pytest.mark.parametrize(("loss", "metric"), [("bce", "cosine"), ("contrastive", "euclidean")])
 @pytest.mark.parametrize("average", [False, True])
 def test_a_split_is_measured_with_the_weights_that_are_kept(
-    judging, tiled, vectors, loss, metric, average
+    round_of, tiled, vectors, loss, metric, average
 ):
-    now = judging(f"train.loss={loss}", average=average)
+    now = round_of(f"train.loss={loss}", average=average)
     for split in SPLITS:
         wanted = map5_by_hand(tiled.tiles, vectors[average], split, metric)
         assert now.map5(split) == pytest.approx(wanted)
         assert 0 < wanted < 1
 
 
-def test_splits_are_described_once_and_only_when_they_are_asked_for(judging, tiled, pictures):
-    now = judging("mining.rule=knn", "train.frames=test")
+def test_splits_are_described_once_and_only_when_they_are_asked_for(round_of, tiled, pictures):
+    now = round_of("mining.rule=knn", "train.frames=test")
     assert now.rate == 0
     now.map5("validation")
     assert sorted(pictures.asked) == of_split(tiled.tiles, "validation")
@@ -130,18 +130,18 @@ def test_splits_are_described_once_and_only_when_they_are_asked_for(judging, til
     assert now.rate > 0
 
 
-def test_a_split_without_queries_has_no_figure(judging, tiled):
+def test_a_split_without_queries_has_no_figure(round_of, tiled):
     of_one_year = tiled.tiles.year == 0
     # Validation tiles of one year alone, and no test tiles.
     keep = (tiled.tiles.split == 0) | ((tiled.tiles.split == 1) & of_one_year)
-    now = judging(tiles=tiled.tiles.select(keep))
+    now = round_of(tiles=tiled.tiles.select(keep))
     assert now.map5("validation") is None
     assert now.map5("test") is None
     assert now.map5("train") is not None
 
 
 def test_a_large_split_is_measured_on_some_queries_of_each_year(
-    judging, tiled, vectors, monkeypatch
+    round_of, tiled, vectors, monkeypatch
 ):
     monkeypatch.setattr(rounds, "SAMPLE", 5)
     asked, real = [], rounds.retrieve
@@ -151,7 +151,7 @@ def test_a_large_split_is_measured_on_some_queries_of_each_year(
         return real(found, tasks, metric)
 
     monkeypatch.setattr(rounds, "retrieve", retrieve)
-    first, again = (judging().map5("train") for _ in range(2))
+    first, again = (round_of().map5("train") for _ in range(2))
     assert first == again
     assert [len(task.queries) for task in asked] == [5, 5] * 2
     assert [len(task.database) for task in asked] == [24, 24] * 2
@@ -174,10 +174,10 @@ def test_a_large_split_is_measured_on_some_queries_of_each_year(
         ("none", [False] * 4),
     ],
 )
-def test_rules_mine_when_there_is_something_to_learn_from_it(judging, rule, wanted):
+def test_rules_mine_when_there_is_something_to_learn_from_it(round_of, rule, wanted):
     """Not at the end; hard pairs not before anything was learnt."""
-    judge = judging(f"mining.rule={rule}")._judge
-    assert [judge.mines(step, 18) for step in (0, 6, 12, 18)] == wanted
+    validator = round_of(f"mining.rule={rule}")._validator
+    assert [validator.mines(step, 18) for step in (0, 6, 12, 18)] == wanted
 
 
 def training(tiled):
@@ -192,10 +192,10 @@ def own(tiled, vectors, average=False):
 @pytest.mark.parametrize(("loss", "metric"), [("bce", "cosine"), ("triplet", "euclidean")])
 @pytest.mark.parametrize("k", [3, 5])
 def test_hard_queries_of_the_newer_year_by_brute_force(
-    judging, tiled, vectors, loss, metric, average, k
+    round_of, tiled, vectors, loss, metric, average, k
 ):
     form = (f"train.loss={loss}", f"mining.k={k}", "mining.truth_within=2")
-    found = judging(*form, average=average).mine()
+    found = round_of(*form, average=average).mine()
     tiles, mine = training(tiled), own(tiled, vectors, average)
     place, wanted = tiles.places(), {}
     for query in np.flatnonzero(tiles.year == YEARS.index("2020")).tolist():
@@ -222,7 +222,7 @@ def test_hard_queries_of_the_newer_year_by_brute_force(
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_approximate_neighbours_are_mined_past_the_size_that_is_asked_for(
-    judging, monkeypatch, metric
+    round_of, monkeypatch, metric
 ):
     loss = {"cosine": "bce", "euclidean": "triplet"}[metric]
     form, limits = (f"train.loss={loss}", "mining.truth_within=1"), []
@@ -233,7 +233,7 @@ def test_approximate_neighbours_are_mined_past_the_size_that_is_asked_for(
         return real(*arguments)
 
     monkeypatch.setattr(rounds.exact, "search", search)
-    exact, approximate = (judging(*form, f"mining.exact_up_to={n}").mine() for n in (24, 0))
+    exact, approximate = (round_of(*form, f"mining.exact_up_to={n}").mine() for n in (24, 0))
     assert limits == [24, 0]
     # All cells of so few are searched; only what eight bits lose can differ.
     shared = set(exact.query.tolist()) & set(approximate.query.tolist())
@@ -241,10 +241,10 @@ def test_approximate_neighbours_are_mined_past_the_size_that_is_asked_for(
 
 
 @pytest.mark.parametrize("squared", [True, False])
-def test_the_hardest_triplets_by_brute_force(judging, tiled, vectors, squared):
+def test_the_hardest_triplets_by_brute_force(round_of, tiled, vectors, squared):
     form = ("train.loss=triplet", f"train.squared={str(squared).lower()}", "mining.rule=ranked")
     form += ("mining.hardest=30", "mining.candidates=23", "train.margin=0.25", "train.seed=3")
-    found = judging(*form).mine()
+    found = round_of(*form).mine()
     tiles, mine = training(tiled), own(tiled, vectors)
     candidates = mining.candidate_triplets(tiles, 23, (3, 6))
     hardness = {}
@@ -261,23 +261,23 @@ def test_the_hardest_triplets_by_brute_force(judging, tiled, vectors, squared):
     assert 0 < found.share < 1
 
 
-def test_ranked_triplets_are_drawn_at_first_where_they_are_ramped(judging):
+def test_ranked_triplets_are_drawn_at_first_where_they_are_ramped(round_of):
     form = ("train.loss=triplet", "mining.rule=ranked", "mining.hardest=30", "mining.ramp=4.0")
-    means = [judging(*form, epoch=epoch).mine().hardness.mean() for epoch in (0, 2, 4)]
+    means = [round_of(*form, epoch=epoch).mine().hardness.mean() for epoch in (0, 2, 4)]
     assert means == sorted(means)
     assert means[2] > means[0] + 0.1 * abs(means[0])
 
 
-def test_other_rounds_rank_other_triplets(judging):
+def test_other_rounds_rank_other_triplets(round_of):
     form = ("train.loss=triplet", "mining.rule=ranked", "mining.hardest=30")
-    first, again, later = (judging(*form, step=step).mine() for step in (6, 6, 12))
+    first, again, later = (round_of(*form, step=step).mine() for step in (6, 6, 12))
     np.testing.assert_array_equal(first.negatives, again.negatives)
     assert not np.array_equal(first.negatives, later.negatives)
 
 
-def test_neighbours_are_those_on_the_ground_before_anything_is_learnt(judging, tiled, pictures):
+def test_neighbours_are_those_on_the_ground_before_anything_is_learnt(round_of, tiled, pictures):
     form = ("train.loss=infonce", "mining.rule=neighbours", "mining.k=4")
-    found = judging(*form, step=0, epoch=0).mine()
+    found = round_of(*form, step=0, epoch=0).mine()
     tiles = training(tiled)
     assert pictures.asked == []
     assert len(found.query) == 24
@@ -289,8 +289,8 @@ def test_neighbours_are_those_on_the_ground_before_anything_is_learnt(judging, t
         np.testing.assert_allclose(mine, np.sort(away)[1:5])
 
 
-def test_later_neighbours_are_those_of_the_descriptors(judging, tiled, vectors):
-    found = judging("train.loss=infonce", "mining.rule=neighbours", "mining.k=4").mine()
+def test_later_neighbours_are_those_of_the_descriptors(round_of, tiled, vectors):
+    found = round_of("train.loss=infonce", "mining.rule=neighbours", "mining.k=4").mine()
     tiles, mine = training(tiled), own(tiled, vectors)
     place = tiles.places()
     assert found.query.tolist() == np.flatnonzero(tiles.year == 1).tolist()
@@ -307,12 +307,12 @@ def test_later_neighbours_are_those_of_the_descriptors(judging, tiled, vectors):
 
 
 @pytest.mark.parametrize("rule", ["knn", "ranked"])
-def test_classes_are_mined_by_brute_force(judging, tiled, vectors, rule):
+def test_classes_are_mined_by_brute_force(round_of, tiled, vectors, rule):
     """The tiles as images of four classes; one of them in none but the training split."""
     split = tiled.tiles.split
     tiles = hand_made_classes((np.arange(len(split)) * 7 % 4).tolist(), split.tolist())
     form = ("train.loss=triplet", f"mining.rule={rule}", "mining.hardest=20", "mining.k=4")
-    now = judging(*form, tiles=tiles)
+    now = round_of(*form, tiles=tiles)
     found, mine = now.mine(), own(tiled, vectors)
     label = tiles.select(split == 0).label
     np.testing.assert_array_equal(label[found.query], label[found.match])
@@ -334,11 +334,11 @@ def test_classes_are_mined_by_brute_force(judging, tiled, vectors, rule):
     assert dict(zip(found.query.tolist(), negatives, strict=True)) == wanted
 
 
-def test_training_tiles_alone_are_mined(judging, tiled, pictures):
+def test_training_tiles_alone_are_mined(round_of, tiled, pictures):
     tiles, allowed = training(tiled), set(of_split(tiled.tiles, "train"))
     for rule, step in itertools.product(("knn", "ranked", "neighbours"), (0, 6)):
         pictures.asked.clear()
-        found = judging("train.loss=triplet", f"mining.rule={rule}", step=step).mine()
+        found = round_of("train.loss=triplet", f"mining.rule={rule}", step=step).mine()
         assert set(pictures.asked) <= allowed
         used = np.concatenate([found.query, found.match, found.negatives.ravel()])
         assert used.max() < len(tiles)
@@ -347,14 +347,14 @@ def test_training_tiles_alone_are_mined(judging, tiled, pictures):
         assert not (neutral & wrong).any()
 
 
-def test_overlapping_tiles_are_never_mined_as_wrong(judging, tiled):
+def test_overlapping_tiles_are_never_mined_as_wrong(round_of, tiled):
     grid = dataclasses.replace(tiled.tiles.grid, stride=16)
     tiles = dataclasses.replace(tiled.tiles, grid=grid)
     assert grid.reach == 1
     mine = tiles.select(tiles.split == 0)
     for rule, step in itertools.product(("knn", "ranked", "neighbours"), (0, 6)):
         form = ("train.loss=triplet", f"mining.rule={rule}", "mining.k=20")
-        found = judging(*form, step=step, tiles=tiles).mine()
+        found = round_of(*form, step=step, tiles=tiles).mine()
         rows, columns = np.nonzero(found.negatives >= 0)
         query, negative = found.query[rows], found.negatives[rows, columns]
         assert len(query) > 20
@@ -368,8 +368,8 @@ def test_overlapping_tiles_are_never_mined_as_wrong(judging, tiled):
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_a_frame_is_drawn_where_it_is_asked_for(judging, tiled, pictures, tmp_path, split):
-    judging(f"train.frames={split}", step=12).draw()
+def test_a_frame_is_drawn_where_it_is_asked_for(round_of, tiled, pictures, tmp_path, split):
+    round_of(f"train.frames={split}", step=12).draw()
     with Image.open(tmp_path / "figures" / "00000012.png") as picture:
         assert min(picture.size) > 300
     assert sorted(pictures.asked) == of_split(tiled.tiles, split)
@@ -377,7 +377,7 @@ def test_a_frame_is_drawn_where_it_is_asked_for(judging, tiled, pictures, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["figures"]
 
 
-def test_no_frame_is_drawn_unasked(judging, pictures, tmp_path):
-    judging().draw()
+def test_no_frame_is_drawn_unasked(round_of, pictures, tmp_path):
+    round_of().draw()
     assert pictures.asked == []
     assert list(tmp_path.iterdir()) == []

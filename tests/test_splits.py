@@ -15,7 +15,7 @@ import shapely
 from typer.testing import CliRunner
 
 from geomatch import config
-from geomatch.cli import app
+from geomatch.cli.commands import app
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import UsageError
 from geomatch.project import Project
@@ -28,7 +28,9 @@ LEFT, TOP = 500_000, 5_000_000
 
 def cut(project: Project, images: str | Path, *settings: str) -> TileTable:
     """Tiles of 8 px at 1 m, of two years that are the same imagery."""
-    named = tuple(config.Source(year=year, images=str(images)) for year in ("before", "after"))
+    named = tuple(
+        config.SourceConfig(year=year, images=str(images)) for year in ("before", "after")
+    )
     base = ("grid.size=8", "grid.gsd=1.0")
     wanted = config.with_overrides(config.Config(source=named), (*base, *settings))
     return tile(project, wanted, workers=1)

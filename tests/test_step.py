@@ -15,16 +15,13 @@ import pytest
 from small_network import network
 
 from geomatch import config
-from geomatch.data.batches import whole
 from geomatch.errors import UsageError
 from geomatch.nn import step as step_module
-from geomatch.nn.encoder import Siamese
-from geomatch.nn.objective import Ground
+from geomatch.nn.encoder import Siamese, TileForm, build
+from geomatch.nn.objective import MatchRule
 from geomatch.nn.step import (
     Course,
-    TileForm,
     abstract_state,
-    build,
     initial_state,
     learning_scales,
     make_step,
@@ -32,12 +29,15 @@ from geomatch.nn.step import (
     with_params,
 )
 from geomatch.nn.trunks import TRUNKS, BasicBlock, ResNet, Trunk
+from geomatch.training.sampler import whole
 
 pytest_plugins = ["small_fixtures"]
 
 FORM = TileForm(16, 3, 1)
-GROUND, COURSE = Ground(dated=True, reach=1), Course(steps=10, per_epoch=5)
-STILL = config.Augment(flips=False, turns=False, brightness=0.0, contrast=0.0, label_dropout=0.0)
+MATCH_RULE, COURSE = MatchRule(dated=True, reach=1), Course(steps=10, per_epoch=5)
+STILL = config.AugmentConfig(
+    flips=False, turns=False, brightness=0.0, contrast=0.0, label_dropout=0.0
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,8 +58,8 @@ SMALL = {"trunk": "convnet", "stage": 1, **MLP}
 
 def configured(loss="bce", changes=STILL, model=POOL, **train):
     return config.Config(
-        model=config.Model(**model),
-        train=config.Train(**{"loss": loss, "lr": 1e-3, "dtype": "float32", **train}),
+        model=config.ModelConfig(**model),
+        train=config.TrainConfig(**{"loss": loss, "lr": 1e-3, "dtype": "float32", **train}),
         augment=changes,
     )
 
@@ -88,9 +88,9 @@ def prepared(settings):
     return model, initial_state(model, settings, FORM), stepping(model, settings)
 
 
-def stepping(model, settings, ground=GROUND):
+def stepping(model, settings, match_rule=MATCH_RULE):
     views = settings.train.views if whole(settings.train, settings.mining) else 0
-    return make_step(model, settings, FORM, ground, COURSE, views)
+    return make_step(model, settings, FORM, match_rule, COURSE, views)
 
 
 def run_step(settings, tiles, places, devices=1, state=None):
@@ -98,8 +98,8 @@ def run_step(settings, tiles, places, devices=1, state=None):
     state = state or first
     # A step takes its state, which is asked for again.
     own = jax.tree.map(np.array, state)
-    after, figures = step(own, shared(tiles, devices), shared(places, devices), np.uint32(0))
-    return model, state, jax.tree.map(np.asarray, after), np.asarray(figures)[:, 0]
+    after, metrics = step(own, shared(tiles, devices), shared(places, devices), np.uint32(0))
+    return model, state, jax.tree.map(np.asarray, after), np.asarray(metrics)[:, 0]
 
 
 def gradient(after):
@@ -252,13 +252,13 @@ def test_memory_used_again_changes_nothing(monkeypatch, devices):
         monkeypatch.setattr(step_module, "LEAST_KEPT", least)
         model = build(settings, FORM)
         state, step = initial_state(model, settings, FORM), stepping(model, settings)
-        figures = []
+        metrics = []
         for number, (tiles, places) in enumerate(batches):
             state, told = step(
                 state, shared(tiles, devices), shared(places, devices), np.uint32(number)
             )
-            figures.append(np.asarray(told)[:, 0])
-        return figures, jax.tree.map(np.asarray, state.variables)
+            metrics.append(np.asarray(told)[:, 0])
+        return metrics, jax.tree.map(np.asarray, state.variables)
 
     assert_near(trained(least=0), trained(least=2**40), 1e-5)
 
@@ -279,7 +279,7 @@ def test_randomness_is_of_the_seed_and_the_step_number():
     _, state, _ = prepared(configured())
 
     def losses(seed, *numbers):
-        _, _, step = prepared(configured(changes=config.Augment(), seed=seed))
+        _, _, step = prepared(configured(changes=config.AugmentConfig(), seed=seed))
         batch = shared(tiles, 1), shared(places, 1)
         own = partial(jax.tree.map, np.array, state)
         return [float(step(own(), *batch, np.uint32(number))[1][0, 0]) for number in numbers]
@@ -304,7 +304,7 @@ def test_the_seed_decides_the_weights():
     again = initial_state(model, settings, FORM)
     for a, b in zip(*map(jax.tree.leaves, (first, again)), strict=True):
         np.testing.assert_array_equal(a, b)
-    _, other, _ = prepared(configured(changes=config.Augment(), seed=1))
+    _, other, _ = prepared(configured(changes=config.AugmentConfig(), seed=1))
     kernels = [s.params["encoder"]["trunk"]["stem"]["kernel"] for s in (first, other)]
     assert not np.array_equal(*kernels)
 

@@ -20,7 +20,7 @@ from small_project import new_project
 from typer.testing import CliRunner
 
 from geomatch import config
-from geomatch.cli import app
+from geomatch.cli.commands import app
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import TileTable
 from geomatch.errors import GeomatchError
@@ -37,7 +37,9 @@ def cut(
     project: Project, sources: dict[str, str | Path], *settings: str, workers: int = 1
 ) -> TileTable:
     """Tiles of 32 px at 1 m, all in train, unless `settings` say otherwise."""
-    named = tuple(config.Source(year=year, images=str(path)) for year, path in sources.items())
+    named = tuple(
+        config.SourceConfig(year=year, images=str(path)) for year, path in sources.items()
+    )
     base = ("grid.size=32", "grid.gsd=1.0", "split.by=source")
     wanted = config.with_overrides(config.Config(source=named), (*base, *settings))
     return tile(project, wanted, workers=workers)
@@ -211,11 +213,11 @@ def test_catalogue_is_geoparquet_1_1(write_raster: Write, project: Project) -> N
 def test_again_is_up_to_date_and_writes_nothing(write_raster: Write, project: Project) -> None:
     path = write_raster("a.tif", ground(LEFT, TOP, 96, 96), origin=(LEFT, TOP))
     said: list[str] = []
-    named = (config.Source(year="2010", images=str(path)),)
+    named = (config.SourceConfig(year="2010", images=str(path)),)
     wanted = config.with_overrides(config.Config(source=named), ["grid.size=32", "split.by=source"])
     tile(project, wanted, workers=1)
     before = {p: p.stat().st_mtime_ns for p in project.tiles.rglob("*")}
-    tile(project, wanted, workers=1, report=lambda task, *_, **__: said.append(task))
+    tile(project, wanted, workers=1, progress=lambda task, *_, **__: said.append(task))
     assert any("up to date" in task for task in said)
     assert {p: p.stat().st_mtime_ns for p in project.tiles.rglob("*")} == before
     tile(project, wanted, workers=1, force=True)
@@ -463,7 +465,7 @@ def test_pixel_size_defaults_to_the_first_years(write_raster: Write, project: Pr
     coarse = write_raster("a.tif", ground(LEFT, TOP, 64, 64), origin=(LEFT, TOP), gsd=2.0)
     fine = write_raster("b.tif", ground(LEFT, TOP, 256, 256), origin=(LEFT, TOP), gsd=0.5)
     named = tuple(
-        config.Source(year=year, images=str(path))
+        config.SourceConfig(year=year, images=str(path))
         for year, path in [("2020", fine), ("2010", coarse)]
     )
     wanted = config.with_overrides(config.Config(source=named), ["grid.size=16", "split.by=source"])

@@ -13,28 +13,30 @@ import pytest
 from PIL import Image
 from small_project import (
     QUICK,
-    figures,
     finish,
     make_project,
+    metrics,
     python,
     retile,
     settings,
     write_imagery,
 )
 
-from geomatch import begin, config, rounds
+from geomatch import config
 from geomatch import train as module
-from geomatch.begin import settle
-from geomatch.data.mining import Mined
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.nn.checkpoint import Checkpoints
-from geomatch.nn.step import abstract_state, build
+from geomatch.nn.encoder import build
+from geomatch.nn.step import abstract_state
 from geomatch.project import Project
 from geomatch.runs import load_encoder, read_run
 from geomatch.tile import tile
 from geomatch.train import train
+from geomatch.training import rounds, setup
+from geomatch.training.mining import Mined
+from geomatch.training.setup import settle
 
 pytest_plugins = ["small_fixtures"]
 
@@ -57,7 +59,7 @@ class BrokenOffError(Exception):
 class Notes(list):
     """A reporter that keeps what it is told."""
 
-    def __call__(self, task, done=0, total=0, detail="", figures=None):
+    def __call__(self, task, done=0, total=0, detail="", metrics=None):
         self.append(task)
 
 
@@ -71,7 +73,7 @@ def last_state(project, run="run1"):
 
 def assert_same_run(project, run, other_project, other):
     """Runs that ended alike, bit for bit, and tell of the same on the way."""
-    assert figures(project, run) == figures(other_project, other)
+    assert metrics(project, run) == metrics(other_project, other)
     (step, state), (other_step, other_state) = (
         last_state(project, run),
         last_state(other_project, other),
@@ -109,14 +111,14 @@ def break_at(patch, step):
 
 
 def test_the_loss_falls_and_places_are_found(trained):
-    losses = [line["train/loss"] for line in trained.figures if "train/loss" in line]
+    losses = [line["train/loss"] for line in trained.metrics if "train/loss" in line]
     assert len(losses) == 3
     assert losses[-1] < 0.9 * losses[0]
-    scores = [line["validation/map@5"] for line in trained.figures if "validation/map@5" in line]
+    scores = [line["validation/map@5"] for line in trained.metrics if "validation/map@5" in line]
     assert len(scores) == 4
     assert scores[-1] > scores[0]
     assert trained.trained.map5 == max(scores)
-    assert trained.trained.best in {line["step"] for line in trained.figures}
+    assert trained.trained.best in {line["step"] for line in trained.metrics}
 
 
 def test_a_run_leaves_its_settings_figures_and_hard_pairs(trained):
@@ -132,7 +134,7 @@ def test_a_run_leaves_its_settings_figures_and_hard_pairs(trained):
         "00000012.parquet",
     ]
     assert list((folder / "events").iterdir())
-    lines = figures(trained.project, timed=True)
+    lines = metrics(trained.project, timed=True)
     assert all(line["train/images_per_s"] > 0 for line in lines if "train/loss" in line)
     mined = [line for line in lines if "train/hard_share" in line]
     assert [line["step"] for line in mined] == [6, 12]
@@ -201,11 +203,11 @@ def test_test_tiles_are_measured_where_that_is_asked_for_and_never_learnt_from(
         projects.append(make_project(tmp_path / f"project{i}", imagery))
         train(projects[-1], wanted)
     assert all((tiles.split == SPLITS.index("train")).all() for tiles in learnt)
-    lines = [figures(project) for project in projects]
+    lines = [metrics(project) for project in projects]
     scores = [[line.pop("test/map@5", None) for line in each] for each in lines]
     assert scores[0] != scores[1]
     assert lines[0] == lines[1]
-    told = [line["step"] for line in figures(projects[0]) if "test/map@5" in line]
+    told = [line["step"] for line in metrics(projects[0]) if "test/map@5" in line]
     assert told == [0, 6, 12]
     # Training tiles are measured at every round, too, and told once.
     assert [line["step"] for line in lines[0] if "train/map@5" in line] == [0, 6, 12]
@@ -222,7 +224,7 @@ def test_the_rate_that_is_logged_follows_its_schedule(tiled, copied, monkeypatch
     project = copied(tiled)
     form = ("train.schedule=cosine", "train.warmup=0.5", "train.lr=0.01", "mining.rule=none")
     train(project, settings(*SMALL, *form, "train.epochs=2"))
-    rates = {line["step"]: line["train/lr"] for line in figures(project) if "train/lr" in line}
+    rates = {line["step"]: line["train/lr"] for line in metrics(project) if "train/lr" in line}
     wanted = {}
     for done in range(12):
         if done < 3:
@@ -252,7 +254,7 @@ def test_the_averaged_weights_are_what_is_kept_and_described_with(tiled, copied)
         assert jax.tree.structure(found) == jax.tree.structure(wanted)
         for mine, theirs in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
             np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
-    assert result.map5 == max(line.get("validation/map@5", 0) for line in figures(project, "once"))
+    assert result.map5 == max(line.get("validation/map@5", 0) for line in metrics(project, "once"))
 
 
 def test_weights_that_are_not_averaged_are_kept_as_they_are(trained):
@@ -304,7 +306,7 @@ def test_a_run_that_no_longer_gains_stops_and_keeps_its_best(tiled, copied, monk
         assert checkpoints.steps == [12, 24]
     assert load_encoder(project, None, None).step == 12
     before = (project.run("run1") / "metrics.jsonl").read_bytes()
-    assert train(project, wanted, report=notes) == result
+    assert train(project, wanted, progress=notes) == result
     assert notes == ["run run1 is finished: 24 steps (4 epochs)"]
     assert (project.run("run1") / "metrics.jsonl").read_bytes() == before
 
@@ -333,17 +335,17 @@ def test_who_judges_a_run_is_told_of_rounds_and_may_break_it_off(tiled, copied):
     project, told = copied(tiled), []
     wanted = settings(*SMALL, "train.epochs=3", "mining.rule=none")
 
-    def judged(epoch, metric):
+    def should_stop(epoch, metric):
         told.append((epoch, metric))
         return epoch == 1
 
-    result = train(project, wanted, judged=judged)
-    scores = [line["validation/map@5"] for line in figures(project) if "validation/map@5" in line]
+    result = train(project, wanted, should_stop=should_stop)
+    scores = [line["validation/map@5"] for line in metrics(project) if "validation/map@5" in line]
     assert told == [(0, scores[0]), (1, scores[1])]
     assert result.map5 == max(scores)
     assert not (project.run("run1") / "finished.json").exists()
     # Begun again it goes on from there; the last round is the run's own end.
-    train(project, wanted, judged=judged)
+    train(project, wanted, should_stop=should_stop)
     assert [epoch for epoch, _ in told] == [0, 1, 2]
     assert last_state(project)[0] == 18
 
@@ -352,7 +354,7 @@ def test_a_run_of_no_epochs_is_the_untrained_encoder(tiled, copied):
     project = copied(tiled)
     result = train(project, settings("train.epochs=0"))
     assert (result.run, result.best) == ("run1", 0)
-    assert result.map5 == figures(project)[0]["validation/map@5"]
+    assert result.map5 == metrics(project)[0]["validation/map@5"]
 
 
 def test_labels_are_trained_on(tmp_path, tiled):
@@ -395,7 +397,7 @@ def test_a_broken_run_goes_on_as_if_nothing_had_been(often, monkeypatch, steps):
     saved = last_state(often, name)[0]
     assert saved == steps[-1] // 2 * 2
     notes = Notes()
-    train(often, settings(), run=name, report=notes)
+    train(often, settings(), run=name, progress=notes)
     assert f"run {name}: going on from step {saved} of 18" in notes
     assert (often.run(name) / "finished.json").exists()
     assert_same_run(often, name, often, "whole")
@@ -412,7 +414,7 @@ def test_a_run_broken_while_it_mines_goes_on_as_if_nothing_had_been(often, monke
         with pytest.raises(BrokenOffError):
             train(often, settings(), run="mining")
     # The round at step 6 was begun, and its validation told, but the round was not saved.
-    assert figures(often, "mining")[-1]["step"] == 6
+    assert metrics(often, "mining")[-1]["step"] == 6
     assert last_state(often, "mining")[0] == 4
     train(often, settings(), run="mining")
     assert_same_run(often, "mining", often, "whole")
@@ -465,7 +467,7 @@ def test_a_broken_run_of_any_rule_goes_on_as_if_nothing_had_been(tiled, copied, 
     assert mined == ([] if rule == "in-batch" else [0, 6])
     shares = {
         line["step"]: line["train/hard_share"]
-        for line in figures(project, "whole")
+        for line in metrics(project, "whole")
         if "train/hard_share" in line
     }
     # In a batch triplets are hard or not at every step.
@@ -531,7 +533,7 @@ def test_a_killed_command_goes_on_as_if_nothing_had_been(tiled, trained, copied)
 def test_a_finished_run_says_so_and_changes_nothing(trained, copied):
     project, notes = copied(trained), Notes()
     before = (project.run("run1") / "metrics.jsonl").read_bytes()
-    assert train(project, settings(), report=notes) == trained.trained
+    assert train(project, settings(), progress=notes) == trained.trained
     assert notes == ["run run1 is finished: 18 steps (3 epochs)"]
     assert (project.run("run1") / "metrics.jsonl").read_bytes() == before
 
@@ -540,7 +542,7 @@ def test_more_epochs_give_the_run_that_it_would_have_been(tiled, trained, copied
     project, notes = copied(tiled), Notes()
     train(project, settings("train.epochs=2"))
     assert (project.run("run1") / "finished.json").exists()
-    result = train(project, settings(), report=notes)
+    result = train(project, settings(), progress=notes)
     assert "run run1: going on from step 12 of 18" in notes
     assert result == trained.trained
     assert_same_run(project, "run1", trained.project, "run1")
@@ -654,7 +656,7 @@ def test_a_refused_new_run_can_be_begun_anew(tiled, copied):
 
 
 def test_a_loss_that_is_no_number_ends_the_run_clearly(tiled, copied, monkeypatch):
-    project, real = copied(tiled), begin.initial_state
+    project, real = copied(tiled), setup.initial_state
 
     def huge(*arguments):
         state = real(*arguments)
@@ -663,12 +665,12 @@ def test_a_loss_that_is_no_number_ends_the_run_clearly(tiled, copied, monkeypatc
         )
         return state
 
-    monkeypatch.setattr(begin, "initial_state", huge)
+    monkeypatch.setattr(setup, "initial_state", huge)
     with pytest.raises(GeomatchError, match=r"the loss became (nan|inf)") as failed:
         train(project, settings())
     assert "train.lr" in failed.value.hint
     assert not (project.run("run1") / "finished.json").exists()
-    assert all(np.isfinite(line.get("train/loss", 0)) for line in figures(project))
+    assert all(np.isfinite(line.get("train/loss", 0)) for line in metrics(project))
 
 
 def test_a_rate_far_too_high_is_never_taken_for_a_success(tiled, copied):
@@ -714,7 +716,7 @@ def classes(tmp_path_factory):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path)
     (root / "geomatch.toml").write_text("")
-    project, images = Project.open(root), config.Images(folders=(str(root / "set"),))
+    project, images = Project.open(root), config.ImagesConfig(folders=(str(root / "set"),))
     tile(project, config.Config(images=images), overrides=[], workers=1)
     return project
 
@@ -730,7 +732,7 @@ OF_CLASSES = {
 def test_class_folders_are_trained_on(classes, rule):
     form = (*SMALL, *OF_CLASSES[rule], f"mining.rule={rule}", "train.batch=6", "train.lr=5e-3")
     result = train(classes, settings(*form, "train.epochs=3"), run=rule)
-    lines = figures(classes, rule)
+    lines = metrics(classes, rule)
     scores = [line["validation/map@5"] for line in lines if "validation/map@5" in line]
     assert len(scores) == 4
     assert result.map5 == max(scores) > scores[0]
@@ -770,7 +772,7 @@ def test_classes_of_single_images_cannot_be_trained_on(tmp_path, classes):
         Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(path)
     (tmp_path / "geomatch.toml").write_text("")
     project = Project.open(tmp_path)
-    images = config.Images(folders=(str(tmp_path / "set"),), least=1, validation=0, test=0)
+    images = config.ImagesConfig(folders=(str(tmp_path / "set"),), least=1, validation=0, test=0)
     tile(project, config.Config(images=images), overrides=[], workers=1)
     with pytest.raises(GeomatchError, match="fewer than two classes") as refused:
         train(project, settings(*SMALL))
@@ -794,7 +796,7 @@ def test_the_real_network_trains(tmp_path):
         "mining.every=5",
     )
     result = train(project, wanted)
-    losses = [line["train/loss"] for line in figures(project) if "train/loss" in line]
+    losses = [line["train/loss"] for line in metrics(project) if "train/loss" in line]
     assert len(losses) == 1
     assert np.isfinite(losses).all()
     step, state = last_state(project)

@@ -11,9 +11,10 @@ from small_project import QUICK, SPLIT, make_project, settings
 from test_train import SMALL, BrokenOffError, Notes, break_at
 from typer.testing import CliRunner
 
-from geomatch import cli, config
+from geomatch import config
 from geomatch import train as training
 from geomatch import tune as module
+from geomatch.cli import commands
 from geomatch.errors import DivergedError, GeomatchError, UsageError
 from geomatch.project import Project
 from geomatch.runs import load_encoder, read_run
@@ -208,7 +209,7 @@ def test_a_search_that_was_broken_off_goes_on_with_its_trial(tiled, copied, monk
     before, _, manifest = read_run(project.run("tune-001"))
     assert state_of(project, "tune-001") == (True, True, False)
     notes = Notes()
-    found = tune(project, wanted, report=notes)
+    found = tune(project, wanted, progress=notes)
     # The same run, with the same settings, from where it was.
     assert runs[2] == "tune-001"
     assert "run tune-001: going on from step 8 of 12" in notes
@@ -270,7 +271,7 @@ def scripted(tiled, copied, monkeypatch):
     def script(*trials):
         left = iter(trials)
 
-        def train(project, settings, *, run, judged, report):
+        def train(project, settings, *, run, should_stop, progress):
             (project.run(run) / "checkpoints").mkdir(parents=True)
             (project.run(run) / "config.json").write_text("{}")
             scores, seen = next(left), []
@@ -280,7 +281,7 @@ def scripted(tiled, copied, monkeypatch):
                 seen.append(score)
                 told.append((run, epoch))
                 # The last round is the run's own end.
-                if epoch + 1 < len(scores) and judged(epoch, score):
+                if epoch + 1 < len(scores) and should_stop(epoch, score):
                     break
             return Trained(run, 0, max(seen))
 
@@ -306,7 +307,7 @@ def test_a_trial_that_diverges_is_no_end_of_the_search(scripted):
     project, script = scripted
     script([0.1, DivergedError("the loss became nan near step 4")], [0.1, 0.3], [0.1, 0.2])
     notes = Notes()
-    found = tune(project, searching(), report=notes)
+    found = tune(project, searching(), progress=notes)
     assert [trial.state for trial in found.trials] == ["pruned", "complete", "complete"]
     assert found.best == "tune-001"
     assert "run tune-000: the loss became nan near step 4" in notes
@@ -398,7 +399,7 @@ def test_two_searches_are_apart(scripted):
 def command(project, *arguments):
     chosen = [f"--set={text}" for text in (*QUICK, *SPLIT, *FORM)]
     chosen += [f"--set=tune.space={config.toml(SPACE)}", "--set=tune.trials=2"]
-    done = CliRunner().invoke(cli.app, ["tune", "-p", str(project.root), *chosen, *arguments])
+    done = CliRunner().invoke(commands.app, ["tune", "-p", str(project.root), *chosen, *arguments])
     return done.exit_code, done.stdout, done.stderr
 
 
@@ -432,7 +433,7 @@ def test_the_command_tells_what_it_tries_and_takes_another_name(scripted):
 
 
 def test_the_command_without_a_space_is_wrong_use(tiled):
-    done = CliRunner().invoke(cli.app, ["tune", "-p", str(tiled.root)])
+    done = CliRunner().invoke(commands.app, ["tune", "-p", str(tiled.root)])
     assert done.exit_code == 2
     assert done.stdout == ""
     error, hint = done.stderr.splitlines()

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from geomatch.data import geoparquet
-from geomatch.data.tiles import SPLITS, Outline, TileTable
+from geomatch.data.tiles import SPLITS, Footprint, TileTable
 from geomatch.errors import StaleError
 
 FOOTER = "emb"
@@ -32,10 +32,10 @@ class Embeddings:
     facts: dict[str, Any]
 
     def save(
-        self, path: Path, tiles: TileTable, outline: Outline | None, crs: dict[str, Any] | None
+        self, path: Path, tiles: TileTable, footprint: Footprint | None, crs: dict[str, Any] | None
     ) -> None:
         """Write GeoParquet; see `write`."""
-        write(path, [self.vectors], tiles, outline, crs, self.facts)
+        write(path, [self.vectors], tiles, footprint, crs, self.facts)
 
     @classmethod
     def load(cls, path: Path) -> Embeddings:
@@ -95,7 +95,7 @@ def write(
     path: Path,
     parts: Iterable[NDArray[np.float32]],
     tiles: TileTable,
-    outline: Outline | None,
+    footprint: Footprint | None,
     crs: dict[str, Any] | None,
     facts: dict[str, Any],
 ) -> None:
@@ -103,7 +103,7 @@ def write(
 
     Args:
         parts: (n_i, d) float32, all of `tiles` in order.
-        outline, crs: see `TileTable.save`.
+        footprint, crs: see `TileTable.save`.
         facts: the footer.
     """
     schema = pa.schema(
@@ -120,7 +120,7 @@ def write(
     def tables() -> Iterable[pa.Table]:
         start = 0
         for part in parts:
-            rows = tiles.arrow(outline, slice(start, start + len(part)))
+            rows = tiles.arrow(footprint, slice(start, start + len(part)))
             start += len(part)
             column = pa.FixedSizeListArray.from_arrays(pa.array(part.ravel()), part.shape[1])
             yield rows.append_column("embedding", column).select(schema.names)

@@ -19,7 +19,7 @@ BBOX = pa.struct([(name, pa.float64()) for name in ("xmin", "ymin", "xmax", "yma
 
 
 def geometry_columns(rings: NDArray[np.float64] | None, n: int) -> dict[str, pa.Array]:
-    """`geometry` and `bbox` columns of n closed outlines (n, 5, 2), null without them."""
+    """`geometry` and `bbox` columns of n closed rings (n, 5, 2), null without them."""
     if rings is None:
         return {"geometry": pa.nulls(n, pa.binary()), "bbox": pa.nulls(n, BBOX)}
     low, high = rings.min(axis=1), rings.max(axis=1)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from geomatch.data import geoparquet
 from geomatch.errors import GeomatchError
-from geomatch.geo.grid import Floats, Grid
+from geomatch.geo.grid import Float64Array, Grid
 
 SPLITS = ("train", "validation", "test")
 
@@ -40,8 +40,8 @@ SCHEMA = pa.schema(
 )
 ROW_GROUP = 65_536
 
-Outline = Callable[[NDArray[np.int64], Floats], Floats]
-"""(EPSG codes (n,), bounds (n, 4)) to closed outlines (n, 5, 2) in the CRS of the file."""
+Footprint = Callable[[NDArray[np.int64], Float64Array], Float64Array]
+"""(EPSG codes (n,), bounds (n, 4)) to closed rings (n, 5, 2) in the CRS of the file."""
 
 
 @dataclass(frozen=True)
@@ -117,26 +117,26 @@ class TileTable:
         keys = np.stack([self.epsg, self.col, self.row], axis=1)
         return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
-    def bounds(self) -> Floats:
+    def bounds(self) -> Float64Array:
         """(n, 4) in metres of each tile's own CRS; NaN without a ground."""
         if self.grid is None:
             return np.full((len(self), 4), np.nan)
         return self.grid.bounds(self.col, self.row)
 
-    def centres(self) -> Floats:
+    def centres(self) -> Float64Array:
         """(n, 2) in metres of each tile's own CRS; NaN without a ground."""
         if self.grid is None:
             return np.full((len(self), 2), np.nan)
         return self.grid.centres(self.col, self.row)
 
-    def arrow(self, outline: Outline | None, rows: slice = slice(None)) -> pa.Table:
+    def arrow(self, footprint: Footprint | None, rows: slice = slice(None)) -> pa.Table:
         """The catalogue's columns of `rows`; null is what tiles do not have."""
         part = self.select(np.arange(len(self))[rows])
         n = len(part)
         years = np.asarray([year or None for year in part.years], object)[part.year]
         dates = {year or None: date_of(year) for year in part.years}
         nowhere = part.grid is None
-        rings = None if outline is None else outline(part.epsg, part.bounds())
+        rings = None if footprint is None else footprint(part.epsg, part.bounds())
         columns = {
             "id": part.ids(),
             "cell": part.cells(),
@@ -159,19 +159,19 @@ class TileTable:
         }
         return pa.table({name: columns[name] for name in SCHEMA.names}).cast(SCHEMA)
 
-    def save(self, path: Path, outline: Outline | None, crs: dict[str, Any] | None) -> None:
+    def save(self, path: Path, footprint: Footprint | None, crs: dict[str, Any] | None) -> None:
         """Write GeoParquet.
 
         Args:
-            outline: None without a ground.
-            crs: PROJJSON of what `outline` gives, None for CRS84.
+            footprint: None without a ground.
+            crs: PROJJSON of what `footprint` gives, None for CRS84.
         """
         starts = range(0, len(self), ROW_GROUP)
         grid = None if self.grid is None else asdict(self.grid)
         geoparquet.write(
             path,
             SCHEMA,
-            (self.arrow(outline, slice(start, start + ROW_GROUP)) for start in starts),
+            (self.arrow(footprint, slice(start, start + ROW_GROUP)) for start in starts),
             crs,
             {"geomatch": {"grid": grid, "years": self.years, "classes": self.classes}},
         )

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from geomatch.geo import rasters
-from geomatch.geo.grid import Floats, Grid, Ints
+from geomatch.geo.grid import Float64Array, Grid, Ints
 
 CRS84 = "OGC:CRS84"
 
 
-def rings(epsg: Ints, bounds: Floats, target: str) -> Floats:
+def rings(epsg: Ints, bounds: Float64Array, target: str) -> Float64Array:
     """Closed outlines of tiles in `target`.
 
     Args:
@@ -36,12 +36,12 @@ def rings(epsg: Ints, bounds: Floats, target: str) -> Floats:
     return _by_zone(epsg, corners, target)
 
 
-def lonlat(epsg: Ints, centres: Floats) -> Floats:
+def lonlat(epsg: Ints, centres: Float64Array) -> Float64Array:
     """(n, 2) longitude and latitude of points (n, 2), each in its own CRS."""
     return _by_zone(epsg, centres, CRS84)
 
 
-def _by_zone(epsg: Ints, points: Floats, target: str) -> Floats:
+def _by_zone(epsg: Ints, points: Float64Array, target: str) -> Float64Array:
     result = np.array(points, np.float64)
     for code in np.unique(epsg):
         if f"EPSG:{code}" == target:
@@ -53,9 +53,9 @@ def _by_zone(epsg: Ints, points: Floats, target: str) -> Floats:
     return result
 
 
-def drawing(
+def file_geometry(
     grid: Grid | None,
-) -> tuple[Callable[[Ints, Floats], Floats] | None, dict[str, Any] | None]:
+) -> tuple[Callable[[Ints, Float64Array], Float64Array] | None, dict[str, Any] | None]:
     """How tiles of a grid are drawn in a GeoParquet file.
 
     Returns:
@@ -75,7 +75,9 @@ def file_crs(grid: Grid) -> str:
     return CRS84 if grid.crs == "utm" else grid.crs
 
 
-def distance(epsg_a: Ints, points_a: Floats, epsg_b: Ints, points_b: Floats) -> NDArray[np.float64]:
+def distance(
+    epsg_a: Ints, points_a: Float64Array, epsg_b: Ints, points_b: Float64Array
+) -> NDArray[np.float64]:
     """Metres between points (n, 2), each in the CRS of its code.
 
     In the plane where both are of one CRS, else along a great circle of the mean sphere.

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+Float64Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class Grid:
         """How many columns or rows apart two cells can be and still overlap."""
         return -(-self.size // self.stride) - 1
 
-    def bounds(self, col: Ints, row: Ints) -> Floats:
+    def bounds(self, col: Ints, row: Ints) -> Float64Array:
         """(n, 4) left, bottom, right, top in metres."""
         left, bottom = col * self.step, row * self.step
         return np.stack([left, bottom, left + self.side, bottom + self.side], axis=-1)
 
-    def centres(self, col: Ints, row: Ints) -> Floats:
+    def centres(self, col: Ints, row: Ints) -> Float64Array:
         """(n, 2) x, y in metres."""
         return np.stack([col * self.step, row * self.step], axis=-1) + self.side / 2
 
@@ -74,7 +74,7 @@ class Grid:
         return grid_cols.ravel(), grid_rows.ravel()
 
 
-def utm_epsg(lon: Floats, lat: Floats) -> Ints:
+def utm_epsg(lon: Float64Array, lat: Float64Array) -> Ints:
     """EPSG code of the WGS 84 UTM zone of each point in degrees."""
     zone = np.clip(np.floor((np.asarray(lon) + 180) / 6) + 1, 1, 60).astype(np.int64)
     return np.where(np.asarray(lat) >= 0, 32600, 32700) + zone

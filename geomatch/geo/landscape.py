@@ -93,7 +93,7 @@ AFTER = Year(
 
 
 @dataclass(frozen=True)
-class Plan:
+class Layout:
     """What the two years share. Rasters are (rows, columns); the tables have a row an item."""
 
     gsd: float
@@ -200,7 +200,7 @@ def _houses(
 ) -> tuple[Array, Array, Array]:
     """Houses along the roads, dense in villages, few elsewhere, none on ``blocked`` ground.
 
-    Returns two roof halves a house, one garden a house, and the house table of Plan.
+    Returns two roof halves a house, one garden a house, and the house table of Layout.
     """
     sites = []
     for road, kind in zip(roads[kinds < 3], kinds[kinds < 3], strict=True):
@@ -240,7 +240,7 @@ def _houses(
 def _woods(
     rng: Rng, chance: Array, cover: Array, outlines: Any, blocked: Array, gsd: float
 ) -> Array:
-    """The tree table of Plan: woods, orchards, gardens, banks and hedges along the outlines.
+    """The tree table of Layout: woods, orchards, gardens, banks and hedges along the outlines.
 
     ``chance`` is a raster of how likely a tree is to stand at a place, ``cover`` one of covers;
     none stands on ``blocked`` ground.
@@ -268,7 +268,7 @@ def _woods(
     return np.column_stack([points, radius, np.digitize(stand, (-0.35, 0.05, 0.45)), absent])
 
 
-def _plan(seed: int, shape: tuple[int, int], gsd: float) -> Plan:
+def _plan(seed: int, shape: tuple[int, int], gsd: float) -> Layout:
     """Draw the ground plan of a (rows, columns) raster."""
     rng = np.random.default_rng([seed, 0])
     extent = np.array(shape[::-1]) * gsd
@@ -320,12 +320,12 @@ def _plan(seed: int, shape: tuple[int, int], gsd: float) -> Plan:
     radius = trees[:, 2].astype(np.float32)[crown]
     ragged = distance.astype(np.float32) * gsd * (1 + 0.3 * _noise(rng, shape, 2.5 / gsd)) / radius
     height = 2.2 * radius * np.sqrt(np.clip(1 - ragged**2, 0, 1))
-    return Plan(
+    return Layout(
         gsd, parcel, merged, angle, cover, road, water, garden, roof, houses, crown, height, trees
     )
 
 
-def render(year: Year, plan: Plan, rng: Rng) -> tuple[Array, Array]:
+def render(year: Year, plan: Layout, rng: Rng) -> tuple[Array, Array]:
     """The plan in one year: a uint8 image (rows, columns, 3) and uint8 labels (rows, columns)."""
     shape, gsd = plan.parcel.shape, plan.gsd
     count = len(plan.merged)

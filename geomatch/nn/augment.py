@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.ndimage import map_coordinates
 
-from geomatch.config import Augment
+from geomatch.config import AugmentConfig
 
 YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 """RGB to luminance and the two axes of chrominance (NTSC)."""
@@ -35,7 +35,7 @@ def augment(
     tiles: jax.Array,
     years: jax.Array,
     image_channels: int,
-    settings: Augment,
+    settings: AugmentConfig,
     pairs: Sequence[tuple[int, int]],
 ) -> jax.Array:
     """Change tiles at random, those of one place alike.
@@ -132,7 +132,7 @@ def warped(
     return image, looked_up(tiles[..., image_channels:], 0)
 
 
-def lit(image: jax.Array, keys: jax.Array, settings: Augment) -> jax.Array:
+def lit(image: jax.Array, keys: jax.Array, settings: AugmentConfig) -> jax.Array:
     """Images (n, h, w, c) float32 in another light, drawn by the key of each."""
     draws = jax.vmap(lambda key: jax.random.uniform(key, (6,), minval=-1))(keys)
     contrast, brightness, saturation, hue, blur, jpeg = draws.T[..., None, None, None]

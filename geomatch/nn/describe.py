@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from geomatch.nn.encoder import Siamese
 
 
-class Network(Hashable, Protocol):
+class Model(Hashable, Protocol):
     """What is applied to tiles: all of a network, or a part of it."""
 
     def apply(self, variables: Any, tiles: Any, /) -> Any:
@@ -39,7 +39,7 @@ class Engine(Protocol):
 
 
 def describe(
-    model: Network, variables: Any, batches: Iterable[NDArray[np.uint8]], size: int
+    model: Model, variables: Any, batches: Iterable[NDArray[np.uint8]], size: int
 ) -> Iterator[NDArray[np.float32]]:
     """Descriptors of batches of tiles, in inference mode, over all of JAX's devices.
 
@@ -86,7 +86,7 @@ class Jax:
     """
 
     def __init__(
-        self, model: Network, variables: Any, size: int, name: str = "jax", fixed: bool = False
+        self, model: Model, variables: Any, size: int, name: str = "jax", fixed: bool = False
     ) -> None:
         self.name = name
         self.devices = jax.local_device_count()
@@ -105,7 +105,7 @@ class Jax:
 
 
 @functools.cache
-def _forward(model: Network) -> Any:
+def _forward(model: Model) -> Any:
     return jax.pmap(lambda variables, tiles: model.apply(variables, tiles), in_axes=(None, 0))
 
 

@@ -8,8 +8,8 @@ preprocessing, so that the trunk sees what it would of an image alone.
 from __future__ import annotations
 
 import colorsys
-import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import flax.linen as nn
@@ -24,6 +24,22 @@ from geomatch.nn.layers import Shared, unit
 from geomatch.nn.pooling import Pool
 from geomatch.nn.trunks import TRUNKS
 
+AXIS = "devices"
+"""The axis of `pmap` over which BatchNorm and gradients are averaged."""
+
+
+@dataclass(frozen=True)
+class TileForm:
+    """What a network asks of tiles."""
+
+    size: int
+    image_channels: int
+    label_channels: int
+
+    @property
+    def channels(self) -> int:
+        return self.image_channels + self.label_channels
+
 
 class Encoder(nn.Module):
     """uint8 tiles to descriptors.
@@ -34,7 +50,7 @@ class Encoder(nn.Module):
         shared: what all layers have in common.
     """
 
-    model: config.Model
+    model: config.ModelConfig
     image_channels: int
     label_channels: int
     shared: Shared = Shared()
@@ -96,7 +112,7 @@ PREPROCESSING: dict[str, Callable[[jax.Array], jax.Array]] = {
 """What trunks expect of colours from 0 to 255."""
 
 
-def resolved(model: config.Model) -> config.Model:
+def resolved(model: config.ModelConfig) -> config.ModelConfig:
     """`model`, with the trunk's own values where the configuration leaves them to it.
 
     Raises:
@@ -107,7 +123,7 @@ def resolved(model: config.Model) -> config.Model:
         raise UsageError(
             f"model.stage = {model.stage}", f"{model.trunk} has {trunk.stages} stages."
         )
-    return dataclasses.replace(
+    return replace(
         model,
         stage=model.stage or trunk.stages,
         stride_in="3x3" if model.stride_in == "auto" else model.stride_in,
@@ -178,3 +194,25 @@ def fusion_init(image: int, label: int) -> Callable[..., jax.Array]:
         return jnp.asarray(weights.reshape(shape), dtype)
 
     return init
+
+
+def build(settings: config.Config, form: TileForm, frozen: bool = True) -> Siamese:
+    """The network of a configuration.
+
+    Args:
+        frozen: hold the parts of `train.freeze`, as in the first `train.freeze_epochs`.
+    """
+    model = resolved(settings.model)
+    if model.label_classes and form.label_channels != 1:
+        raise UsageError(
+            f"model.label_classes = {model.label_classes}, and the tiles have "
+            f"{form.label_channels} label channels",
+            "Classes are read from labels of one band.",
+        )
+    shared = Shared(
+        dtype=jnp.dtype(settings.train.dtype),
+        axis_name=AXIS,
+        epsilon=model.epsilon,
+        frozen=settings.train.freeze if frozen else (),
+    )
+    return Siamese(Encoder(model, form.image_channels, form.label_channels, shared))

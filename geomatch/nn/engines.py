@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.nn import backend
 from geomatch.nn.describe import Engine, Jax, in_dtype
-from geomatch.nn.encoder import Siamese
-from geomatch.nn.graph import to_onnx
-from geomatch.nn.step import TileForm
+from geomatch.nn.encoder import Siamese, TileForm
+from geomatch.nn.onnx_export import to_onnx
 
 
-class Choice(NamedTuple):
+class EngineChoice(NamedTuple):
     """An engine and what it computes in: names of the command line, neither of them "auto"."""
 
     engine: str
@@ -29,12 +28,12 @@ class Choice(NamedTuple):
 
 
 FASTEST = (
-    Choice("openvino", "bfloat16"),
-    Choice("jax", "bfloat16"),
-    Choice("openvino", "float32"),
-    Choice("onnxruntime", "float32"),
-    Choice("jax", "float32"),
-    Choice("openvino", "int8"),
+    EngineChoice("openvino", "bfloat16"),
+    EngineChoice("jax", "bfloat16"),
+    EngineChoice("openvino", "float32"),
+    EngineChoice("onnxruntime", "float32"),
+    EngineChoice("jax", "float32"),
+    EngineChoice("openvino", "int8"),
 )
 """As measured on a CPU with bfloat16; int8 comes last, for it has to be asked for."""
 
@@ -46,7 +45,7 @@ PACKAGES = {
 """What an engine needs, by the name of its extra."""
 
 
-def choose(engine: str, dtype: str) -> Choice:
+def choose(engine: str, dtype: str) -> EngineChoice:
     """The engine asked for, or with "auto" the fastest that is installed for the device at hand.
 
     JAX's backend is not started, so that it can still be set up for the choice.
@@ -76,7 +75,7 @@ def choose(engine: str, dtype: str) -> Choice:
 
 
 def build(
-    choice: Choice,
+    choice: EngineChoice,
     model: Siamese,
     variables: Any,
     form: TileForm,

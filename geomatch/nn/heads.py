@@ -19,7 +19,7 @@ class ConvHead(nn.Module):
     sizes they are padded, and the map is pooled to 4x4 so that the Dense layer keeps its size.
     """
 
-    model: config.Model
+    model: config.ModelConfig
     shared: Shared
 
     @nn.compact
@@ -41,7 +41,7 @@ class ConvHead(nn.Module):
 class DenseHead(nn.Module):
     """One Dense layer."""
 
-    model: config.Model
+    model: config.ModelConfig
     shared: Shared
 
     @nn.compact
@@ -54,7 +54,7 @@ class DenseHead(nn.Module):
 class BlocksHead(nn.Module):
     """S3's head: Dense, BatchNorm, ReLU and Dropout for each of `model.hidden`, then Dense."""
 
-    model: config.Model
+    model: config.ModelConfig
     shared: Shared
 
     @nn.compact
@@ -73,7 +73,7 @@ class WhitenHead(nn.Module):
     The projection is fitted on training descriptors before a run begins.
     """
 
-    model: config.Model
+    model: config.ModelConfig
     shared: Shared
 
     @nn.compact

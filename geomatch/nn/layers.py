@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from geomatch.nn import fast, parts
-from geomatch.nn.fast import Edges
+from geomatch.nn import cpu_ops, param_groups
+from geomatch.nn.cpu_ops import Edges
 
 MOMENTUM = 0.9
 
@@ -59,8 +59,8 @@ class Shared:
 
     def learns(self, path: tuple[str, ...]) -> bool:
         """Whether the BatchNorm at `path` follows its batches in training."""
-        return parts.BATCH_NORM not in self.frozen and not any(
-            parts.within(path, part) for part in self.frozen
+        return param_groups.BATCH_NORM not in self.frozen and not any(
+            param_groups.within(path, part) for part in self.frozen
         )
 
 
@@ -149,9 +149,9 @@ def _convolve(layer: Conv | ConvNorm, x: jax.Array, kernel: jax.Array) -> jax.Ar
     dtype = layer.shared.dtype
     edges = _edges(layer, x)
     if layer.depthwise:
-        convolve = fast.depthwise if on_cpu() else fast.depthwise_plain
+        convolve = cpu_ops.depthwise if on_cpu() else cpu_ops.depthwise_plain
     else:
-        convolve = fast.conv if on_cpu() else fast.conv_plain
+        convolve = cpu_ops.conv if on_cpu() else cpu_ops.conv_plain
     return convolve(x.astype(dtype), kernel.astype(dtype), layer.stride, edges)
 
 
@@ -180,7 +180,7 @@ def _norm_variables(layer: nn.Module, features: int, scale_init: Any) -> tuple[A
 def _batch_norm(layer: ConvNorm | BatchNorm, x: jax.Array, scale_init: Any) -> jax.Array:
     """Normalise by the batch, and follow its statistics."""
     scale, bias, mean, variance = _norm_variables(layer, x.shape[-1], scale_init)
-    normalise = fast.batch_norm if on_cpu() else fast.batch_norm_plain
+    normalise = cpu_ops.batch_norm if on_cpu() else cpu_ops.batch_norm_plain
     shared = layer.shared
     y, *current = normalise(x, scale, bias, shared.epsilon, shared.axis_name)
     for running, now in zip((mean, variance), current, strict=True):
@@ -199,25 +199,25 @@ def _fixed_norm(
 
 def relu(x: jax.Array) -> jax.Array:
     """max(x, 0)."""
-    return fast.relu(x, None) if on_cpu() else nn.relu(x)
+    return cpu_ops.relu(x, None) if on_cpu() else nn.relu(x)
 
 
 def relu6(x: jax.Array) -> jax.Array:
     """min(max(x, 0), 6)."""
-    return fast.relu(x, 6.0) if on_cpu() else nn.relu6(x)
+    return cpu_ops.relu(x, 6.0) if on_cpu() else nn.relu6(x)
 
 
 def max_pool_3x3(x: jax.Array) -> jax.Array:
     """3x3 maximum with stride 2 of values not below 0; (b, h, w, c) to (b, h/2, w/2, c)."""
     if on_cpu():
-        return fast.max_pool_3x3(x)
+        return cpu_ops.max_pool_3x3(x)
     return nn.max_pool(x, (3, 3), (2, 2), padding=[(1, 1), (1, 1)])
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:
     """2x2 maximum with stride 2; (b, h, w, c) to (b, h/2, w/2, c), sizes rounded up."""
     if on_cpu():
-        return fast.max_pool_2x2(x)
+        return cpu_ops.max_pool_2x2(x)
     return nn.max_pool(x, (2, 2), (2, 2), padding="SAME")
 
 

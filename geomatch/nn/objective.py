@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from geomatch.config import Config
-from geomatch.nn import losses, triplets
+from geomatch.nn import losses, miners
 from geomatch.nn.encoder import Siamese
 from geomatch.nn.layers import unit
 
@@ -19,7 +19,7 @@ MARGINS = {"contrastive": 1.0, "cosine": 0.0, "triplet": 0.1}
 
 
 @dataclass(frozen=True)
-class Ground:
+class MatchRule:
     """How rows of a batch relate.
 
     Attributes:
@@ -49,7 +49,7 @@ class Batch(NamedTuple):
     Attributes:
         model, params: of the network, for the pair head and the temperature.
         rows: (roles, b, d) descriptors.
-        places: (roles, b, 4) see `Ground.relations`.
+        places: (roles, b, 4) see `MatchRule.relations`.
     """
 
     model: Siamese
@@ -81,7 +81,7 @@ def margin(settings: Config) -> float:
     return MARGINS.get(settings.train.loss, 0.0) if asked is None else asked
 
 
-def objective(settings: Config, ground: Ground, axis: str, views: int) -> Objective:
+def objective(settings: Config, match_rule: MatchRule, axis: str, views: int) -> Objective:
     """The loss that `settings` ask for, of the batches of one device among those of `axis`.
 
     Args:
@@ -123,14 +123,14 @@ def objective(settings: Config, ground: Ground, axis: str, views: int) -> Object
         """Triplets of this device's rows with those of all devices."""
         rows, places = all_rows(batch)
         others, their_places = everywhere(rows), everywhere(places)
-        positive, negative = ground.relations(places, their_places)
+        positive, negative = match_rule.relations(places, their_places)
         distances = losses.distance(rows[:, None], others[None], train.squared)
         years = their_places[:, 3]
-        allowed = years[:, None] == years[None] if ground.dated else None
+        allowed = years[:, None] == years[None] if match_rule.dated else None
         if settings.mining.pick == "semi-hard":
-            found = triplets.semi_hard(distances, positive, negative, apart, allowed)
+            found = miners.semi_hard(distances, positive, negative, apart, allowed)
         else:
-            found = triplets.batch_hard(distances, positive, negative, allowed)
+            found = miners.batch_hard(distances, positive, negative, allowed)
         near, far = (distances[found.anchor, column] for column in (found.positive, found.negative))
         valid = found.valid.astype(jnp.float32)
         hard = (valid * (found.hardness + apart > 0)).sum()
@@ -142,7 +142,7 @@ def objective(settings: Config, ground: Ground, axis: str, views: int) -> Object
     def multi_similarity(batch: Batch) -> jax.Array:
         rows, places = all_rows(batch)
         rows = unit(rows)
-        positive, negative = ground.relations(places, everywhere(places))
+        positive, negative = match_rule.relations(places, everywhere(places))
         return losses.multi_similarity(rows @ everywhere(rows).T, positive, negative)
 
     def info_nce(batch: Batch) -> jax.Array:
@@ -156,7 +156,7 @@ def objective(settings: Config, ground: Ground, axis: str, views: int) -> Object
             candidates, their_places = unit_rows.take(answers)
             match = jax.lax.axis_index(axis) * len(candidates) + jnp.arange(len(queries))
             candidates, their_places = everywhere(candidates), everywhere(their_places)
-            _, elsewhere = ground.relations(places, their_places)
+            _, elsewhere = match_rule.relations(places, their_places)
             return losses.info_nce(queries, candidates, match, ~elsewhere, temperature)
 
         ways = [([view], [(view + 1) % views]) for view in range(views)]

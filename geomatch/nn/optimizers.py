@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from geomatch.config import Train
+from geomatch.config import TrainConfig
 
 SYNC_PERIOD, SLOW_STEP = 6, 0.5
 """Lookahead: steps between synchronisations, and how far the slow weights then go."""
@@ -22,7 +22,7 @@ class LookaheadState(NamedTuple):
 
 
 def optimizer(
-    train: Train, steps: int, steps_per_epoch: int, scales: Any = None
+    train: TrainConfig, steps: int, steps_per_epoch: int, scales: Any = None
 ) -> optax.GradientTransformation:
     """The optimizer of a run.
 
@@ -49,7 +49,7 @@ def optimizer(
     return lookahead(fast) if train.optimizer == "ranger" else fast
 
 
-def schedule(train: Train, steps: int, steps_per_epoch: int) -> optax.Schedule:
+def schedule(train: TrainConfig, steps: int, steps_per_epoch: int) -> optax.Schedule:
     """The learning rate by the number of steps done.
 
     It rises evenly from 0 over `train.warmup` epochs to `train.lr`, then stays ("constant"), falls

@@ -14,14 +14,12 @@ import optax
 
 from geomatch.config import Config
 from geomatch.errors import UsageError
-from geomatch.nn import layers, optimizers, parts
+from geomatch.nn import layers, optimizers, param_groups
 from geomatch.nn.augment import augment
-from geomatch.nn.encoder import Encoder, Siamese, resolved
-from geomatch.nn.layers import Shared
+from geomatch.nn.encoder import AXIS, Siamese, TileForm
 from geomatch.nn.losses import head_penalty
-from geomatch.nn.objective import Batch, Ground, objective
+from geomatch.nn.objective import Batch, MatchRule, objective
 
-AXIS = "devices"
 LEAST_KEPT = 2**18
 """Bytes of an activation whose memory is used again."""
 
@@ -46,41 +44,6 @@ class Course:
 
     steps: int
     per_epoch: int
-
-
-@dataclass(frozen=True)
-class TileForm:
-    """What a network asks of tiles."""
-
-    size: int
-    image_channels: int
-    label_channels: int
-
-    @property
-    def channels(self) -> int:
-        return self.image_channels + self.label_channels
-
-
-def build(settings: Config, form: TileForm, frozen: bool = True) -> Siamese:
-    """The network of a configuration.
-
-    Args:
-        frozen: hold the parts of `train.freeze`, as in the first `train.freeze_epochs`.
-    """
-    model = resolved(settings.model)
-    if model.label_classes and form.label_channels != 1:
-        raise UsageError(
-            f"model.label_classes = {model.label_classes}, and the tiles have "
-            f"{form.label_channels} label channels",
-            "Classes are read from labels of one band.",
-        )
-    shared = Shared(
-        dtype=jnp.dtype(settings.train.dtype),
-        axis_name=AXIS,
-        epsilon=model.epsilon,
-        frozen=settings.train.freeze if frozen else (),
-    )
-    return Siamese(Encoder(model, form.image_channels, form.label_channels, shared))
 
 
 def initial_state(model: Siamese, settings: Config, form: TileForm) -> State:
@@ -134,15 +97,17 @@ def learning_scales(model: Siamese, settings: Config, params: Any) -> Any:
     """
     scaled = dict(_scale(text) for text in settings.train.lr_scale)
     frozen = model.encoder.shared.frozen
-    parts.check(scaled, params, "train.lr_scale")
-    parts.check([part for part in frozen if part != parts.BATCH_NORM], params, "train.freeze")
+    param_groups.check(scaled, params, "train.lr_scale")
+    param_groups.check(
+        [part for part in frozen if part != param_groups.BATCH_NORM], params, "train.freeze"
+    )
 
     def scale(keys: Any, _: Any) -> float:
-        path = parts.path_of(keys)
-        if any(parts.within(path, part) for part in frozen):
+        path = param_groups.path_of(keys)
+        if any(param_groups.within(path, part) for part in frozen):
             return 0.0
         # The narrowest part decides.
-        matching = [part for part in scaled if parts.within(path, part)]
+        matching = [part for part in scaled if param_groups.within(path, part)]
         return scaled[max(matching, key=len)] if matching else 1.0
 
     return jax.tree_util.tree_map_with_path(scale, params)
@@ -180,7 +145,7 @@ def _zeros(like: list[jax.ShapeDtypeStruct]) -> list[jax.Array]:
 def augmented(
     settings: Config,
     form: TileForm,
-    ground: Ground,
+    match_rule: MatchRule,
     views: int,
     tiles: jax.Array,
     places: jax.Array,
@@ -194,8 +159,8 @@ def augmented(
     """
     key = jax.random.fold_in(jax.random.key(settings.train.seed), number)
     dropout_key, key = jax.random.split(jax.random.fold_in(key, device))
-    pairs = _alike(len(tiles), views) if ground.dated else []
-    years = places[..., 3] if ground.dated else jnp.zeros_like(places[..., 3])
+    pairs = _alike(len(tiles), views) if match_rule.dated else []
+    years = places[..., 3] if match_rule.dated else jnp.zeros_like(places[..., 3])
     tiles = augment(key, tiles, years, form.image_channels, settings.augment, pairs)
     return tiles, dropout_key
 
@@ -204,14 +169,15 @@ def make_step(
     model: Siamese,
     settings: Config,
     form: TileForm,
-    ground: Ground,
+    match_rule: MatchRule,
     course: Course,
     views: int = 0,
 ) -> Callable[[State, Any, Any, np.uint32], tuple[State, jax.Array]]:
-    """A function (state, tiles, places, step number) to (new state, figures of each device).
+    """A function (state, tiles, places, step number) to (new state, metrics of each device).
 
     Tiles are (devices, roles, b, h, w, c) uint8, places (devices, roles, b, 4) int32 (see
-    `Ground.relations`). Figures are (devices, 2): the loss and the share of triplets that are hard.
+    `MatchRule.relations`). Metrics are (devices, 2): the loss and the share of triplets that are
+    hard.
     Randomness is a function of the seed and the step number alone.
 
     Args:
@@ -220,7 +186,7 @@ def make_step(
     """
     scales = learning_scales(model, settings, abstract_state(model, settings, form).params)
     optimizer, training = _optimizer(settings, course, scales), settings.train
-    loss_of_batch = objective(settings, ground, AXIS, views)
+    loss_of_batch = objective(settings, match_rule, AXIS, views)
 
     def step(
         state: State,
@@ -232,7 +198,9 @@ def make_step(
         # An argument that nothing uses would not be kept, nor its memory.
         number, _ = jax.lax.optimization_barrier((number, memory))
         device = jax.lax.axis_index(AXIS)
-        tiles, dropout_key = augmented(settings, form, ground, views, tiles, places, number, device)
+        tiles, dropout_key = augmented(
+            settings, form, match_rule, views, tiles, places, number, device
+        )
 
         def loss_of(params: Any) -> tuple[jax.Array, Any]:
             # What is frozen needs no gradient.
@@ -262,9 +230,9 @@ def make_step(
             decay = jnp.minimum(training.ema, (1.0 + number) / (10.0 + number))
             new = {"params": params, "batch_stats": stats}
             average = optax.incremental_update(new, average, 1 - decay)
-        figures = jax.lax.pmean(jnp.stack([loss, hard]), AXIS)
+        metrics = jax.lax.pmean(jnp.stack([loss, hard]), AXIS)
         kept = _activations(pull, tiles.shape[0] * tiles.shape[1]) if layers.on_cpu() else []
-        return State(params, stats, optimizer_state, average), figures, kept
+        return State(params, stats, optimizer_state, average), metrics, kept
 
     mapped = jax.pmap(
         step,
@@ -287,8 +255,8 @@ def make_step(
             # Of one shape at a time; and after compiling, which takes memory too.
             memory.clear()
             memory[shape] = _zeros(kept)
-        state, figures, memory[shape] = program(state, tiles, places, number, memory[shape])
-        return state, figures
+        state, metrics, memory[shape] = program(state, tiles, places, number, memory[shape])
+        return state, metrics
 
     return run
 

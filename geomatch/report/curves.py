@@ -80,7 +80,7 @@ def _of_training(training: Mapping[str, Any]) -> Iterator[Chart]:
 
 
 def _of_pairs(splits: Mapping[str, Mapping[str, Any]], split: str) -> Iterator[Chart]:
-    checked = {name: figures["roc"] for name, figures in splits.items() if figures.get("roc")}
+    checked = {name: metrics["roc"] for name, metrics in splits.items() if metrics.get("roc")}
 
     def shares(
         name: str, title: str, key: str, x: str, y: str, diagonal: bool = True
@@ -157,7 +157,7 @@ def draw_confusion(counts: Sequence[Sequence[int]], split: str, folder: Path) ->
     names = ["other place", "same place"]
     shown = ConfusionMatrixDisplay(np.asarray(counts), display_labels=names)
     shown.plot(ax=axes, cmap="Blues", colorbar=False, values_format=",")
-    axes.set_xlabel("judged", color=GREY, fontsize=9)
+    axes.set_xlabel("predicted", color=GREY, fontsize=9)
     axes.set_ylabel("is", color=GREY, fontsize=9)
     with replacing(folder / "confusion.png") as temporary:
         canvas.print_png(temporary)

@@ -18,12 +18,12 @@ from PIL import Image
 
 from geomatch import __version__
 from geomatch.data import embeddings
-from geomatch.data.queries import QueryTable
+from geomatch.data.query_results import QueryTable
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.project import Project, read_manifest, replacing
 from geomatch.report import curves
+from geomatch.report.contact_sheet import picture
 from geomatch.report.matches import TilePictures, match_folder
-from geomatch.report.pictures import picture
 
 LARGE, SMALL, QUALITY = 96, 64, 70
 """Sides of thumbnails of shown queries and of the map, in pixels, and their quality as JPEG."""
@@ -39,7 +39,7 @@ EARTH = 6_371_008.8
 """Radius of the mean sphere in metres."""
 
 Ints = NDArray[np.int64]
-Floats = NDArray[np.floating]
+FloatArray = NDArray[np.floating]
 
 
 def write_page(project: Project, folder: Path) -> Path:
@@ -269,7 +269,7 @@ def _ground(
     }, shown
 
 
-def _plan(tiles: TileTable, asked: QueryTable) -> tuple[Floats, Floats]:
+def _plan(tiles: TileTable, asked: QueryTable) -> tuple[FloatArray, FloatArray]:
     """East and north of each query in steps of the grid, from the south-west.
 
     Over several zones, of a cylinder that is true in the middle.
@@ -283,7 +283,7 @@ def _plan(tiles: TileTable, asked: QueryTable) -> tuple[Floats, Floats]:
     return x - x.min(), y - y.min()
 
 
-def _numbers(values: Floats, digits: int) -> list[float | None]:
+def _numbers(values: FloatArray, digits: int) -> list[float | None]:
     """Rounded; None for what is no number."""
     rounded = np.round(values.astype(float), digits).tolist()
     return [None if not math.isfinite(v) else int(v) if v == int(v) else v for v in rounded]

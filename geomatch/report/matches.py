@@ -10,11 +10,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from geomatch.data.queries import QueryTable
+from geomatch.data.query_results import QueryTable
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import TileTable
 from geomatch.project import Project, replacing
-from geomatch.report.pictures import Thumbnail, answers, sheet
+from geomatch.report.contact_sheet import Thumbnail, answers, sheet
 
 
 @dataclass(frozen=True)

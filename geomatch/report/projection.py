@@ -18,7 +18,7 @@ from sklearn.manifold import TSNE
 
 from geomatch.errors import GeomatchError
 
-Floats = NDArray[np.floating]
+FloatArray = NDArray[np.floating]
 
 COLOURS = 20
 """The most labels that are told apart by colour."""
@@ -28,7 +28,7 @@ MILLISECONDS, LAST = 400, 2000
 """For which an animation shows a frame, and the last one."""
 
 
-def pca(vectors: Floats) -> Floats:
+def pca(vectors: FloatArray) -> FloatArray:
     """(n, 2) the two main axes of directions (n, d); descriptors of two values as they are.
 
     The largest loading of an axis is positive, which keeps pictures of one training alike. Rows
@@ -46,7 +46,7 @@ def pca(vectors: Floats) -> Floats:
     return points
 
 
-def tsne(vectors: Floats, seed: int = 0) -> Floats:
+def tsne(vectors: FloatArray, seed: int = 0) -> FloatArray:
     """(n, 2) t-SNE of descriptors (n, d) by cosine; van der Maaten and Hinton 2008.
 
     Raises:
@@ -62,18 +62,18 @@ def tsne(vectors: Floats, seed: int = 0) -> Floats:
     return TSNE(2, perplexity=perplexity, random_state=seed).fit_transform(directions)
 
 
-def _directions(vectors: Floats) -> Floats:
+def _directions(vectors: FloatArray) -> FloatArray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def scatter(
-    points: Floats,
+    points: FloatArray,
     labels: NDArray[np.generic],
     title: str,
     path: Path,
     *,
     names: Sequence[str] = (),
-    links: Floats | None = None,
+    links: FloatArray | None = None,
     limits: tuple[float, float, float, float] | None = None,
 ) -> None:
     """Draw points (n, 2) as a PNG, coloured by their labels where these are at most `COLOURS`.
@@ -121,7 +121,7 @@ def scatter(
 
 
 def frame(
-    vectors: Floats,
+    vectors: FloatArray,
     labels: NDArray[np.generic],
     title: str,
     path: Path,

@@ -13,7 +13,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+Float32Array = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Metric = Literal["cosine", "euclidean"]
 
@@ -22,21 +22,21 @@ BLOCK = 16_384
 PROBES = 32
 
 
-def unit(vectors: Floats) -> Floats:
+def unit(vectors: Float32Array) -> Float32Array:
     """Rows of unit length, so that an inner product is the cosine; zero rows stay zero."""
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    scaled: Floats = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+    scaled: Float32Array = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
     return scaled
 
 
-def as_queries(vectors: Floats, metric: Metric) -> Floats:
+def as_queries(vectors: Float32Array, metric: Metric) -> Float32Array:
     """Descriptors (n, d) as queries for inner products."""
     if metric == "cosine":
         return unit(vectors)
     return np.pad(vectors.astype(np.float32), ((0, 0), (0, 1)), constant_values=1)
 
 
-def as_database(vectors: Floats, metric: Metric) -> Floats:
+def as_database(vectors: Float32Array, metric: Metric) -> Float32Array:
     """Descriptors (n, d) as what is searched by inner products."""
     if metric == "cosine":
         return unit(vectors)
@@ -45,7 +45,7 @@ def as_database(vectors: Floats, metric: Metric) -> Floats:
     return np.concatenate([vectors, half[:, None]], axis=1)
 
 
-def scores(products: Floats, queries: Floats, metric: Metric) -> Floats:
+def scores(products: Float32Array, queries: Float32Array, metric: Metric) -> Float32Array:
     """Scores of inner products (q, k): the cosine, or the negative distance.
 
     Args:
@@ -54,11 +54,11 @@ def scores(products: Floats, queries: Floats, metric: Metric) -> Floats:
     if metric == "cosine":
         return products
     squares = np.einsum("qd,qd->q", queries, queries)[:, None] - 2 * products
-    negative: Floats = -np.sqrt(np.maximum(squares, 0)).astype(np.float32)
+    negative: Float32Array = -np.sqrt(np.maximum(squares, 0)).astype(np.float32)
     return negative
 
 
-def neighbours(queries: Floats, database: Floats, k: int) -> tuple[Floats, Ints]:
+def neighbours(queries: Float32Array, database: Float32Array, k: int) -> tuple[Float32Array, Ints]:
     """The k rows of `database` (n, d) with the largest inner product to each query (q, d).
 
     Returns:
@@ -70,8 +70,8 @@ def neighbours(queries: Floats, database: Floats, k: int) -> tuple[Floats, Ints]
 
 
 def search(
-    vectors: Floats, queries: Ints, database: Ints, k: int, metric: Metric, exact_up_to: int
-) -> Iterator[tuple[slice, Floats, Ints]]:
+    vectors: Float32Array, queries: Ints, database: Ints, k: int, metric: Metric, exact_up_to: int
+) -> Iterator[tuple[slice, Float32Array, Ints]]:
     """Neighbours of some rows of `vectors` among others, a block of queries at a time.
 
     Args:
@@ -106,13 +106,13 @@ def search(
         yield part, *best
 
 
-def _best(products: Floats, positions: Ints, k: int) -> tuple[Floats, Ints]:
+def _best(products: Float32Array, positions: Ints, k: int) -> tuple[Float32Array, Ints]:
     """The k columns with the largest products of each row, best first."""
     order = np.argsort(-products, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(products, order, 1), np.take_along_axis(positions, order, 1)
 
 
-def products(vectors: Floats, a: Ints, b: Ints, metric: Metric) -> Floats:
+def products(vectors: Float32Array, a: Ints, b: Ints, metric: Metric) -> Float32Array:
     """(n,) inner products of rows `a` as queries with rows `b`, a block at a time."""
     parts = [
         np.einsum(
@@ -129,12 +129,12 @@ def _blocks(count: int) -> list[slice]:
     return [slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
 
 
-def _comparable(vectors: Floats, metric: Metric) -> Floats:
+def _comparable(vectors: Float32Array, metric: Metric) -> Float32Array:
     """Vectors whose Euclidean distances are in the order of the metric."""
     return unit(vectors) if metric == "cosine" else vectors.astype(np.float32)
 
 
-def _inverted(vectors: Floats, database: Ints, metric: Metric) -> Any:
+def _inverted(vectors: Float32Array, database: Ints, metric: Metric) -> Any:
     """A FAISS index of cells, of which `PROBES` are searched.
 
     Its distances are Euclidean: by inner products, the cells of long vectors would take all.

@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from geomatch.errors import StaleError
 from geomatch.search.exact import Metric, as_database, as_queries, scores
 
-Floats = NDArray[np.float32]
+Float32Array = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 SEGMENT = 262_144
 """Vectors of one file: what building holds in memory."""
 
 
-def write(folder: Path, year: int, parts: Iterable[Floats], metric: Metric) -> None:
+def write(folder: Path, year: int, parts: Iterable[Float32Array], metric: Metric) -> None:
     """Write one year's descriptors, given part by part, in order, as what is searched."""
-    pending: list[Floats] = []
+    pending: list[Float32Array] = []
     number = 0
 
     def flush() -> None:
@@ -69,15 +69,17 @@ class FlatIndex:
             raise StaleError(f"{self._folder} is incomplete", "Run: geomatch index")
         return found
 
-    def vector(self, position: int) -> Floats:
+    def vector(self, position: int) -> Float32Array:
         """(d,) the descriptor at a position; for the cosine its direction."""
         year = int(np.searchsorted(self._offsets, position, "right")) - 1
         start, segment = [s for s in self._segments(year) if s[0] <= position][-1]
-        vector: Floats = segment.reconstruct(position - start)
+        vector: Float32Array = segment.reconstruct(position - start)
         # A Euclidean index has half the square of the length beside each vector.
         return vector if self._metric == "cosine" else vector[:-1]
 
-    def search(self, query: Floats, years: Sequence[int], k: int) -> tuple[Floats, Ints]:
+    def search(
+        self, query: Float32Array, years: Sequence[int], k: int
+    ) -> tuple[Float32Array, Ints]:
         """The k nearest to a descriptor (d,).
 
         Returns:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+Float32Array = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 QUERY_BLOCK, DATABASE_BLOCK = 512, 8192
@@ -43,9 +43,9 @@ class Ranking:
 
     rank: Ints
     match: Ints
-    score: Floats
+    score: Float32Array
     top: Ints
-    top_score: Floats
+    top_score: Float32Array
 
     @property
     def first(self) -> Ints:
@@ -61,7 +61,7 @@ class Ranking:
 
 
 def rank_truth(
-    queries: Floats, database: Floats, truth: Ints, neutral: tuple[Ints, Ints]
+    queries: Float32Array, database: Float32Array, truth: Ints, neutral: tuple[Ints, Ints]
 ) -> Ranking:
     """Rank of each query's one match, in blocks of bounded memory.
 
@@ -97,7 +97,11 @@ def rank_truth(
 
 
 def _rank_block(
-    found: Ranking, part: slice, queries: Floats, database: Floats, out: tuple[Ints, Ints]
+    found: Ranking,
+    part: slice,
+    queries: Float32Array,
+    database: Float32Array,
+    out: tuple[Ints, Ints],
 ) -> None:
     """Enter the figures of a block of queries (q, d); `out` are pairs that are no rivals."""
     count, truth = len(queries), found.match[part]
@@ -146,13 +150,13 @@ def _rank_block(
     found.top[part][found.top_score[part] == -np.inf] = -1
 
 
-def _tie(terms: Floats) -> Floats:
+def _tie(terms: Float32Array) -> Float32Array:
     """How far a score may be from a match's to be a tie, from the sum of the sizes of its terms."""
-    tie: Floats = np.float32(TIE) * np.maximum(terms, 1)
+    tie: Float32Array = np.float32(TIE) * np.maximum(terms, 1)
     return tie
 
 
-def _first(values: Floats) -> Ints:
+def _first(values: Float32Array) -> Ints:
     """Where the `TOP` largest of each row are, best first."""
     if values.shape[1] > TOP:
         kept = np.argpartition(values, -TOP, axis=1)[:, -TOP:]
@@ -189,8 +193,8 @@ class Precision(Ranking):
 
 
 def rank_relevant(
-    queries: Floats,
-    database: Floats,
+    queries: Float32Array,
+    database: Float32Array,
     query_place: Ints,
     database_place: Ints,
     neutral: tuple[Ints, Ints],
@@ -242,10 +246,10 @@ def rank_relevant(
 def _rank_query(
     found: Precision,
     query: int,
-    scores: Floats,
+    scores: Float32Array,
     relevant: NDArray[np.bool_],
     others: NDArray[np.bool_],
-    tie: Floats,
+    tie: Float32Array,
     k: int,
 ) -> None:
     """Enter the figures of one query, whose scores are (n,); `tie` is of each relevant one."""
@@ -275,7 +279,7 @@ def _rank_query(
     found.top_score[query, place[shown]] = goals[shown]
 
 
-def _fill(found: Precision, query: int, values: Floats, positions: Ints) -> None:
+def _fill(found: Precision, query: int, values: Float32Array, positions: Ints) -> None:
     """Put the rivals of a query (k,), best first, where no match stands among its first."""
     finite = values > -np.inf
     free = np.flatnonzero(found.top[query] < 0)[: finite.sum()]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from geomatch.data.pairs import Task
+from geomatch.data.ground_truth import Task
 from geomatch.search.exact import Metric, as_database, as_queries, scores
 from geomatch.search.metrics import (
     Precision,

@@ -20,7 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from geomatch.config import Augment
+from geomatch.config import AugmentConfig
 from geomatch.nn import backend
 from geomatch.nn.augment import augment
 
@@ -29,15 +29,15 @@ WARP = {"rotation": 30.0, "zoom": 0.3, "shift": 0.2}
 COLOUR = {"saturation": 0.5, "hue": 0.1}
 
 SETTINGS = {
-    "default": Augment(),
-    "nothing": Augment(**NOTHING),
-    "flips, turns": Augment(**NOTHING | {"flips": True, "turns": True}),
-    "rotation, zoom, shift": Augment(**NOTHING | WARP),
-    "brightness, contrast": Augment(**NOTHING | {"brightness": 0.2, "contrast": 0.2}),
-    "saturation, hue": Augment(**NOTHING | COLOUR),
-    "blur": Augment(**NOTHING | {"blur": 2.0}),
-    "jpeg": Augment(**NOTHING | {"jpeg": 1.0}),
-    "all": Augment(**WARP | COLOUR | {"blur": 2.0, "jpeg": 1.0}),
+    "default": AugmentConfig(),
+    "nothing": AugmentConfig(**NOTHING),
+    "flips, turns": AugmentConfig(**NOTHING | {"flips": True, "turns": True}),
+    "rotation, zoom, shift": AugmentConfig(**NOTHING | WARP),
+    "brightness, contrast": AugmentConfig(**NOTHING | {"brightness": 0.2, "contrast": 0.2}),
+    "saturation, hue": AugmentConfig(**NOTHING | COLOUR),
+    "blur": AugmentConfig(**NOTHING | {"blur": 2.0}),
+    "jpeg": AugmentConfig(**NOTHING | {"jpeg": 1.0}),
+    "all": AugmentConfig(**WARP | COLOUR | {"blur": 2.0, "jpeg": 1.0}),
 }
 
 
@@ -66,12 +66,12 @@ def main() -> None:
     for column in ("", "images/s", "slowest", "fastest"):
         table.add_column(column, justify="right" if column else "left")
     for name, seconds in times.items():
-        figures = (statistics.median(seconds), max(seconds), min(seconds))
-        table.add_row(name, *(f"{args.batch / figure:.0f}" for figure in figures))
+        metrics = (statistics.median(seconds), max(seconds), min(seconds))
+        table.add_row(name, *(f"{args.batch / figure:.0f}" for figure in metrics))
     Console().print(table)
 
 
-def change(tiles: jax.Array, settings: Augment) -> Callable[[], jax.Array]:
+def change(tiles: jax.Array, settings: AugmentConfig) -> Callable[[], jax.Array]:
     """Augmentation by these settings."""
     years = jnp.zeros((1, len(tiles)), jnp.int32)
     run = jax.jit(lambda key, tiles: augment(key, tiles[None], years, 3, settings, []))

@@ -152,13 +152,14 @@ def ours_training(dtype: str, plain: bool = False) -> Callable[[Asked], Work]:
         import jax
 
         from geomatch.nn import layers
-        from geomatch.nn.objective import Ground
-        from geomatch.nn.step import Course, build, initial_state, make_step, on_devices
+        from geomatch.nn.encoder import build
+        from geomatch.nn.objective import MatchRule
+        from geomatch.nn.step import Course, initial_state, make_step, on_devices
 
         settings, form = ours(asked, dtype)
         model = build(settings, form)
         state = on_devices(initial_state(model, settings, form))
-        step = make_step(model, settings, form, Ground(True, 0), Course(1, 1), views=2)
+        step = make_step(model, settings, form, MatchRule(True, 0), Course(1, 1), views=2)
         shaped = asked.tiles().reshape(1, 2, asked.batch // 2, *asked.tiles().shape[1:])
         places = np.arange(asked.batch * 4, dtype=np.int32).reshape(1, 2, asked.batch // 2, 4)
 
@@ -176,7 +177,7 @@ def ours_training(dtype: str, plain: bool = False) -> Callable[[Asked], Work]:
 def ours(asked: Asked, dtype: str) -> Any:
     """Settings and tile form of what is measured."""
     from geomatch import config
-    from geomatch.nn.step import TileForm
+    from geomatch.nn.encoder import TileForm
 
     settings = config.with_overrides(
         config.Config(),
@@ -299,12 +300,13 @@ def ours_embedding(engine: str, dtype: str) -> Callable[[Asked], Work]:
 
         backend.prepare(dtype)
         from geomatch.nn.describe import describe_with
-        from geomatch.nn.step import build, initial_state
+        from geomatch.nn.encoder import build
+        from geomatch.nn.step import initial_state
 
         settings, form = ours(asked, "float32")
         model, tiles = build(settings, form), asked.tiles()
         variables = initial_state(model, settings, form).variables
-        choice = engines.Choice(engine, dtype)
+        choice = engines.EngineChoice(engine, dtype)
         made = engines.build(choice, model, variables, form, asked.batch, [tiles])
         return lambda: list(describe_with(made, [tiles, tiles]))
 

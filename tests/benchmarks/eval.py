@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from geomatch.data.tiles import TileTable
-from geomatch.figures import Conditions, measure
+from geomatch.evaluation.measure import Conditions, measure
 from geomatch.geo.grid import Grid
 from geomatch.progress import silent
 
@@ -63,7 +63,7 @@ def main():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begun, busy = time.monotonic(), time.process_time()
     found = measure(
-        vectors, "cosine", tiles, True, Conditions(years=("2020",)), fpr=0.01, report=silent
+        vectors, "cosine", tiles, True, Conditions(years=("2020",)), fpr=0.01, progress=silent
     )
     measured, busy = time.monotonic(), time.process_time() - busy
     with tempfile.TemporaryDirectory() as folder:
@@ -76,8 +76,8 @@ def main():
         f"queries saved in {saved - measured:.1f} s"
     )
     print(f"{most / 2**20:.2f} GB in memory at most, {before / 2**20:.2f} GB of it to begin with")
-    figures = found.splits["test"]
-    print(f"mAP@5 {figures['map@5']:.4f}, recall@1 {figures['recall@1']:.4f}")
+    metrics = found.splits["test"]
+    print(f"mAP@5 {metrics['map@5']:.4f}, recall@1 {metrics['recall@1']:.4f}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Literal
 
 from geomatch.nn.trunks.convnet import ConvNet
 from geomatch.nn.trunks.efficientnet import EfficientNetLite
-from geomatch.nn.trunks.network import Network
+from geomatch.nn.trunks.network import TrunkNetwork
 from geomatch.nn.trunks.resnet import BasicBlock, Bottleneck, ResNet
 from geomatch.nn.trunks.vgg import VGG
 
@@ -25,7 +25,7 @@ class Trunk:
         epsilon: of its BatchNorm.
     """
 
-    network: Callable[..., Network]
+    network: Callable[..., TrunkNetwork]
     stages: int
     preprocessing: Literal["torch", "lite"] = "torch"
     epsilon: float = 1e-5

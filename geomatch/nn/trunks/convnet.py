@@ -6,13 +6,13 @@ import flax.linen as nn
 import jax
 
 from geomatch.nn.layers import Conv, max_pool_2x2, relu
-from geomatch.nn.trunks.network import Network
+from geomatch.nn.trunks.network import TrunkNetwork
 
 STAGES = ((32, 7), (64, 5), (128, 3), (256, 1))
 """Filters and kernel size; the fifth stage has as many filters as the descriptor."""
 
 
-class ConvNet(Network):
+class ConvNet(TrunkNetwork):
     """Five convolutions, each with a maximum that halves the map; the last has no ReLU."""
 
     @nn.compact

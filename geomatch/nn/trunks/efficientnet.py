@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 
 from geomatch.nn.layers import ConvNorm, relu6
-from geomatch.nn.trunks.network import Network
+from geomatch.nn.trunks.network import TrunkNetwork
 
 STAGES = (
     # blocks, filters, kernel, stride, expansion
@@ -45,7 +45,7 @@ class InvertedBottleneck(nn.Module):
         return x + y if x.shape == y.shape else y
 
 
-class EfficientNetLite(Network):
+class EfficientNetLite(TrunkNetwork):
     """Stages 1 to 7 of stride 2, 4, 8, 16, 16, 32, 32; the eighth is the last 1x1 to 1280."""
 
     @nn.compact

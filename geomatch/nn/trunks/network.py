@@ -7,13 +7,13 @@ import flax.linen as nn
 from geomatch.nn.layers import Shared
 
 
-class Network(nn.Module):
+class TrunkNetwork(nn.Module):
     """A trunk; called with images (b, h, w, 3) and whether it trains, it gives a feature map.
 
     Attributes:
         shared: what its layers have in common.
         stage: the last one to compute.
-        stride_in, outputs: `stride_in` and `descriptor` of `config.Model`, for those that ask.
+        stride_in, outputs: `stride_in` and `descriptor` of `ModelConfig`, for trunks that ask.
     """
 
     shared: Shared

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 
 from geomatch.nn.layers import ConvNorm, max_pool_3x3, relu
-from geomatch.nn.trunks.network import Network
+from geomatch.nn.trunks.network import TrunkNetwork
 
 ConvNormDef = Callable[..., ConvNorm]
 
@@ -59,7 +59,7 @@ def _shortcut(block: BasicBlock | Bottleneck, x: jax.Array, filters: int) -> jax
     return block.conv(filters, 1, stride=block.stride, name="shortcut")(x)
 
 
-class ResNet(Network):
+class ResNet(TrunkNetwork):
     """Feature maps of stride 4, 8, 16 and 32, of stages 1 to 4.
 
     Attributes:

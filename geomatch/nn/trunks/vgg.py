@@ -6,13 +6,13 @@ import flax.linen as nn
 import jax
 
 from geomatch.nn.layers import Conv, max_pool_2x2, relu
-from geomatch.nn.trunks.network import Network
+from geomatch.nn.trunks.network import TrunkNetwork
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Filters of each convolution."""
 
 
-class VGG(Network):
+class VGG(TrunkNetwork):
     """Feature maps of stride 2, 4, 8, 16 and 32, of stages 1 to 5, each ending in its maximum."""
 
     @nn.compact

@@ -1,0 +1,1 @@
+"""The rooms of `geomatch.evaluate`: what is measured, and on what."""

@@ -1,0 +1,144 @@
+"""Image files as tiles: cut, and described by the encoder of some embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geomatch.errors import GeomatchError, StaleError
+from geomatch.geo import rasters
+from geomatch.geo.grid import Grid
+from geomatch.nn import backend
+from geomatch.nn.describe import describe
+from geomatch.project import Project
+from geomatch.runs import Encoding, load_encoder
+from geomatch.tiling import image_files
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A tile cut from an image.
+
+    Attributes:
+        pixels: (size, size, channels) uint8.
+        epsg: of the CRS that `x` and `y`, its centre, are in; None without a place.
+        remark: how it was cut, for people.
+    """
+
+    pixels: NDArray[np.uint8]
+    epsg: int | None
+    x: float
+    y: float
+    remark: str
+
+
+def encoder_of(
+    project: Project, facts: dict[str, Any], tiles: dict[str, Any], made: str, then: str
+) -> Encoding:
+    """The encoder that made what is described by `facts`.
+
+    Args:
+        facts: of embeddings, or of an index of them.
+        tiles: the manifest of the tiles.
+        made: begins the error, as "the index is".
+        then: the stage that makes it, after `embed`.
+
+    Raises:
+        StaleError: the run has other weights by now.
+        GeomatchError: the run is gone, or of tiles of another form.
+    """
+    backend.prepare()
+    encoding = load_encoder(project, None, project.root / facts["run"], facts["step"])
+    if encoding.fingerprint != facts["model"]:
+        raise StaleError(
+            f"{made} of another checkpoint than {encoding.name}",
+            f"Run: geomatch embed, then geomatch {then}",
+        )
+    encoding.check_tiles(tiles)
+    return encoding
+
+
+def cut(path: str, encoding: Encoding, tiles: dict[str, Any]) -> Cut:
+    """An image file as a tile.
+
+    Where it is georeferenced, that is the cell of the grid over its centre, or, where the image
+    does not cover that cell, as much ground around its centre. Of another image, and of all where
+    tiles have no ground, it is the centre square, resized.
+
+    Raises:
+        GeomatchError: it cannot be read, or has other bands or dtype.
+    """
+    channels = encoding.form.image_channels
+    if tiles["placement"] == "none":
+        return _centre_square(path, encoding.form.size, channels, "as all tiles are")
+    grid = Grid(tiles["crs"], tiles["size"], tiles["gsd"], tiles["stride"])
+    if rasters.is_georeferenced(path):
+        return _georeferenced(path, grid, channels)
+    if channels not in (1, 3):
+        raise GeomatchError(
+            f"{path} has no place on the ground, and the model takes {channels} bands",
+            "Give a georeferenced image with those bands.",
+        )
+    return _centre_square(path, grid.size, channels, "since it has no place on the ground")
+
+
+def describe_cuts(
+    encoding: Encoding, cuts: Sequence[Cut], facts: dict[str, Any], year: int | None = None
+) -> NDArray[np.float32]:
+    """Descriptors (n, d) of images, whose labels are unknown, as `facts` says of all others.
+
+    Args:
+        year: code of the year they are of; None where it is not known.
+    """
+    form = encoding.form
+    tiles = np.zeros((len(cuts), form.size, form.size, form.channels), np.uint8)
+    tiles[..., : form.image_channels] = [image.pixels for image in cuts]
+    vectors = next(iter(describe(encoding.model, encoding.variables, [tiles], len(cuts))))
+    if facts["centres"] is None:
+        return vectors
+    centres = np.asarray(facts["centres"], np.float32)
+    return vectors - (centres.mean(axis=0) if year is None else centres[year])
+
+
+def _centre_square(path: str, size: int, channels: int, why: str) -> Cut:
+    pixels = image_files.read(Path(path), size, channels)
+    remark = f"{path}: its centre square, resized to {size} px, {why}"
+    return Cut(pixels, None, 0.0, 0.0, remark)
+
+
+def _georeferenced(path: str, grid: Grid, channels: int) -> Cut:
+    raster = rasters.inspect(path)
+    if raster.bands != channels or raster.dtype != "uint8":
+        raise GeomatchError(
+            f"{path} has {raster.bands} bands of {raster.dtype}, the model takes {channels} of "
+            "uint8",
+            "Convert it with gdal_translate (-b, -ot Byte -scale).",
+        )
+    crs = rasters.utm_crs(raster) if grid.crs == "utm" else grid.crs
+    left, bottom, right, top = rasters.project_bounds(raster.crs, raster.bounds, crs)
+    if right - left < grid.side or top - bottom < grid.side:
+        raise GeomatchError(
+            f"{path} covers {right - left:.0f} x {top - bottom:.0f} m, a tile {grid.side:.0f} m",
+            "Give an image that covers a tile.",
+        )
+    x, y = (left + right) / 2, (bottom + top) / 2
+    col, row = (np.array([value]) for value in grid.cell_at(x, y))
+    box = grid.bounds(col, row)[0]
+    where = "the cell over its centre"
+    if box[0] < left or box[1] < bottom or box[2] > right or box[3] > top:
+        half = grid.side / 2
+        box = np.array([x - half, y - half, x + half, y + half])
+        where = "the ground around its centre, off the grid"
+    values = rasters.read_extent(path, crs, (box[0], box[1], box[2], box[3]), grid.gsd)
+    return Cut(
+        pixels=np.moveaxis(values[:channels], 0, -1),
+        epsg=int(crs.removeprefix("EPSG:")),
+        x=(box[0] + box[2]) / 2,
+        y=(box[1] + box[3]) / 2,
+        remark=f"{path}: {where}, {grid.side:g} m at {grid.gsd:g} m a pixel",
+    )

@@ -1,0 +1,153 @@
+"""Tiles made shard by shard in `tiles.partial/`, so that a killed `tile` goes on.
+
+Each shard has a record, written after its pixels, that says what it was made from. When all are
+there, what was made takes the place of `tiles/`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from geomatch import __version__
+from geomatch.data import geoparquet
+from geomatch.data.store import Pixels, TileStore
+from geomatch.data.tiles import SPLITS, TileTable
+from geomatch.errors import GeomatchError
+from geomatch.geo import footprints
+from geomatch.progress import ProgressCallback
+from geomatch.project import FORMAT, Project, fingerprint, read_manifest, write_json
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Shard(ABC):
+    """Rows `start` onwards of the store, which are made at once."""
+
+    number: int
+    start: int
+    folder: Path
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def key(self) -> str:
+        """What the shard's pixels depend on: a record with another key is of no use."""
+
+    @property
+    def record(self) -> Path:
+        return self.folder / "shards" / f"{self.number:06d}.json"
+
+    @property
+    def pixels(self) -> Path:
+        return self.folder / "tiles" / "pixels.zarr"
+
+    def write(self, pixels: Pixels, **facts: Any) -> Record:
+        """Write the pixels, then the record, with more `facts` in it."""
+        TileStore.open(self.pixels).write(self.start, pixels)
+        digest = fingerprint(pixels.tobytes())
+        record = {"format": FORMAT, "key": self.key, "digest": digest, **facts}
+        write_json(self.record, record)
+        return record
+
+
+S = TypeVar("S", bound=Shard)
+
+
+def prepare(partial: Path, shape: Sequence[int], asked: dict[str, Any], force: bool) -> None:
+    """Make the unfinished folder, or keep the one whose store has the same shape.
+
+    Args:
+        shape: rows, size and channels of the store.
+        asked: what was asked for, so that it can be asked for again.
+        force: keep nothing.
+    """
+    path, pixels = partial / "plan.json", partial / "tiles" / "pixels.zarr"
+    # Killed while the folder took its place, what is left are records of pixels that moved.
+    if force or not pixels.exists() or _asked_shape(path) != [*shape]:
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / "shards").mkdir(parents=True)
+    write_json(path, {"format": FORMAT, "shape": [*shape], "asked": asked})
+    TileStore.create(pixels, *shape)
+
+
+def _asked_shape(path: Path) -> Any:
+    return read_manifest(path, "geomatch tile --force")["shape"] if path.exists() else None
+
+
+def cut(
+    shards: Sequence[S],
+    make: Callable[[list[S]], Iterator[tuple[S, Record]]],
+    task: str,
+    progress: ProgressCallback,
+) -> list[Record]:
+    """Make the shards that are not there yet; the records of all, in order."""
+    records: dict[int, Record] = {}
+    for shard in shards:
+        if shard.record.exists():
+            record = read_manifest(shard.record, "geomatch tile --force")
+            if record["key"] == shard.key:
+                records[shard.number] = record
+    missing = [shard for shard in shards if shard.number not in records]
+    total = sum(map(len, shards))
+    kept = done = total - sum(map(len, missing))
+    if records and missing:
+        progress(f"going on: {done} of {total} tiles were cut before")
+    started = time.monotonic()
+    for shard, record in make(missing):
+        records[shard.number] = record
+        done += len(shard)
+        rate = (done - kept) / (time.monotonic() - started)
+        progress(task, done, total, f"{rate:.0f} tiles/s")
+    return [records[shard.number] for shard in shards]
+
+
+def finish(
+    folder: Path, table: TileTable, records: Sequence[Record], facts: dict[str, Any]
+) -> None:
+    """Write the catalogue and, last, the manifest.
+
+    Args:
+        facts: what the manifest says beside counts and fingerprint.
+    """
+    table.save(folder / "tiles.parquet", *footprints.file_geometry(table.grid))
+    contents: list[Any] = [
+        table.grid and asdict(table.grid),
+        [record["digest"] for record in records],
+        table.store_row.tolist(),
+        table.split.tolist(),
+        table.years,
+    ]
+    if table.grid is None:
+        contents.append([table.ids(), table.cells()])
+    write_json(
+        folder / "manifest.json",
+        {
+            "format": FORMAT,
+            "geomatch": __version__,
+            "fingerprint": fingerprint(contents),
+            "tiles": len(table),
+            "planned": sum(len(record["valid"]) for record in records),
+            "classes": len(table.classes),
+            "splits": {name: int((table.split == i).sum()) for i, name in enumerate(SPLITS)},
+            **facts,
+        },
+    )
+
+
+def are_made(project: Project, request: str) -> bool:
+    """Whether the project's tiles are those of this request, and whole."""
+    try:
+        facts = project.tile_facts()
+        geoparquet.read_footer(project.catalogue, "geomatch", "geomatch tile")
+    except GeomatchError:
+        return False
+    return bool(facts["request"] == request)

@@ -1,0 +1,173 @@
+"""Sources: the imagery and label files of each year, with their headers read and compared."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from geomatch import config
+from geomatch.data.tiles import in_time_order
+from geomatch.errors import GeomatchError, UsageError
+from geomatch.geo import labels, rasters
+from geomatch.geo.rasters import Raster, Stretch
+from geomatch.progress import ProgressCallback
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The imagery and labels of one year, and masks of what changed."""
+
+    year: str
+    images: tuple[Raster, ...]
+    labels: tuple[Raster, ...]
+    vector: str | None
+    stretch: Stretch | None
+    placement: str
+    changed: tuple[Raster, ...] = ()
+
+
+def collect(settings: config.Config, progress: ProgressCallback) -> list[Collection]:
+    """Every year's collection, in time order.
+
+    Raises:
+        GeomatchError: a file is missing or damaged, or a collection is not of one form.
+        UsageError: a year is named twice, or a stretch is wanted.
+    """
+    years = [source.year for source in settings.source]
+    for source in settings.source:
+        if not source.year or re.search(r"[@/\\\s]", source.year):
+            raise UsageError(
+                f"source: {source.year!r} is no name of a year",
+                "Give each source a year, without '@', slashes or white space.",
+            )
+        if not source.images:
+            raise UsageError(f"source {source.year} has no images", f"Add {source.year}=PATH.")
+    if len(set(years)) != len(years):
+        raise UsageError("a year is named twice", "Give each year one folder or glob.")
+    by_year = {source.year: source for source in settings.source}
+    return [
+        _collection(by_year[year], settings.grid.stretch, progress) for year in in_time_order(years)
+    ]
+
+
+def _collection(
+    source: config.SourceConfig, stretch: str, progress: ProgressCallback
+) -> Collection:
+    paths = rasters.find(source.images, f"year {source.year}")
+    images = []
+    for done, path in enumerate(paths, 1):
+        images.append(rasters.inspect(path))
+        if images[-1].palette:
+            raise GeomatchError(
+                f"{path} holds indices of a colour table",
+                "Expand it first: gdal_translate -expand rgb IN OUT",
+            )
+        progress(f"reading headers of {source.year}", done, len(paths))
+    _, dtype = rasters.common_form(images, f"year {source.year}")
+    drawn: Stretch | None = None
+    if dtype != "uint8":
+        if not stretch:
+            raise UsageError(
+                f"year {source.year}: {images[0].name} is {dtype}, tiles are uint8",
+                "Say how to stretch it: --stretch 2%,98% or --stretch MIN,MAX",
+            )
+        drawn = rasters.measure_stretch(images, stretch)
+    vector, label_rasters = _labels(source)
+    return Collection(
+        source.year,
+        tuple(images),
+        label_rasters,
+        vector,
+        drawn,
+        source.placement,
+        _masks(source),
+    )
+
+
+def _labels(source: config.SourceConfig) -> tuple[str | None, tuple[Raster, ...]]:
+    if not source.labels:
+        return None, ()
+    paths = rasters.find(source.labels, f"labels of {source.year}")
+    if labels.is_vector(paths[0]):
+        if len(paths) > 1:
+            raise GeomatchError(
+                f"labels of {source.year}: {len(paths)} vector files match",
+                "Put them as layers into one GeoPackage: ogr2ogr -update all.gpkg FILE",
+            )
+        labels.check_vector(paths[0])
+        return paths[0], ()
+    found = tuple(labels.inspect_raster(path) for path in paths)
+    rasters.common_form(found, f"labels of {source.year}")
+    return None, found
+
+
+def _masks(source: config.SourceConfig) -> tuple[Raster, ...]:
+    if not source.changed:
+        return ()
+    found = tuple(
+        rasters.inspect(p) for p in rasters.find(source.changed, f"changed {source.year}")
+    )
+    for mask in found:
+        if (mask.bands, mask.dtype) != (1, "uint8"):
+            raise GeomatchError(
+                f"{mask.path} has {mask.bands} bands of {mask.dtype}; a mask of changed ground has "
+                "one of uint8, 0 meaning unchanged",
+                "Convert it with gdal_translate -b 1 -ot Byte.",
+            )
+    return found
+
+
+def channels(collections: Sequence[Collection]) -> tuple[int, int]:
+    """(image, label) channels.
+
+    Raises:
+        GeomatchError: years differ in bands.
+    """
+    first = collections[0].images[0]
+    for collection in collections[1:]:
+        other = collection.images[0]
+        if other.bands != first.bands:
+            raise GeomatchError(
+                f"{other.name} ({collection.year}) has {other.bands} bands, "
+                f"{first.name} ({collections[0].year}) has {first.bands}",
+                "Give every year the same bands, for example: gdal_translate -b 1 -b 2 -b 3",
+            )
+    drawn = {1 if c.vector else c.labels[0].bands for c in collections if c.vector or c.labels}
+    if len(drawn) > 1:
+        raise GeomatchError(
+            "label layers of some years have one channel, of others three",
+            "Convert them alike.",
+        )
+    return first.bands, drawn.pop() if drawn else 0
+
+
+def area_stamps(split: config.SplitConfig) -> list[Any]:
+    """Sizes and times of the polygon files that set splits apart."""
+    if split.by != "file":
+        return []
+    stats = [(path, os.stat(path)) for path in area_files((*split.validation, *split.test))]
+    return [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+
+
+def area_files(names: Sequence[str]) -> list[str]:
+    """The polygon files that paths or globs of a split name.
+
+    Raises:
+        GeomatchError: one names none.
+    """
+    return [path for name in names for path in rasters.find(name, "split")]
+
+
+def facts(collection: Collection) -> Any:
+    """What identifies a year's files: their paths, sizes and times, and how they are read."""
+    drawn = collection.vector and [collection.vector, os.stat(collection.vector).st_mtime_ns]
+    return [
+        [(r.path, r.stamp) for r in (*collection.images, *collection.labels, *collection.changed)],
+        drawn,
+        collection.stretch and asdict(collection.stretch),
+        collection.year,
+        collection.placement,
+    ]

@@ -1,0 +1,1 @@
+"""The rooms of `geomatch.train`: setup, rounds, batches and mining."""

@@ -1,0 +1,252 @@
+"""Rounds: what a run does between epochs. It measures itself, mines, and draws what it learns."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from geomatch import config
+from geomatch.data.ground_truth import tasks
+from geomatch.data.store import TileStore
+from geomatch.data.tiles import TileTable
+from geomatch.nn import param_groups
+from geomatch.nn.describe import describe
+from geomatch.nn.encoder import Siamese, TileForm
+from geomatch.nn.objective import MatchRule, margin
+from geomatch.nn.step import State, augmented
+from geomatch.progress import ProgressCallback
+from geomatch.report.contact_sheet import Thumbnail
+from geomatch.search import exact
+from geomatch.search.protocol import map5, retrieve
+from geomatch.training import mining
+from geomatch.training.mining import Mined
+from geomatch.training.sampler import Sampler, ramp, whole
+
+BATCH = 32
+SAMPLE = 2000
+"""Queries of each year that a round's mAP@5 is measured on at the most; also tiles of a frame."""
+SHOWN = 4
+"""Anchors of a batch that are shown."""
+TRIPLET: list[tuple[str, bool | None]] = [("anchor", None), ("positive", True), ("negative", False)]
+"""What tiles of a batch are, and whether they are of the anchor's place."""
+WEIGHTS = 100_000
+"""Weights of a part that a histogram is of, at the most."""
+
+Float32Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Validator:
+    """What rounds are made with.
+
+    Attributes:
+        splits: tiles by the name of their split: "train" and "validation", and others that are
+            measured or drawn. Only "train" is mined.
+        folder: of the run.
+    """
+
+    model: Siamese
+    settings: config.Config
+    store: TileStore
+    splits: Mapping[str, TileTable]
+    folder: Path
+
+    def mines(self, step: int, total: int) -> bool:
+        """Whether there is something to mine at `step`."""
+        asked = self.settings.mining
+        return asked.by_rounds and step < total and (step > 0 or asked.rule != "knn")
+
+    def round(self, state: State, step: int, epoch: int, progress: ProgressCallback) -> Round:
+        """The round at `step`, with its weights."""
+        return Round(self, state, step, epoch, progress)
+
+
+class Round:
+    """One round; each split is described once, when first asked for."""
+
+    def __init__(
+        self, validator: Validator, state: State, step: int, epoch: int, progress: ProgressCallback
+    ) -> None:
+        self._validator, self._state, self._progress = validator, state, progress
+        self._settings, self._metric = validator.settings, validator.settings.metric
+        self._step, self._epoch = step, epoch
+        self._seconds = self._count = 0.0
+        self._described: dict[str, Float32Array] = {}
+
+    @property
+    def rate(self) -> float:
+        """Tiles described a second."""
+        return self._count / self._seconds if self._seconds else 0.0
+
+    def map5(self, split: str) -> float | None:
+        """mAP@5 of a split, None where it has no queries.
+
+        At most `SAMPLE` queries of each year are asked for, among all of the split's tiles.
+        """
+        tiles = self._validator.splits[split]
+        asking = np.zeros(len(tiles), bool)
+        for year in range(len(tiles.years)):
+            own = np.flatnonzero(tiles.year == year)
+            asking[np.random.default_rng(year).permutation(own)[:SAMPLE]] = True
+        asked = tasks(tiles, asking, np.ones(len(tiles), bool))
+        return map5(retrieve(self._vectors(split), asked, self._metric)) if asked else None
+
+    def draw(self) -> None:
+        """A picture of descriptors in two dimensions, if asked for."""
+        split = self._settings.train.frames
+        if split:
+            from geomatch.report.projection import frame
+
+            tiles = self._validator.splits[split]
+            chosen = np.random.default_rng(0).permutation(len(tiles))[:SAMPLE]
+            groups = tiles.label if tiles.classes else tiles.year
+            path = self._validator.folder / "figures" / f"{self._step:08d}.png"
+            title = f"{split}, epoch {self._epoch}"
+            names = tiles.classes or tiles.years
+            frame(self._vectors(split)[chosen], groups[chosen], title, path, names=names)
+
+    def mine(self) -> Mined:
+        """What the training tiles still get wrong, by the run's rule."""
+        tiles, rule = self._validator.splits["train"], self._settings.mining
+        if rule.rule == "ranked":
+            return self._ranked(tiles)
+        if rule.rule == "neighbours" and not self._step and tiles.grid is not None:
+            return mining.on_the_ground(tiles, rule.k)
+        vectors, seed = self._vectors("train"), (self._settings.train.seed, self._step)
+        everything = np.ones(len(tiles), bool)
+        # Without years a query is searched itself, and comes first.
+        k = rule.k if tiles.dated else rule.k + 1
+        parts = []
+        for task in tasks(tiles, everything, everything):
+            if task.years[0] < task.years[1]:
+                continue  # S1 asks for the newer year in the older
+            found = list(
+                exact.search(
+                    vectors, task.queries, task.database, k, self._metric, rule.exact_up_to
+                )
+            )
+            near = np.concatenate([positions for _, _, positions in found])
+            scores = np.concatenate([products for _, products, _ in found])
+            match = mining.matches(task, seed)
+            own = exact.products(vectors, task.queries, task.database[match], self._metric)
+            if rule.rule == "knn":
+                within = rule.truth_within
+                parts.append(mining.hard_queries(task, match, near, scores, own, within))
+            else:
+                parts.append(mining.wrong_neighbours(task, match, near, scores, own))
+        return mining.join(parts, rule.k)
+
+    def _ranked(self, tiles: TileTable) -> Mined:
+        settings, vectors = self._settings, self._vectors("train")
+        rule, seed = settings.mining, (settings.train.seed, self._step)
+        share = ramp(rule, float(self._epoch))
+        hardest = mining.Hardest(rule.hardest, share, margin(settings), (*seed, 1))
+        for triplets in mining.candidate_triplets(tiles, rule.candidates, seed):
+            anchor, positive, negative = (vectors[rows] for rows in triplets)
+            near, far = (np.square(anchor - other).sum(axis=1) for other in (positive, negative))
+            if not settings.train.squared:
+                near, far = np.sqrt(near), np.sqrt(far)
+            hardest.add(triplets, near - far)
+        return hardest.result()
+
+    def _vectors(self, split: str) -> Float32Array:
+        if split not in self._described:
+            self._described[split] = self._describe(split)
+        return self._described[split]
+
+    def _describe(self, split: str) -> Float32Array:
+        """(n, d) descriptors of a split, in a file of no name: a territory's outgrow memory."""
+        tiles, validator = self._validator.splits[split], self._validator
+        starts = range(0, len(tiles), BATCH)
+        batches = (validator.store.read(tiles.store_row[start : start + BATCH]) for start in starts)
+        begun, done = time.monotonic(), 0
+        vectors = np.empty((0, 1), np.float32)
+        for part in describe(validator.model, self._state.variables, batches, BATCH):
+            if not done:
+                with tempfile.TemporaryFile(dir=validator.folder) as file:
+                    shape = (len(tiles), part.shape[1])
+                    vectors = np.memmap(file, np.float32, "w+", shape=shape)
+            vectors[done : done + len(part)] = part
+            done += len(part)
+            rate = done / (time.monotonic() - begun)
+            self._progress(f"describing {split}", done, len(tiles), f"{rate:.0f} tiles/s")
+        self._count += done
+        self._seconds += time.monotonic() - begun
+        return vectors
+
+
+class Examples:
+    """Shows what a run learns from: some anchors of a batch, augmented as its step has them."""
+
+    def __init__(self, sampler: Sampler, settings: config.Config, form: TileForm) -> None:
+        self._sampler, self._form = sampler, form
+        views = settings.train.views if whole(settings.train, settings.mining) else 0
+        match_rule = MatchRule(sampler.tiles.dated, 0)
+        self._augmented = jax.jit(partial(augmented, settings, form, match_rule, views))
+        anchor, positive, _ = TRIPLET
+        self._roles = [anchor, *[positive] * (views - 1)] if views else [*TRIPLET]
+        self._roles += [(f"hard {name}", right) for name, right in TRIPLET]
+        # Codes of classes are near black.
+        self._light = np.uint8(255 // (settings.model.label_classes or 255))
+
+    def rows(
+        self,
+        step: int,
+        mined: Mined | None,
+        tiles: NDArray[np.uint8],
+        places: NDArray[np.int32],
+    ) -> list[list[Thumbnail]]:
+        """A row of images for each anchor, and one of labels where there are some.
+
+        Args:
+            tiles, places: what the first device is given at `step`; see `make_step`.
+        """
+        changed, _ = self._augmented(tiles, places, np.uint32(step), np.uint32(0))
+        shown = np.asarray(changed[:, :SHOWN])
+        drawn = self._sampler.draw(step, mined)[:, : shown.shape[1]]
+        rows, split = [], self._form.image_channels
+        for pixels, tile in zip(shown.swapaxes(0, 1), drawn.T, strict=True):
+            names = self._sampler.tiles.select(tile).ids()
+            # Before something is mined, the last roles are missing.
+            columns = list(zip(pixels, names, self._roles, strict=False))
+            rows.append(
+                [
+                    Thumbnail(x[..., :split], (role, name), right)
+                    for x, name, (role, right) in columns
+                ]
+            )
+            if self._form.label_channels:
+                rows.append(
+                    [
+                        Thumbnail(x[..., split:] * self._light, ("labels",), right)
+                        for x, _, (_, right) in columns
+                    ]
+                )
+        return rows
+
+
+def weights(params: Any) -> dict[str, Float32Array]:
+    """Weights by part and kind, as "weights/trunk/kernel": at most `WEIGHTS` of each, drawn."""
+    kinds: dict[str, list[Float32Array]] = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
+        path = [name for name in param_groups.path_of(keys) if name != "encoder"]
+        name = "/".join(["weights", *dict.fromkeys((path[0], path[-1]))])
+        kinds.setdefault(name, []).append(np.asarray(leaf).reshape(-1))
+    rng = np.random.default_rng(0)
+    found = {}
+    for name, leaves in kinds.items():
+        share = min(1.0, WEIGHTS / sum(map(len, leaves)))
+        if share < 1:
+            leaves = [x[rng.integers(len(x), size=math.ceil(share * len(x)))] for x in leaves]
+        found[name] = np.concatenate(leaves)
+    return found

@@ -1,0 +1,255 @@
+"""Begin: the settings and the weights that a run starts from."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from geomatch import __version__, config
+from geomatch.data.store import TileStore
+from geomatch.data.tiles import SPLITS, TileTable
+from geomatch.errors import GeomatchError
+from geomatch.nn.augment import turned
+from geomatch.nn.checkpoint import Checkpoints
+from geomatch.nn.describe import describe
+from geomatch.nn.encoder import Siamese, TileForm, build, resolved
+from geomatch.nn.pretrained.conversion import Weights, packaged_weights, read_weights
+from geomatch.nn.step import State, initial_state, with_params
+from geomatch.progress import ProgressCallback
+from geomatch.project import FORMAT, Project, read_manifest, replace_folder, write_json
+from geomatch.search.exact import unit
+from geomatch.training.whitening import whitening
+
+TABLES = ("model", "train", "mining", "augment")
+"""What a run's configuration consists of, beside the years it sees."""
+
+AUTO: dict[str, dict[str, Any]] = {
+    "model": {"stage": 0, "stride_in": "auto", "epsilon": 0.0, "preprocessing": "auto"},
+    "train": {"dtype": "auto"},
+}
+"""Settings left to the weights, the trunk or the machine."""
+
+IMAGENET = "imagenet"
+
+WHITENING_VIEWS = 8192
+"""A PCA is fitted on at most so many training tiles, their flips and turns counted."""
+
+BATCH = 32
+
+
+def settle(
+    settings: config.Config, root: Path, before: config.Config | None = None
+) -> config.Config:
+    """`settings` with nothing left to be chosen.
+
+    Args:
+        root: folder that `train.init` is relative to.
+        before: of a run that was begun, whose choices stay.
+
+    Raises:
+        UsageError: the trunk has no such stage.
+        GeomatchError: the weights cannot be read.
+    """
+    if before is not None:
+        return _adopt(settings, before)
+    model, training = settings.model, settings.train
+    if training.init:
+        weights = initial_weights(settings, root)
+        chosen = {key: getattr(weights, key) for key in ("stride_in", "epsilon", "preprocessing")}
+        asked = replace(settings, model=replace(model, **chosen))
+        model = _adopt(settings, asked).model
+    dtype = "float32" if training.dtype == "auto" else training.dtype
+    return replace(settings, model=resolved(model), train=replace(training, dtype=dtype))
+
+
+def _adopt(settings: config.Config, other: config.Config) -> config.Config:
+    """`settings`, with the choices of `other` where they leave one."""
+    for table, defaults in AUTO.items():
+        mine, theirs = getattr(settings, table), getattr(other, table)
+        open_keys = [key for key, value in defaults.items() if getattr(mine, key) == value]
+        changed = replace(mine, **{key: getattr(theirs, key) for key in open_keys})
+        settings = replace(settings, **{table: changed})
+    return settings
+
+
+def initial_weights(settings: config.Config, root: Path) -> Weights:
+    """The weights that `train.init` names.
+
+    Raises:
+        GeomatchError: there are none for this trunk, or they do not fit it.
+    """
+    if settings.train.init == IMAGENET:
+        return packaged_weights(settings.model.trunk)
+    return read_weights(root / settings.train.init, settings.model.trunk)
+
+
+def manifest(settings: config.Config, form: TileForm, facts: dict[str, Any]) -> dict[str, Any]:
+    """What a run's `config.json` says.
+
+    Args:
+        facts: the manifest of the tiles.
+    """
+    mine = replace(config.Config(), **{t: getattr(settings, t) for t in TABLES})
+    mine = replace(mine, split=config.SplitConfig(years=settings.split.years))
+    return {
+        "format": FORMAT,
+        "geomatch": __version__,
+        "jax": jax.__version__,
+        "settings": {t: config.as_dict(mine)[t] for t in (*TABLES, "split")},
+        "form": asdict(form),
+        "id": secrets.token_hex(8),
+        "gsd": facts["gsd"],
+        "tiles": facts["fingerprint"],
+    }
+
+
+def form_of(facts: dict[str, Any]) -> TileForm:
+    """What a network needs to know of the tiles whose manifest is `facts`."""
+    return TileForm(facts["size"], facts["channels"]["image"], facts["channels"]["label"])
+
+
+def initial(
+    model: Siamese,
+    settings: config.Config,
+    form: TileForm,
+    root: Path,
+    training: TileTable,
+    store: TileStore,
+    progress: ProgressCallback,
+) -> State:
+    """Seeded weights, the trunk's of `train.init`, and a whitening head fitted.
+
+    Args:
+        settings: settled.
+        training: training tiles alone.
+
+    Raises:
+        GeomatchError: weights that do not fit, or too few tiles for the head.
+    """
+    state = initial_state(model, settings, form)
+    if settings.train.init:
+        state = _with_trunk(state, initial_weights(settings, root), settings)
+    if settings.model.head == "pca":
+        state = _whitened(model, state, settings, training, store, progress)
+    return state
+
+
+def _with_trunk(state: State, weights: Weights, settings: config.Config) -> State:
+    """`state` with the weights of its trunk, of which those past its last stage are left out."""
+
+    def chosen(mine: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+        encoder = mine.get("encoder", {})
+        trunk = {name: theirs[name] for name in encoder.get("trunk", {})}
+        return {**mine, "encoder": {**encoder, "trunk": trunk}} if trunk else mine
+
+    return with_params(
+        state,
+        settings,
+        chosen(state.params, weights.params),
+        chosen(state.batch_stats, weights.batch_stats),
+    )
+
+
+@dataclass(frozen=True)
+class _Features:
+    """Stands for a network in `describe`: what it gives its head."""
+
+    model: Siamese
+
+    def apply(self, variables: Any, tiles: jax.Array) -> Any:
+        return self.model.apply(variables, tiles, method=Siamese.features)
+
+
+def _whitened(
+    model: Siamese,
+    state: State,
+    settings: config.Config,
+    training: TileTable,
+    store: TileStore,
+    progress: ProgressCallback,
+) -> State:
+    # Flips and turns of few tiles make a covariance that holds elsewhere, too.
+    rng = np.random.default_rng(settings.train.seed)
+    flips, turns = 1 + settings.augment.flips, 1 + 3 * settings.augment.turns
+    drawn = np.sort(rng.permutation(turns * flips * len(training))[:WHITENING_VIEWS])
+    rows, turn, flip = np.unravel_index(drawn, (len(training), turns, flips))
+    change = jax.jit(jax.vmap(turned))
+    batches = (
+        np.asarray(change(store.read(training.store_row[rows[part]]), flip[part], turn[part]))
+        for part in (slice(start, start + BATCH) for start in range(0, len(rows), BATCH))
+    )
+    parts: list[NDArray[np.float32]] = []
+    for part in describe(_Features(model), state.variables, batches, BATCH):
+        parts.append(part)
+        progress("fitting the PCA", sum(map(len, parts)), len(rows))
+    whiten = state.params["encoder"]["head"]["whiten"]
+    vectors = unit(np.concatenate(parts).reshape(-1, len(whiten["kernel"])))
+    years = np.repeat(training.year[rows], len(vectors) // len(rows))
+    kernel, bias = whitening(vectors, years, settings.model.descriptor)
+    params = {**state.params, "encoder": {**state.params["encoder"]}}
+    params["encoder"]["head"] = {"whiten": {"kernel": kernel, "bias": bias}}
+    return with_params(state, settings, params, state.batch_stats)
+
+
+def pretrained(
+    project: Project,
+    settings: config.Config,
+    tiles: TileTable,
+    progress: ProgressCallback,
+) -> Path:
+    """The folder of the encoder that needs no training, made where it is not there.
+
+    A coarse grid of a middle stage of an ImageNet trunk, whitened on the training tiles: layout
+    is what tells places apart.
+
+    Raises:
+        GeomatchError: the weights are not installed, or there are too few training tiles.
+    """
+    facts = project.tile_facts()
+    model = config.ModelConfig(
+        trunk="efficientnet_lite0",
+        stage=5,
+        pooling="grid",
+        bins=settings.model.bins,
+        head="pca",
+        descriptor=settings.model.descriptor,
+        centre=True,
+        label_classes=settings.model.label_classes,
+    )
+    wanted = replace(
+        settings, model=model, train=config.TrainConfig(epochs=0, init=IMAGENET, dtype="float32")
+    )
+    wanted = settle(wanted, project.root)
+    form = form_of(facts)
+    about = manifest(wanted, form, facts)
+    folder = project.pretrained / IMAGENET
+    if _is_of(folder / "config.json", about):
+        return folder
+    partial = folder.with_name(f"{IMAGENET}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    network = build(wanted, form)
+    training = tiles.select(tiles.split == SPLITS.index("train"))
+    if not len(training):
+        raise GeomatchError("there are no training tiles to whiten on", "See: geomatch info")
+    store = TileStore.open(project.pixels)
+    state = initial(network, wanted, form, project.root, training, store, progress)
+    with Checkpoints(partial / "checkpoints") as checkpoints:
+        checkpoints.save(0, state, None)
+    write_json(partial / "config.json", about)
+    replace_folder(partial, folder)
+    return folder
+
+
+def _is_of(path: Path, about: dict[str, Any]) -> bool:
+    """Whether the manifest in `path` says the same, but for the id drawn for it."""
+    if not path.exists():
+        return False
+    before = read_manifest(path, "geomatch embed --model imagenet")
+    return {**before, "id": ""} == {**about, "id": ""}

@@ -1,0 +1,52 @@
+"""Bootstrap intervals: against plain loops, known spreads and SciPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap as peer
+
+from geomatch.evaluation.bootstrap import bootstrap
+
+
+def test_intervals_of_lone_queries_are_scipy_s():
+    values = np.random.default_rng(1).random((400, 2)) < [0.3, 0.8]
+    found = bootstrap(values.astype(float), np.arange(400))
+    for mine, column in zip(found, values.T, strict=True):
+        wanted = peer(
+            (column.astype(float),), np.mean, n_resamples=4000, method="percentile", rng=0
+        )
+        assert mine == pytest.approx([*wanted.confidence_interval], abs=0.008)
+        assert mine[0] < column.mean() < mine[1]
+
+
+def test_places_are_drawn_whole(monkeypatch):
+    monkeypatch.setattr("geomatch.evaluation.bootstrap.DRAWS", 5)
+    rng = np.random.default_rng(3)
+    values, place = rng.random((12, 1)), np.array([7, 7, 7, 1, 1, 4, 4, 4, 4, 9, 9, 2])
+    drawn, means = np.random.default_rng(11), []
+    for _ in range(5):
+        taken = [np.unique(place)[i] for i in drawn.integers(5, size=5)]
+        means.append(np.mean([v for p in taken for v in values[place == p, 0]]))
+    wanted = np.percentile(means, [2.5, 97.5])
+    np.testing.assert_allclose(bootstrap(values, place, seed=11)[0], wanted)
+
+
+def test_queries_of_one_place_count_as_one():
+    values = np.random.default_rng(0).random((300, 1))
+    alone = np.ptp(bootstrap(values, np.arange(300)))
+    together = np.ptp(bootstrap(np.repeat(values, 4, axis=0), np.repeat(np.arange(300), 4)))
+    apart = np.ptp(bootstrap(np.repeat(values, 4, axis=0), np.arange(1200)))
+    assert together == pytest.approx(alone)
+    assert apart < 0.6 * together
+
+
+def test_intervals_are_those_of_the_seed():
+    values, place = np.random.default_rng(0).random((50, 1)), np.arange(50)
+    np.testing.assert_array_equal(bootstrap(values, place), bootstrap(values, place))
+    assert (bootstrap(values, place) != bootstrap(values, place, seed=1)).any()
+
+
+def test_what_never_varies_and_what_is_not_there():
+    np.testing.assert_array_equal(bootstrap(np.ones((9, 1)), np.arange(9)), [[1, 1]])
+    assert np.isnan(bootstrap(np.empty((0, 3)), np.empty(0, int))).all()
