@@ -14,6 +14,7 @@ from geomatch.data.pair_scores import ScoredPairs
 from geomatch.errors import GeomatchError, StaleError
 from geomatch.evaluation.calibration import Calibration
 from geomatch.evaluation.verification import ROC, check_fpr
+from geomatch.manifests import EmbeddingManifest
 from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project
 from geomatch.search import exact
@@ -70,17 +71,17 @@ def compare(
     check_fpr(fpr)
     name = project.embeddings_of(run)
     path = project.embeddings / f"{name}.parquet"
-    facts = embeddings.read_facts(path)
-    project.check_fresh(facts)
-    pairs = _pairs(ScoredPairs.beside(path), facts)
-    tiles = project.tile_facts()
-    encoding = image_input.encoder_of(project, facts, tiles, "the embeddings are", "eval")
+    made = embeddings.read_manifest(path)
+    project.check_fresh(made)
+    pairs = _pairs(ScoredPairs.beside(path), made)
+    tiles = project.tile_manifest()
+    encoding = image_input.encoder_of(project, made, tiles, "the embeddings are", "eval")
     cuts = [image_input.cut(image, encoding, tiles) for image in (a, b)]
-    if tiles["placement"] != "none":
+    if tiles.on_ground:
         for cut in cuts:
             progress(cut.remark)
-    vectors = image_input.describe_cuts(encoding, cuts, facts)
-    metric = facts["metric"]
+    vectors = image_input.describe_cuts(encoding, cuts, made)
+    metric = made.metric
     product = exact.products(vectors, np.array([0]), np.array([1]), metric)
     score = float(exact.scores(product[:, None], vectors[:1], metric)[0, 0])
     probability = Calibration.fit(pairs.same, pairs.other).probability(np.array([score]))
@@ -97,17 +98,12 @@ def compare(
     )
 
 
-def _pairs(path: Path, facts: dict[str, Any]) -> ScoredPairs:
-    """The pairs of some embeddings."""
+def _pairs(path: Path, made: EmbeddingManifest) -> ScoredPairs:
+    """The scored pairs of some embeddings."""
+    remedy = f"Run: geomatch eval --run {made.name}"
     if not path.exists():
-        raise GeomatchError(
-            f"no threshold is known for {facts['name']}",
-            f"Run: geomatch eval --run {facts['name']}",
-        )
+        raise GeomatchError(f"no threshold is known for {made.name}", remedy)
     pairs = ScoredPairs.load(path)
-    if pairs.embeddings != facts["fingerprint"]:
-        raise StaleError(
-            f"{facts['name']} was embedded anew since its threshold was measured",
-            f"Run: geomatch eval --run {facts['name']}",
-        )
+    if pairs.embeddings != made.fingerprint:
+        raise StaleError(f"{made.name} was embedded again since its threshold was measured", remedy)
     return pairs

@@ -17,7 +17,7 @@ from geomatch.evaluate import evaluate
 from geomatch.geo.landscape import write_landscape
 from geomatch.index import index
 from geomatch.progress import ProgressCallback, silent
-from geomatch.project import FORMAT, Project, read_manifest, replace_folder, replacing, write_json
+from geomatch.project import Project, read_json, replace_folder, replacing, write_json
 from geomatch.query import query
 from geomatch.report.contact_sheet import sheet
 from geomatch.report.matches import TilePictures
@@ -85,13 +85,13 @@ def demo(folder: Path, *, seed: int = 0, progress: ProgressCallback = silent) ->
     if folder.exists() and any(folder.iterdir()):
         if not mark.exists():
             raise UsageError(f"{folder} is not empty", "Name another folder: geomatch demo DIR")
-        before = read_manifest(mark, "geomatch demo DIR")["seed"]
+        before = read_json(mark, "geomatch demo DIR")["seed"]
         if before != seed:
             raise UsageError(
                 f"{folder} holds the demo of seed {before}",
                 f"Go on with --seed {before}, or name another folder.",
             )
-    write_json(mark, {"format": FORMAT, "seed": seed})
+    write_json(mark, {"seed": seed})
     project = Project(folder)
     with replacing(project.config) as temporary:
         temporary.write_text(SETTINGS.format(seed=seed), encoding="utf-8")

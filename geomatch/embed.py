@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +17,11 @@ from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import StaleError
 from geomatch.geo import footprints
+from geomatch.manifests import EmbeddingManifest
 from geomatch.nn import backend, engines
 from geomatch.nn.describe import describe_with
 from geomatch.progress import ProgressCallback, silent
-from geomatch.project import FORMAT, Project, fingerprint, read_manifest, replacing, write_json
+from geomatch.project import Project, fingerprint, read_json, replacing, write_json
 from geomatch.runs import Encoding, load_encoder
 from geomatch.training import setup
 
@@ -71,10 +71,10 @@ def embed(
     name = encoding.name
     path = project.embeddings / f"{name}.parquet"
     with project.lock("tiles", shared=True), project.lock(f"embeddings/{name}"):
-        facts = project.tile_facts()
-        encoding.check_tiles(facts)
+        manifest = project.tile_manifest()
+        encoding.check_tiles(manifest)
         made_from = {
-            "tiles": facts["fingerprint"],
+            "tiles": manifest.fingerprint,
             "model": encoding.fingerprint,
             "run_id": encoding.run_id,
             "engine": choice.engine,
@@ -83,7 +83,7 @@ def embed(
         if _up_to_date(path, made_from):
             path.touch()  # what was asked for last is what later stages take
             progress(f"embeddings {name} are up to date")
-            return Embedded(name, path, facts["tiles"])
+            return Embedded(name, path, manifest.tiles)
         tiles = TileTable.load(project.catalogue)
         parts = project.embeddings / f"{name}.partial"
         _prepare(parts, made_from)
@@ -96,19 +96,21 @@ def embed(
 
 def _up_to_date(path: Path, made_from: dict[str, str]) -> bool:
     try:
-        before = embeddings.read_facts(path)
-    except StaleError:  # damaged, or not there
+        before = embeddings.read_manifest(path)
+    except StaleError:  # damaged, missing or of an older version
         return False
-    return all(before.get(key) == value for key, value in made_from.items())
+    return all(getattr(before, key) == value for key, value in made_from.items())
 
 
 def _prepare(parts: Path, made_from: dict[str, str]) -> None:
     """Make the folder of unfinished parts, or keep the one that is of the same origin."""
     record = parts / "origin.json"
-    wanted = {"format": FORMAT, **made_from}
-    if not record.exists() or read_manifest(record, "geomatch embed") != wanted:
-        shutil.rmtree(parts, ignore_errors=True)
-        write_json(record, wanted)
+    if record.exists():
+        before = read_json(record, "geomatch embed")
+        if all(before.get(key) == value for key, value in made_from.items()):
+            return
+    shutil.rmtree(parts, ignore_errors=True)
+    write_json(record, made_from)
 
 
 def _describe_parts(
@@ -166,19 +168,18 @@ def _join(
     centred = encoding.settings.model.centre
     centres = embeddings.centres(map(np.load, files), tiles) if centred else None
     digest = fingerprint([fingerprint(file.read_bytes()) for file in files])
-    facts: dict[str, Any] = {
-        "format": FORMAT,
-        "geomatch": __version__,
-        "name": encoding.name,
-        "run": _within(encoding.folder, path.parent.parent),
-        "step": encoding.step,
-        "dimension": encoding.dimension,
-        "normalise": encoding.settings.model.normalise,
-        "metric": encoding.settings.metric,
-        "fingerprint": digest,
-        "centres": None if centres is None else centres.tolist(),
+    manifest = EmbeddingManifest(
+        geomatch=__version__,
+        name=encoding.name,
+        run=_within(encoding.folder, path.parent.parent),
+        step=encoding.step,
+        dimension=encoding.dimension,
+        normalise=encoding.settings.model.normalise,
+        metric=encoding.settings.metric,
+        fingerprint=digest,
+        centres=None if centres is None else centres.tolist(),
         **made_from,
-    }
+    )
 
     def vectors() -> Iterator[NDArray[np.float32]]:
         for i, file in enumerate(files):
@@ -191,7 +192,7 @@ def _join(
             vectors(),
             tiles,
             *footprints.file_geometry(tiles.grid),
-            facts,
+            manifest,
         )
     return digest
 

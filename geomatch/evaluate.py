@@ -21,7 +21,7 @@ from geomatch.evaluation import graded
 from geomatch.evaluation.measure import Conditions, Measured, intervals, measure
 from geomatch.evaluation.verification import check_fpr
 from geomatch.progress import ProgressCallback, silent
-from geomatch.project import FORMAT, Project, read_manifest, replacing, write_json
+from geomatch.project import Project, read_json, replacing, write_json
 from geomatch.search.exact import Metric
 
 
@@ -77,14 +77,14 @@ class Report:
 
     def save(self, path: Path) -> None:
         """Write JSON."""
-        write_json(path, {"format": FORMAT, **asdict(self)})
+        write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> Report:
         """Read what `save` wrote."""
-        facts = read_manifest(path, "geomatch eval")
+        values = read_json(path, "geomatch eval")
         keys = ("embeddings", "database", "splits", "name", "graded")
-        return cls(**{key: facts[key] for key in keys}, others=tuple(facts["others"]))
+        return cls(**{key: values[key] for key in keys}, others=tuple(values["others"]))
 
 
 def evaluate(
@@ -120,7 +120,7 @@ def evaluate(
         GeomatchError: there are no embeddings, or they are stale.
     """
     check_fpr(fpr)
-    placed = project.tile_facts()["placement"] == "real"
+    placed = project.tile_manifest().in_metres
     name = project.embeddings_of(run)
     path = project.embeddings / f"{name}.parquet"
     described = _described(project, name)
@@ -128,7 +128,7 @@ def evaluate(
     tiles = TileTable.load(project.catalogue)
     if unknown := [year for year in years if year not in tiles.years]:
         raise UsageError(
-            f"there are no tiles of {', '.join(unknown)}", f"There are: {', '.join(tiles.years)}."
+            f"there are no tiles of {', '.join(unknown)}", f"Available: {', '.join(tiles.years)}."
         )
     conditions = Conditions(database, years, same_year)
     truths = graded.read(grades, tiles) if grades else {}
@@ -136,9 +136,9 @@ def evaluate(
     def measured(vectors: NDArray[np.float32], metric: Metric) -> Measured:
         return measure(vectors, metric, tiles, placed, conditions, fpr, progress)
 
-    found = measured(described.vectors, described.facts["metric"])
+    found = measured(described.vectors, described.manifest.metric)
     beside = [
-        _beside(other, found, measured(rival.vectors, rival.facts["metric"]), tiles)
+        _beside(other, found, measured(rival.vectors, rival.manifest.metric), tiles)
         for other, rival in ((other, _described(project, other)) for other in rivals)
     ]
     if baselines:
@@ -146,7 +146,7 @@ def evaluate(
 
         beside += [
             _beside(other, found, measured(vectors, metric), tiles)
-            for other, vectors, metric in describe(project, tiles, described.facts, progress)
+            for other, vectors, metric in describe(project, tiles, described.manifest, progress)
         ]
     told = [*conditions.unusual, *([f"fpr{fpr:g}"] if fpr != 0.01 else [])]
     graded_metrics = None
@@ -155,7 +155,7 @@ def evaluate(
         if years:
             searched &= np.isin(tiles.year, [tiles.years.index(year) for year in years])
         graded_metrics = graded.measure(
-            described.vectors, described.facts["metric"], np.flatnonzero(searched), truths
+            described.vectors, described.manifest.metric, np.flatnonzero(searched), truths
         )
     result = Report(
         name, database, found.splits, "-".join([name, *told]), tuple(beside), graded_metrics
@@ -171,7 +171,7 @@ def evaluate(
 
 def _described(project: Project, name: str) -> Embeddings:
     described = Embeddings.load(project.embeddings / f"{name}.parquet")
-    project.check_fresh(described.facts)
+    project.check_fresh(described.manifest)
     return described
 
 
@@ -197,6 +197,6 @@ def _keep_pairs(found: Measured, described: Embeddings, path: Path) -> None:
     filled = [split for split in ("validation", "train") if len(found.scored[split][0])]
     if filled:
         same, other = found.scored[filled[0]]
-        pairs = ScoredPairs(same, other, filled[0], described.facts["fingerprint"])
+        pairs = ScoredPairs(same, other, filled[0], described.manifest.fingerprint)
         with replacing(ScoredPairs.beside(path)) as temporary:
             pairs.save(temporary)

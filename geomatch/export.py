@@ -17,7 +17,7 @@ from geomatch.nn import backend, param_groups
 from geomatch.nn.checkpoint import Checkpoints
 from geomatch.nn.describe import in_dtype
 from geomatch.nn.onnx_export import to_onnx
-from geomatch.project import FORMAT, Project, read_manifest, replacing, write_json
+from geomatch.project import Project, read_json, replacing, write_json
 from geomatch.runs import Encoding, load_encoder, read_run
 
 
@@ -78,9 +78,8 @@ def _card(project: Project, encoding: Encoding) -> dict[str, Any]:
     with Checkpoints(encoding.folder / "checkpoints", read_only=True) as checkpoints:
         validation = checkpoints.metric(encoding.step)
     report = project.reports / encoding.name / "report.json"
-    test = read_manifest(report, "geomatch eval")["splits"]["test"] if report.exists() else None
+    test = read_json(report, "geomatch eval")["splits"]["test"] if report.exists() else None
     return {
-        "format": FORMAT,
         "geomatch": __version__,
         "name": encoding.name,
         "fingerprint": encoding.fingerprint,
@@ -93,7 +92,7 @@ def _card(project: Project, encoding: Encoding) -> dict[str, Any]:
             "gsd": encoding.gsd,
             "dtype": "uint8",
         },
-        "trained_on": manifest["tiles"],
+        "trained_on": manifest.tiles,
         "validation": {"map@5": validation},
         "test": test,
     }

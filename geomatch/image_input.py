@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from geomatch.errors import GeomatchError, StaleError
 from geomatch.geo import rasters
 from geomatch.geo.grid import Grid
+from geomatch.manifests import DescriptorManifest, TileManifest
 from geomatch.nn import backend
 from geomatch.nn.describe import describe
 from geomatch.project import Project
@@ -38,32 +38,31 @@ class Cut:
 
 
 def encoder_of(
-    project: Project, facts: dict[str, Any], tiles: dict[str, Any], made: str, then: str
+    project: Project, made: DescriptorManifest, tiles: TileManifest, what: str, then: str
 ) -> Encoding:
-    """The encoder that made what is described by `facts`.
+    """The encoder that made some descriptors.
 
     Args:
-        facts: of embeddings, or of an index of them.
-        tiles: the manifest of the tiles.
-        made: begins the error, as "the index is".
+        made: the manifest of embeddings or of an index.
+        what: begins the error, as "the index is".
         then: the stage that makes it, after `embed`.
 
     Raises:
         StaleError: the run has other weights by now.
-        GeomatchError: the run is gone, or of tiles of another form.
+        GeomatchError: the run is gone, or was trained on tiles of another form.
     """
     backend.prepare()
-    encoding = load_encoder(project, None, project.root / facts["run"], facts["step"])
-    if encoding.fingerprint != facts["model"]:
+    encoding = load_encoder(project, None, project.root / made.run, made.step)
+    if encoding.fingerprint != made.model:
         raise StaleError(
-            f"{made} of another checkpoint than {encoding.name}",
+            f"{what} of another checkpoint than {encoding.name}",
             f"Run: geomatch embed, then geomatch {then}",
         )
     encoding.check_tiles(tiles)
     return encoding
 
 
-def cut(path: str, encoding: Encoding, tiles: dict[str, Any]) -> Cut:
+def cut(path: str, encoding: Encoding, tiles: TileManifest) -> Cut:
     """An image file as a tile.
 
     Where it is georeferenced, that is the cell of the grid over its centre, or, where the image
@@ -74,9 +73,9 @@ def cut(path: str, encoding: Encoding, tiles: dict[str, Any]) -> Cut:
         GeomatchError: it cannot be read, or has other bands or dtype.
     """
     channels = encoding.form.image_channels
-    if tiles["placement"] == "none":
+    if tiles.crs is None or tiles.gsd is None or tiles.stride is None:
         return _centre_square(path, encoding.form.size, channels, "as all tiles are")
-    grid = Grid(tiles["crs"], tiles["size"], tiles["gsd"], tiles["stride"])
+    grid = Grid(tiles.crs, tiles.size, tiles.gsd, tiles.stride)
     if rasters.is_georeferenced(path):
         return _georeferenced(path, grid, channels)
     if channels not in (1, 3):
@@ -88,20 +87,21 @@ def cut(path: str, encoding: Encoding, tiles: dict[str, Any]) -> Cut:
 
 
 def describe_cuts(
-    encoding: Encoding, cuts: Sequence[Cut], facts: dict[str, Any], year: int | None = None
+    encoding: Encoding, cuts: Sequence[Cut], made: DescriptorManifest, year: int | None = None
 ) -> NDArray[np.float32]:
-    """Descriptors (n, d) of images, whose labels are unknown, as `facts` says of all others.
+    """Descriptors (n, d) of images, whose labels are unknown.
 
     Args:
+        made: the manifest of the descriptors they will be compared with.
         year: code of the year they are of; None where it is not known.
     """
     form = encoding.form
     tiles = np.zeros((len(cuts), form.size, form.size, form.channels), np.uint8)
     tiles[..., : form.image_channels] = [image.pixels for image in cuts]
     vectors = next(iter(describe(encoding.model, encoding.variables, [tiles], len(cuts))))
-    if facts["centres"] is None:
+    if made.centres is None:
         return vectors
-    centres = np.asarray(facts["centres"], np.float32)
+    centres = np.asarray(made.centres, np.float32)
     return vectors - (centres.mean(axis=0) if year is None else centres[year])
 
 
@@ -140,5 +140,5 @@ def _georeferenced(path: str, grid: Grid, channels: int) -> Cut:
         epsg=int(crs.removeprefix("EPSG:")),
         x=(box[0] + box[2]) / 2,
         y=(box[1] + box[3]) / 2,
-        remark=f"{path}: {where}, {grid.side:g} m at {grid.gsd:g} m a pixel",
+        remark=f"{path}: {where}, {grid.side:g} m at {grid.gsd:g} m per pixel",
     )

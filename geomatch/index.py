@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from geomatch.data import embeddings
 from geomatch.data.tiles import TileTable
 from geomatch.geo import footprints
+from geomatch.manifests import IndexManifest
 from geomatch.progress import ProgressCallback, silent
-from geomatch.project import FORMAT, Project, replace_folder, write_json
+from geomatch.project import Project, replace_folder, write_manifest
 from geomatch.search import flat
 from geomatch.search.exact import Metric
 
@@ -61,35 +62,36 @@ def index(
     Raises:
         GeomatchError: there are no embeddings, or they are stale.
     """
-    project.tile_facts()
+    project.tile_manifest()
     name = project.embeddings_of(run)
     source = project.embeddings / f"{name}.parquet"
     with project.lock("tiles", shared=True), project.lock(f"index/{name}"):
-        facts = embeddings.read_facts(source)
-        project.check_fresh(facts)
+        described = embeddings.read_manifest(source)
+        project.check_fresh(described)
         tiles = TileTable.load(project.catalogue)
         partial = project.indexes / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        chosen: Metric = facts["metric"] if metric == "auto" else metric
+        chosen: Metric = described.metric if metric == "auto" else metric
         counts = [int((tiles.year == year).sum()) for year in range(len(tiles.years))]
         for year, label in enumerate(tiles.years):
             flat.write(partial, year, _of_year(source, tiles, year), chosen)
             progress(f"indexed {counts[year]} tiles" + (f" of {label}" if label else ""))
         _write_rows(partial / "tiles.parquet", tiles)
-        write_json(
-            partial / "manifest.json",
-            {
-                "format": FORMAT,
-                "name": name,
-                "years": tiles.years,
-                "counts": counts,
-                "embeddings": facts["fingerprint"],
-                **{key: facts[key] for key in ("tiles", "model", "run", "step", "centres")},
-                "metric": chosen,
-                "run_id": facts.get("run_id"),
-            },
+        manifest = IndexManifest(
+            name=name,
+            tiles=described.tiles,
+            model=described.model,
+            run=described.run,
+            run_id=described.run_id,
+            step=described.step,
+            metric=chosen,
+            centres=described.centres,
+            years=tiles.years,
+            counts=tuple(counts),
+            embeddings=described.fingerprint,
         )
+        write_manifest(partial / "manifest.json", manifest)
         replace_folder(partial, project.indexes / name)
         return Indexed(name, project.indexes / name, len(tiles))
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import contextlib
 from typing import Any
 
 from geomatch import config
 from geomatch.data import embeddings
 from geomatch.errors import StaleError
+from geomatch.manifests import TileManifest
 from geomatch.nn.checkpoint import Checkpoints
-from geomatch.project import Project, read_manifest
+from geomatch.project import Project
 from geomatch.runs import read_run
 
 
@@ -29,49 +30,38 @@ def info(project: Project) -> dict[str, Any]:
         found["unfinished"] = "tiles"
     if not project.tiles_manifest.exists():
         return found
-    facts = project.tile_facts()
-    found["tiles"] = {
-        key: facts[key]
-        for key in ("grid", "channels", "placement", "years", "tiles", "splits", "fingerprint")
-    }
-    found["tiles"]["classes"] = facts.get("classes", 0)  # older tiles do not say
-    found["runs"] = [_run(project, name, facts) for name in project.run_names()]
-    for name in project.embedding_names():
-        about = embeddings.read_facts(project.embeddings / f"{name}.parquet")
-        found["embeddings"].append(
-            {
-                "name": name,
-                "dimension": about["dimension"],
-                "fingerprint": about["fingerprint"],
-                "stale": _is_stale(project, about),
-            }
-        )
-    for name in project.index_names():
-        about = read_manifest(project.indexes / name / "manifest.json", "geomatch index")
-        source = project.embeddings / f"{name}.parquet"
-        found["indexes"].append(
-            {
-                "name": name,
-                "tiles": sum(about["counts"]),
-                "stale": _is_stale(project, about, source),
-            }
-        )
+    tiles = project.tile_manifest()
+    keys = ("grid", "channels", "placement", "years", "tiles", "splits", "fingerprint", "classes")
+    found["tiles"] = {key: tiles.as_json()[key] for key in keys}
+    found["runs"] = [_run(project, name, tiles) for name in project.run_names()]
+    found["embeddings"] = [_embeddings(project, name) for name in project.embedding_names()]
+    found["indexes"] = [_index(project, name) for name in project.index_names()]
     found["next"] = _next(found)
     return found
 
 
-def _is_stale(project: Project, about: dict[str, Any], source: Path | None = None) -> bool:
-    """Whether what is `about` is outdated; `source` are the embeddings of an index."""
-    try:
-        project.check_fresh(about)
-        if source is not None:
-            embeddings.check_index(about, source)
-    except StaleError:
-        return True
-    return False
+def _embeddings(project: Project, name: str) -> dict[str, Any]:
+    about: dict[str, Any] = {"name": name, "dimension": None, "fingerprint": None, "stale": True}
+    with contextlib.suppress(StaleError):
+        made = embeddings.read_manifest(project.embeddings / f"{name}.parquet")
+        about |= {"dimension": made.dimension, "fingerprint": made.fingerprint}
+        project.check_fresh(made)
+        about["stale"] = False
+    return about
 
 
-def _run(project: Project, name: str, facts: dict[str, Any]) -> dict[str, Any]:
+def _index(project: Project, name: str) -> dict[str, Any]:
+    about: dict[str, Any] = {"name": name, "tiles": None, "stale": True}
+    with contextlib.suppress(StaleError):
+        made = project.index_manifest(name)
+        about["tiles"] = sum(made.counts)
+        project.check_fresh(made)
+        embeddings.check_index(made, project.embeddings / f"{name}.parquet")
+        about["stale"] = False
+    return about
+
+
+def _run(project: Project, name: str, tiles: TileManifest) -> dict[str, Any]:
     settings, _, manifest = read_run(project.run(name))
     folder = project.run(name) / "checkpoints"
     about: dict[str, Any] = {
@@ -83,7 +73,7 @@ def _run(project: Project, name: str, facts: dict[str, Any]) -> dict[str, Any]:
         "best": None,
         "map@5": None,
         "finished": (project.run(name) / "finished.json").exists(),
-        "other_tiles": manifest["tiles"] != facts["fingerprint"],
+        "other_tiles": manifest.tiles != tiles.fingerprint,
         "settings": config.as_dict(settings),
     }
     if folder.exists():

@@ -15,12 +15,21 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from geomatch.errors import GeomatchError, StaleError, UsageError
+from geomatch.manifests import (
+    DescriptorManifest,
+    IndexManifest,
+    Manifest,
+    RunManifest,
+    TileManifest,
+)
 
 FORMAT = 1
-"""Version of the artefacts' layout, kept in every manifest."""
+"""Version of the artefacts' layout, kept in every JSON file."""
+
+M = TypeVar("M", bound=Manifest)
 
 
 @dataclass(frozen=True)
@@ -90,17 +99,26 @@ class Project:
     def reports(self) -> Path:
         return self.root / "reports"
 
-    def tile_facts(self) -> dict[str, Any]:
-        """The manifest of the tiles: sources, grid, channels, years, fingerprint.
+    def tile_manifest(self) -> TileManifest:
+        """The manifest of the tiles.
 
         Raises:
             GeomatchError: there are no tiles yet.
+            StaleError: it is damaged or of another version.
         """
         if not self.tiles_manifest.exists():
             raise GeomatchError(
                 f"{self.root} has no tiles yet", "Run: geomatch tile YEAR=PATH YEAR=PATH"
             )
-        return read_manifest(self.tiles_manifest, "geomatch tile")
+        return read_manifest(self.tiles_manifest, TileManifest, "geomatch tile")
+
+    def index_manifest(self, name: str) -> IndexManifest:
+        """The manifest of an index.
+
+        Raises:
+            StaleError: it is damaged or of another version.
+        """
+        return read_manifest(self.indexes / name / "manifest.json", IndexManifest, "geomatch index")
 
     def run_names(self) -> list[str]:
         """Names of all runs, the latest last."""
@@ -118,25 +136,25 @@ class Project:
         """Names of all finished indexes, the latest last."""
         return [p.parent.name for p in _by_age(self.indexes.glob("[!.]*/manifest.json"))]
 
-    def check_fresh(self, facts: dict[str, Any]) -> None:
-        """See that descriptors were made from the tiles and the run as they are.
+    def check_fresh(self, manifest: DescriptorManifest) -> None:
+        """Check that the tiles and the run that descriptors were made from are unchanged.
 
         Args:
-            facts: of the embeddings, or of what was made from them.
+            manifest: of embeddings, or of an index.
 
         Raises:
-            StaleError: the tiles changed since, or the run was begun anew.
+            StaleError: the tiles changed since, or the run was started again.
         """
-        name = facts["name"]
-        run = self.run(name.partition("@")[0]) / "config.json"
-        if facts["tiles"] != self.tile_facts()["fingerprint"]:
-            what = "the tiles changed"
-        elif run.exists() and read_manifest(run, "geomatch train")["id"] != facts.get("run_id"):
-            what = f"run {run.parent.name} was begun anew"
+        run = self.run(manifest.name.partition("@")[0]) / "config.json"
+        if manifest.tiles != self.tile_manifest().fingerprint:
+            change = "the tiles changed"
+        elif run.exists() and _run_id(run) != manifest.run_id:
+            change = f"run {run.parent.name} was started again"
         else:
             return
         raise StaleError(
-            f"{what} since {name} was embedded", "Run: geomatch embed, then geomatch index"
+            f"{change} since {manifest.name} was embedded",
+            "Run: geomatch embed, then geomatch index",
         )
 
     @contextlib.contextmanager
@@ -175,21 +193,43 @@ def latest(names: list[str], wanted: str | None, what: str, command: str) -> str
         return names[-1]
     of_run = [name for name in names if wanted in (name, name.partition("@")[0])]
     if not of_run:
-        raise GeomatchError(f"there is no {what} {wanted!r}", f"There is: {', '.join(names)}.")
+        raise GeomatchError(f"there is no {what} {wanted!r}", f"Available: {', '.join(names)}.")
     return wanted if wanted in of_run else of_run[-1]
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` beside `path` and rename it into place."""
+def _run_id(path: Path) -> str:
+    return read_manifest(path, RunManifest, "geomatch train").id
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write `values`, with the format version, beside `path` and rename the file into place."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps({"format": FORMAT, **values}, indent=2)
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def read_manifest(path: Path, command: str) -> dict[str, Any]:
-    """A manifest of this format version.
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write a manifest as `write_json` does."""
+    write_json(path, manifest.as_json())
+
+
+def read_manifest(path: Path, kind: type[M], command: str) -> M:
+    """What `write_manifest` wrote.
 
     Raises:
-        StaleError: it is damaged or of another version; `command` is the remedy.
+        StaleError: the file is damaged or of another version; `command` makes it again.
+    """
+    try:
+        return kind.from_json(read_json(path, command))
+    except KeyError as error:
+        raise StaleError(f"{path} does not say {error}", f"Run: {command}") from error
+
+
+def read_json(path: Path, command: str) -> dict[str, Any]:
+    """What `write_json` wrote.
+
+    Raises:
+        StaleError: the file is damaged or of another version; `command` makes it again.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

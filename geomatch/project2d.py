@@ -103,7 +103,7 @@ def projector(
         columns["year"] = [tiles.years[code] for code in shown.year]
     columns["split"] = [SPLITS[code] for code in shown.split]
     store = TileStore.open(project.pixels)
-    channels = project.tile_facts()["channels"]["image"]
+    channels = project.tile_manifest().channels.image
 
     def pictures() -> Iterator[NDArray[np.uint8]]:
         for start in range(0, len(shown), BATCH):
@@ -124,7 +124,7 @@ def _load(project: Project, run: str | None) -> tuple[str, Embeddings, TileTable
     """Embeddings with their name, and the tiles that they describe."""
     name = project.embeddings_of(run)
     described = Embeddings.load(project.embeddings / f"{name}.parquet")
-    project.check_fresh(described.facts)
+    project.check_fresh(described.manifest)
     return name, described, TileTable.load(project.catalogue)
 
 

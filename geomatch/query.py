@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from geomatch.data import embeddings
 from geomatch.errors import GeomatchError, UsageError
+from geomatch.manifests import IndexManifest, TileManifest
 from geomatch.progress import ProgressCallback, silent
-from geomatch.project import Project, latest, read_manifest
+from geomatch.project import Project, latest
 from geomatch.search.flat import FlatIndex
 
 POINT = re.compile(r"\s*(-?\d+(?:\.\d*)?)\s*,\s*(-?\d+(?:\.\d*)?)\s*")
@@ -103,26 +104,25 @@ def query(
         raise UsageError(f"--top {top}: at least 1 is expected")
     name = latest(project.index_names(), index, "index", "geomatch index")
     folder = project.indexes / name
-    facts = read_manifest(folder / "manifest.json", "geomatch index")
-    project.check_fresh(facts)
-    embeddings.check_index(facts, project.embeddings / f"{name}.parquet")
-    tiles = project.tile_facts()
-    known = _year_codes((*years, *([from_year] if from_year else [])), facts["years"])
-    found = FlatIndex(folder, facts["counts"], facts["metric"])
+    made = project.index_manifest(name)
+    project.check_fresh(made)
+    embeddings.check_index(made, project.embeddings / f"{name}.parquet")
+    tiles = project.tile_manifest()
+    known = _year_codes((*years, *([from_year] if from_year else [])), made.years)
+    found = FlatIndex(folder, made.counts, made.metric)
     rows = pq.read_table(folder / "tiles.parquet", memory_map=True)
-    asked = _resolve(project, target, facts, tiles, rows, found, from_year, progress)
+    asked = _resolve(project, target, made, tiles, rows, found, from_year, progress)
     if years:
         searched = known[: len(years)]
     else:
-        everything = same_year or facts["years"] == [""]
-        searched = [y for y in range(len(facts["years"])) if everything or y != asked.year]
+        everything = same_year or made.years == ("",)
+        searched = [y for y in range(len(made.years)) if everything or y != asked.year]
     scores, positions = found.search(asked.vector, searched, top + 1)
     keep = positions != asked.position if asked.position is not None else slice(None)
-    placed = tiles["placement"] == "real"
-    return _matches(asked, scores[keep][:top], positions[keep][:top], rows, placed)
+    return _matches(asked, scores[keep][:top], positions[keep][:top], rows, tiles.in_metres)
 
 
-def _year_codes(wanted: tuple[str, ...], years: list[str]) -> list[int]:
+def _year_codes(wanted: tuple[str, ...], years: tuple[str, ...]) -> list[int]:
     if unknown := [year for year in wanted if year not in years]:
         has = ", ".join(year for year in years if year) or "images without years"
         raise UsageError(f"the index has no year {', '.join(unknown)}", f"It has: {has}.")
@@ -132,8 +132,8 @@ def _year_codes(wanted: tuple[str, ...], years: list[str]) -> list[int]:
 def _resolve(
     project: Project,
     target: str,
-    facts: dict[str, Any],
-    tiles: dict[str, Any],
+    made: IndexManifest,
+    tiles: TileManifest,
     rows: Any,
     found: FlatIndex,
     from_year: str | None,
@@ -143,15 +143,15 @@ def _resolve(
     if len(hits):
         position = int(hits[0])
     elif point := POINT.fullmatch(target):
-        if tiles["placement"] == "none":
+        if not tiles.on_ground:
             raise UsageError(
                 f"{target} is a point, and the images have no place on the ground",
                 f"Give a tile id, such as {rows['id'][0].as_py()}, or an image file.",
             )
-        position = _over(rows, float(point[1]), float(point[2]), facts["years"], tiles, from_year)
+        position = _over(rows, float(point[1]), float(point[2]), made.years, tiles, from_year)
     elif Path(target).is_file():
-        year = None if from_year is None else facts["years"].index(from_year)
-        return _image(project, target, facts, tiles, year, progress)
+        year = None if from_year is None else made.years.index(from_year)
+        return _image(project, target, made, tiles, year, progress)
     else:
         raise GeomatchError(
             f"{target} is neither a tile of the index, nor LON,LAT, nor an image file",
@@ -165,7 +165,7 @@ def _resolve(
         row["epsg"],
         row["x"],
         row["y"],
-        facts["years"].index(row["year"] or ""),
+        made.years.index(row["year"] or ""),
     )
 
 
@@ -178,8 +178,8 @@ def _over(
     rows: Any,
     lon: float,
     lat: float,
-    order: list[str],
-    tiles: dict[str, Any],
+    order: tuple[str, ...],
+    tiles: TileManifest,
     from_year: str | None,
 ) -> int:
     """Position of the tile over a point, of the year asked for or the newest there."""
@@ -187,7 +187,7 @@ def _over(
 
     if abs(lon) > 180 or abs(lat) > 90:
         raise UsageError(f"{lon},{lat} is no point", "Give LON,LAT in degrees, longitude first.")
-    half = tiles["size"] * tiles["gsd"] / 2
+    half = tiles.size * (tiles.gsd or 0.0) / 2
     epsg, x, y = (_column(rows, name) for name in ("epsg", "x", "y"))
     years = _column(rows, "year")
     best: tuple[int, float, int] | None = None
@@ -211,19 +211,19 @@ def _over(
 def _image(
     project: Project,
     path: str,
-    facts: dict[str, Any],
-    tiles: dict[str, Any],
+    made: IndexManifest,
+    tiles: TileManifest,
     year: int | None,
     progress: ProgressCallback,
 ) -> _Asked:
     from geomatch import image_input
 
-    encoding = image_input.encoder_of(project, facts, tiles, "the index is", "index")
+    encoding = image_input.encoder_of(project, made, tiles, "the index is", "index")
     cut = image_input.cut(path, encoding, tiles)
     progress(cut.remark)
     if encoding.form.label_channels:
         progress("the query has no labels: they are left unknown")
-    (vector,) = image_input.describe_cuts(encoding, [cut], facts, year)
+    (vector,) = image_input.describe_cuts(encoding, [cut], made, year)
     return _Asked(path, vector, None, cut.epsg, cut.x, cut.y, cut=cut.pixels)
 
 

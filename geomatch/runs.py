@@ -11,6 +11,7 @@ import numpy as np
 
 from geomatch import config
 from geomatch.errors import GeomatchError, UsageError
+from geomatch.manifests import RunManifest, TileManifest
 from geomatch.nn.checkpoint import Checkpoints
 from geomatch.nn.encoder import Siamese, TileForm, build
 from geomatch.nn.step import abstract_state
@@ -22,11 +23,11 @@ class Encoding:
     """An encoder with the weights of one checkpoint.
 
     Attributes:
-        run_id: of the run, drawn when it was begun.
+        run_id: of the run; see `RunManifest.id`.
         name: "RUN@STEP", behind its project's name where that is another one.
         fingerprint: of the weights and what they are applied with.
         dimension: of descriptors.
-        gsd: metres a pixel of the tiles it was trained on; None without a ground.
+        gsd: metres per pixel of the tiles it was trained on; None without a ground.
     """
 
     name: str
@@ -41,23 +42,19 @@ class Encoding:
     dimension: int
     fingerprint: str
 
-    def check_tiles(self, facts: dict[str, Any]) -> None:
-        """See that tiles are of the form the encoder was trained on.
-
-        Args:
-            facts: the manifest of the tiles.
+    def check_tiles(self, tiles: TileManifest) -> None:
+        """Check that tiles have the size, channels and scale that the encoder was trained on.
 
         Raises:
-            GeomatchError: another size, channels or ground sample distance.
+            GeomatchError: they have others.
         """
-        mine = self.form.size, self.form.image_channels, self.form.label_channels, self.gsd
-        channels = facts["channels"]
-        theirs = facts["size"], channels["image"], channels["label"], facts["gsd"]
-        words = ("{} px", "{} image channels", "{} label channels", "{} m a pixel")
-        for own, other, text in zip(mine, theirs, words, strict=True):
-            if own != other:
-                there, here = (
-                    "no ground" if value is None else text.format(value) for value in (other, own)
+        trained_on = self.form.size, self.form.image_channels, self.form.label_channels, self.gsd
+        found = tiles.size, tiles.channels.image, tiles.channels.label, tiles.gsd
+        words = ("{} px", "{} image channels", "{} label channels", "{} m per pixel")
+        for mine, theirs, text in zip(trained_on, found, words, strict=True):
+            if mine != theirs:
+                here, there = (
+                    "no ground" if value is None else text.format(value) for value in (mine, theirs)
                 )
                 raise GeomatchError(
                     f"the tiles have {there}, {self.name} was trained on {here}",
@@ -65,15 +62,11 @@ class Encoding:
                 )
 
 
-def read_run(folder: Path) -> tuple[config.Config, TileForm, dict[str, Any]]:
+def read_run(folder: Path) -> tuple[config.Config, TileForm, RunManifest]:
     """Configuration, tile form and manifest of a run's folder."""
     path = folder / "config.json"
-    manifest = read_manifest(path, "geomatch train --run NEW")
-    return (
-        config.from_dict(manifest["settings"], str(path)),
-        TileForm(**manifest["form"]),
-        manifest,
-    )
+    manifest = read_manifest(path, RunManifest, "geomatch train --run NEW")
+    return config.from_dict(manifest.settings, str(path)), TileForm(**manifest.form), manifest
 
 
 def load_encoder(
@@ -91,7 +84,7 @@ def load_encoder(
 
     Raises:
         GeomatchError: there is no such run or checkpoint.
-        UsageError: both are given, or the step is no number.
+        UsageError: both are given, or the step is not a number.
     """
     if model is not None:
         if run is not None:
@@ -117,16 +110,16 @@ def load_encoder(
     leaves = [fingerprint(np.asarray(leaf).tobytes()) for leaf in jax.tree.leaves(variables)]
     return Encoding(
         name=f"{name}@{chosen}",
-        run_id=manifest["id"],
+        run_id=manifest.id,
         folder=folder,
         step=chosen,
         settings=settings,
         form=form,
-        gsd=manifest["gsd"],
+        gsd=manifest.gsd,
         model=network,
         variables=variables,
         dimension=output.shape[1],
-        fingerprint=fingerprint([leaves, manifest["settings"]["model"], manifest["form"]]),
+        fingerprint=fingerprint([leaves, manifest.settings["model"], manifest.form]),
     )
 
 
@@ -155,6 +148,6 @@ def _step(text: str, checkpoints: Checkpoints, run: str) -> int:
     if not text.isdigit() or int(text) not in checkpoints.steps:
         raise GeomatchError(
             f"run {run} has no checkpoint {text}",
-            f"There is: {', '.join(map(str, checkpoints.steps))}.",
+            f"Available: {', '.join(map(str, checkpoints.steps))}.",
         )
     return int(text)

@@ -32,8 +32,9 @@ from geomatch.errors import GeomatchError, UsageError
 from geomatch.geo import labels, rasters
 from geomatch.geo.grid import Grid, Ints
 from geomatch.geo.rasters import GridReader, Raster
+from geomatch.manifests import Channels, TileRequest, YearOfTiles
 from geomatch.progress import ProgressCallback, silent
-from geomatch.project import Project, fingerprint, read_manifest, replace_folder
+from geomatch.project import Project, fingerprint, read_json, replace_folder
 from geomatch.tiling import image_folders, shards, sources
 from geomatch.tiling.plan import TilePlan, choose_grid, make_plan
 from geomatch.tiling.sources import Collection
@@ -110,27 +111,28 @@ def tile(
             progress("tiles are up to date")
         else:
             plan = make_plan(settings, grid, collections, progress)
-            asked = {"source": config.as_dict(settings)["source"], "set": list(overrides)}
+            sources_asked = tuple(config.as_dict(settings)["source"])
+            asked = TileRequest(source=sources_asked, set=tuple(overrides))
             shards.prepare(partial, [len(plan.col), grid.size, sum(channels)], asked, force)
             work = _shards(plan, partial, channels, collections)
             cut = functools.partial(_cut, workers or os.cpu_count() or 1)
             records = shards.cut(work, cut, "cutting tiles", progress)
             table = _catalogue(plan, collections, records, settings.grid.min_valid)
-            facts = {"request": request, "asked": asked}
-            facts |= _facts(grid, collections, channels)
-            shards.finish(partial / "tiles", table, records, facts)
+            described = _description(grid, collections, channels)
+            shards.finish(
+                partial / "tiles", table, records, request=request, asked=asked, **described
+            )
             replace_folder(partial / "tiles", project.tiles)
         shutil.rmtree(partial, ignore_errors=True)
         return TileTable.load(project.catalogue)
 
 
-def asked_before(project: Project) -> dict[str, Any]:
-    """Sources and overrides of the last `tile`, finished or not: "source" and "set" lists."""
+def asked_before(project: Project) -> TileRequest:
+    """What the last `tile` was asked for, finished or not."""
     for path in (project.root / "tiles.partial" / "plan.json", project.tiles_manifest):
         if path.exists():
-            asked: dict[str, Any] = read_manifest(path, "geomatch tile YEAR=PATH")["asked"]
-            return asked
-    return {"source": [], "set": []}
+            return TileRequest.from_json(read_json(path, "geomatch tile YEAR=PATH")["asked"])
+    return TileRequest(source=(), set=())
 
 
 def _shards(
@@ -309,10 +311,7 @@ def _catalogue(
 ) -> TileTable:
     valid = np.concatenate([np.asarray(r["valid"], np.float32) for r in records])
     names = [name for record in records for name in record["source"]]
-    # Records of geomatch 0.1 have none.
-    changed = np.concatenate(
-        [np.asarray(r.get("changed", [None] * len(r["valid"])), np.float32) for r in records]
-    )
+    changed = np.concatenate([np.asarray(r["changed"], np.float32) for r in records])
     sources, source = np.unique(names, return_inverse=True)
     kept = np.flatnonzero(valid >= np.float32(min_valid))
     if not len(kept):
@@ -338,7 +337,7 @@ def _catalogue(
     ).select(kept)
 
 
-def _facts(
+def _description(
     grid: Grid, collections: Sequence[Collection], channels: tuple[int, int]
 ) -> dict[str, Any]:
     fictitious = any(c.placement == "fictitious" for c in collections)
@@ -348,14 +347,14 @@ def _facts(
         "size": grid.size,
         "gsd": grid.gsd,
         "stride": grid.stride,
-        "channels": {"image": channels[0], "label": channels[1]},
+        "channels": Channels(*channels),
         "placement": "fictitious" if fictitious else "real",
         "years": {
-            c.year: {
-                "files": len(c.images),
-                "labels": c.vector or len(c.labels),
-                "stretch": c.stretch and asdict(c.stretch),
-            }
+            c.year: YearOfTiles(
+                files=len(c.images),
+                labels=c.vector or len(c.labels),
+                stretch=asdict(c.stretch) if c.stretch else None,
+            )
             for c in collections
         },
     }

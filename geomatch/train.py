@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from geomatch import config
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import DivergedError, GeomatchError, UsageError
+from geomatch.manifests import TileManifest
 from geomatch.nn import backend
 from geomatch.nn.checkpoint import Checkpoints
 from geomatch.nn.encoder import Siamese, TileForm, build
@@ -35,7 +36,7 @@ from geomatch.nn.objective import MatchRule
 from geomatch.nn.optimizers import schedule
 from geomatch.nn.step import Course, abstract_state, make_step, on_devices
 from geomatch.progress import ProgressCallback, duration, silent
-from geomatch.project import FORMAT, Project, replacing, write_json
+from geomatch.project import Project, replacing, write_json, write_manifest
 from geomatch.report.tensorboard import Board
 from geomatch.runs import read_run
 from geomatch.training import setup
@@ -109,11 +110,11 @@ def train(
     check_name(name)
     backend.prepare(settings.train.dtype)
     with project.lock("tiles", shared=True), project.lock(f"runs/{name}"):
-        facts = project.tile_facts()
+        manifest = project.tile_manifest()
         splits = _splits(TileTable.load(project.catalogue), settings)
-        form = setup.form_of(facts)
+        form = setup.form_of(manifest)
         sampler = _sampler(settings, splits["train"])
-        settings = _open_run(project, name, settings, facts, form)
+        settings = _open_run(project, name, settings, manifest, form)
         return _loop(project, name, settings, splits, sampler, form, should_stop, progress)
 
 
@@ -136,7 +137,7 @@ def _splits(tiles: TileTable, settings: config.Config) -> dict[str, TileTable]:
 
 
 def _open_run(
-    project: Project, name: str, settings: config.Config, facts: dict[str, Any], form: TileForm
+    project: Project, name: str, settings: config.Config, tiles: TileManifest, form: TileForm
 ) -> config.Config:
     """Begin a run's folder, or check that it was begun like this; its settings, settled."""
     path = project.run(name) / "config.json"
@@ -144,21 +145,21 @@ def _open_run(
     if path.exists():
         before, _, old = read_run(project.run(name))
     settings = setup.settle(settings, project.root, before)
-    manifest = setup.manifest(settings, form, facts)
+    manifest = setup.manifest(settings, form, tiles)
     if before is not None and old is not None:
-        mine = config.from_dict(manifest["settings"], str(path))
+        mine = config.from_dict(manifest.settings, str(path))
         changed = config.differences(before, mine, (*setup.TABLES, "split"))
         if "train.epochs" in changed and mine.train.epochs > before.train.epochs:
             changed.remove("train.epochs")
-        if old["tiles"] != manifest["tiles"]:
+        if old.tiles != manifest.tiles:
             changed.append("the tiles")
-        manifest["id"] = old["id"]
+        manifest = replace(manifest, id=old.id)
         if changed:
             raise UsageError(
                 f"run {name} was begun with other settings: {', '.join(changed)}",
                 f"Start a new one: geomatch train --run {_next_name(project)}",
             )
-    write_json(path, manifest)
+    write_manifest(path, manifest)
     return settings
 
 
@@ -353,7 +354,7 @@ def _standing(name: str, checkpoints: Checkpoints) -> Trained:
 def _finish(folder: Path, name: str, checkpoints: Checkpoints) -> Trained:
     """Mark a run as finished."""
     result = _standing(name, checkpoints)
-    write_json(folder / "finished.json", {"format": FORMAT, **asdict(result)})
+    write_json(folder / "finished.json", asdict(result))
     return result
 
 

@@ -20,6 +20,7 @@ from geomatch import config
 from geomatch.data.tiles import TileTable
 from geomatch.embed import Embedded
 from geomatch.geo.grid import Grid
+from geomatch.manifests import Channels, EmbeddingManifest, TileManifest, TileRequest
 from geomatch.project import Project
 from geomatch.tile import tile
 from geomatch.train import Trained
@@ -206,6 +207,50 @@ def hand_made_tiles(
         valid=np.ones(n, np.float32),
         store_row=np.arange(n),
     )
+
+
+def hand_made_tile_manifest(grid: Grid, tiles: int, **changes: Any) -> TileManifest:
+    """The manifest of tiles in three colours, with `changes` of its fields."""
+    manifest = TileManifest(
+        geomatch="0",
+        fingerprint="tiles",
+        tiles=tiles,
+        planned=tiles,
+        classes=0,
+        splits={},
+        request="request",
+        asked=TileRequest(source=(), set=()),
+        grid=grid.id,
+        crs=grid.crs,
+        size=grid.size,
+        gsd=grid.gsd,
+        stride=grid.stride,
+        channels=Channels(3, 0),
+        placement="real",
+        years={},
+    )
+    return dataclasses.replace(manifest, **changes)
+
+
+def hand_made_embedding_manifest(dimension: int, **changes: Any) -> EmbeddingManifest:
+    """The manifest of descriptors that no encoder made, with `changes` of its fields."""
+    manifest = EmbeddingManifest(
+        geomatch="0",
+        name="hand@1",
+        tiles="tiles",
+        model="none",
+        run="hand",
+        run_id="none",
+        step=1,
+        metric="cosine",
+        centres=None,
+        dimension=dimension,
+        normalise=False,
+        engine="none",
+        dtype="float32",
+        fingerprint="by hand",
+    )
+    return dataclasses.replace(manifest, **changes)
 
 
 def hand_made_classes(label: list[int], split: list[int] | None = None) -> TileTable:

@@ -8,7 +8,12 @@ import json
 import jax
 import numpy as np
 import pytest
-from small_project import hand_made_tiles, retile, settings
+from small_project import (
+    hand_made_embedding_manifest,
+    hand_made_tiles,
+    retile,
+    settings,
+)
 
 from geomatch.data.embeddings import Embeddings
 from geomatch.data.tiles import TileTable
@@ -21,7 +26,7 @@ from geomatch.index import index
 from geomatch.info import info
 from geomatch.nn.checkpoint import Checkpoints
 from geomatch.nn.step import State
-from geomatch.project import FORMAT, Project, read_manifest, replacing, write_json
+from geomatch.project import FORMAT, Project, read_json, replacing, write_json
 from geomatch.query import query
 from geomatch.runs import load_encoder, read_run
 from geomatch.train import train
@@ -69,12 +74,12 @@ def test_a_catalogue_is_loaded_as_it_was_saved(tmp_path, crs):
 def test_descriptors_are_loaded_as_they_were_saved(tmp_path):
     tiles = hand_made_tiles([0, 1, 2], [0, 0, 0], [0, 0, 1])
     vectors = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
-    saved = Embeddings(vectors, {"dimension": 5, "fingerprint": "é", "tiles": "t", "name": "r@1"})
+    saved = Embeddings(vectors, hand_made_embedding_manifest(5, fingerprint="é"))
     saved.save(tmp_path / "some.parquet", tiles, footprint, None)
     found = Embeddings.load(tmp_path / "some.parquet")
     np.testing.assert_array_equal(found.vectors, vectors)
     assert found.vectors.dtype == np.float32
-    assert found.facts == saved.facts
+    assert found.manifest == saved.manifest
 
 
 def test_a_report_is_loaded_as_it_was_saved(tmp_path):
@@ -162,7 +167,7 @@ def test_a_file_takes_its_place_whole_or_not_at_all(tmp_path):
 
     with pytest.raises(OSError, match="no space"):
         half()
-    assert json.loads(path.read_text()) == {"a": 1}
+    assert json.loads(path.read_text()) == {"format": FORMAT, "a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["some.json"]
 
 
@@ -213,7 +218,7 @@ def test_a_report_of_another_version_is_told(tmp_path):
 def test_a_manifest_that_is_no_table_is_told(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(StaleError) as failed:
-        read_manifest(tmp_path / "manifest.json", "geomatch tile")
+        read_json(tmp_path / "manifest.json", "geomatch tile")
     assert failed.value.hint == "Run: geomatch tile"
 
 
@@ -303,6 +308,6 @@ def test_info_names_the_next_command_at_each_stage(tiled, trained, copied):
 def test_a_run_s_settings_are_its_own(trained):
     wanted, _, manifest = read_run(trained.project.run("run1"))
     assert wanted.model == settle(settings(), trained.project.root).model
-    assert manifest["gsd"] == 1.0
+    assert manifest.gsd == 1.0
     encoding = load_encoder(trained.project, "run1@18", None)
     assert (encoding.name, encoding.step, encoding.dimension) == ("run1@18", 18, 192)

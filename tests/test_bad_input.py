@@ -443,4 +443,4 @@ def test_damaged_tiles_are_told_and_the_remedy_works(
         force = ["--force"] if "--force" in result.stderr else []
         result = CliRunner().invoke(app, arguments(project, f"2010={good}", *force))
     assert result.exit_code == 0, result.stderr
-    assert len(TileTable.load(project.catalogue)) == project.tile_facts()["tiles"] == 4
+    assert len(TileTable.load(project.catalogue)) == project.tile_manifest().tiles == 4

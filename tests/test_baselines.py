@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -35,9 +36,9 @@ def several(indexed, tmp_path_factory):
     train(project, bare, run="bare")
     embed(project, run="bare", settings=bare)
     tiles = TileTable.load(project.catalogue)
-    facts = embeddings.read_facts(project.embeddings / f"{indexed.embedded.name}.parquet")
-    vectors = np.random.default_rng(0).normal(size=(len(tiles), facts["dimension"]))
-    random = Embeddings(vectors.astype(np.float32), {**facts, "name": "random@1"})
+    manifest = embeddings.read_manifest(project.embeddings / f"{indexed.embedded.name}.parquet")
+    vectors = np.random.default_rng(0).normal(size=(len(tiles), manifest.dimension))
+    random = Embeddings(vectors.astype(np.float32), dataclasses.replace(manifest, name="random@1"))
     file_geometry = footprints.file_geometry(tiles.grid)
     random.save(project.embeddings / "random@1.parquet", tiles, *file_geometry)
     return project, indexed.embedded.name
@@ -46,9 +47,9 @@ def several(indexed, tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(several):
     project, name = several
-    facts = embeddings.read_facts(project.embeddings / f"{name}.parquet")
+    manifest = embeddings.read_manifest(project.embeddings / f"{name}.parquet")
     tiles = TileTable.load(project.catalogue)
-    return tiles, {found: rest for found, *rest in baselines(project, tiles, facts, silent)}
+    return tiles, {found: rest for found, *rest in baselines(project, tiles, manifest, silent)}
 
 
 def test_each_baseline_describes_every_tile(several, made):

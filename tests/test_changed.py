@@ -68,9 +68,9 @@ def test_without_masks_nothing_is_known(project, image):
 
 def test_masks_change_no_pixel(write_raster, project, image):
     cut(project, image, {"2010": ""})
-    before = project.tile_facts()["fingerprint"]
+    before = project.tile_manifest().fingerprint
     cut(project, image, {"2010": write_raster("mask.tif", np.ones((1, 64, 64), np.uint8))})
-    assert project.tile_facts()["fingerprint"] == before
+    assert project.tile_manifest().fingerprint == before
     assert TileTable.load(project.catalogue).changed.tolist() == [1, 1, 1, 1]
 
 
@@ -90,7 +90,7 @@ def test_masks_are_named_on_the_command_line_and_in_the_file(tmp_path, write_ras
     result = CliRunner().invoke(app, ["tile", *named, *options])
     assert result.exit_code == 0, result.output
     assert shares(TileTable.load(project.catalogue), "2020") == [1, 1, 1, 1]
-    assert [s["changed"] for s in asked_before(project)["source"]] == ["", str(mask)]
+    assert [s["changed"] for s in asked_before(project).source] == ["", str(mask)]
     # Repeated without sources, the mask is asked for again.
     result = CliRunner().invoke(app, ["tile", "-p", str(project.root), "--force", "-q"])
     assert result.exit_code == 0, result.output
@@ -102,4 +102,4 @@ def test_masks_are_named_on_the_command_line_and_in_the_file(tmp_path, write_ras
     result = CliRunner().invoke(app, ["tile", *options])
     assert result.exit_code == 0, result.output
     assert shares(TileTable.load(project.catalogue), "2010") == [1, 1, 1, 1]
-    assert Project.open(project.root).tile_facts()["tiles"] == 4
+    assert Project.open(project.root).tile_manifest().tiles == 4

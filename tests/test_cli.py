@@ -218,11 +218,11 @@ def test_options_and_set_beat_the_file(project: Project, imagery: Path) -> None:
     project.config.write_text(before)
     command = ["tile", f"2010={imagery}", "-p", project.root, "--workers", 1]
     assert invoke(*command)[0] == 0
-    assert project.tile_facts()["size"] == 32
+    assert project.tile_manifest().size == 32
     assert invoke(*command, "--set", "grid.size=16")[0] == 0
-    assert project.tile_facts()["size"] == 16
+    assert project.tile_manifest().size == 16
     assert invoke(*command, "--size", 8)[0] == 0
-    assert project.tile_facts()["size"] == 8
+    assert project.tile_manifest().size == 8
     assert project.config.read_text() == before, "the command line never rewrites the file"
 
 

@@ -146,7 +146,7 @@ def alive(processes: set[tuple[int, str]]) -> set[int]:
 
 def same_tiles(one: Project, other: Project) -> None:
     """The manifests agree, and so do the pixels that are really there."""
-    assert one.tile_facts()["fingerprint"] == other.tile_facts()["fingerprint"]
+    assert one.tile_manifest().fingerprint == other.tile_manifest().fingerprint
     tables = [TileTable.load(project.catalogue) for project in (one, other)]
     assert tables[0].ids() == tables[1].ids()
     read = [
@@ -378,7 +378,7 @@ def test_killed_between_any_two_renames(
         assert calls < CALLS, "the range of `number` covers every call"
     if killed.catalogue.exists():
         table = TileTable.load(killed.catalogue)
-        assert len(table) == killed.tile_facts()["tiles"]
+        assert len(table) == killed.tile_manifest().tiles
     last = settings("grid.stride=8", f"grid.min_valid={0.6 if then == 'the same' else 0.7}")
     tile(killed, last, workers=1)
     tile(whole, last, workers=1)

@@ -62,9 +62,9 @@ def test_values_are_the_encoder_s_in_the_order_of_the_catalogue(indexed):
     np.testing.assert_allclose(found.vectors, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
     # Different tiles differ by far more.
     assert np.abs(wanted[0] - wanted[1]).max() > 0.01 * np.abs(wanted).max()
-    assert found.facts["step"] == indexed.trained.best
-    assert found.facts["tiles"] == indexed.project.tile_facts()["fingerprint"]
-    assert found.facts["dimension"] == 192
+    assert found.manifest.step == indexed.trained.best
+    assert found.manifest.tiles == indexed.project.tile_manifest().fingerprint
+    assert found.manifest.dimension == 192
 
 
 @pytest.mark.parametrize("size", [3, 4, 7])
@@ -94,7 +94,7 @@ def test_a_broken_command_goes_on_and_ends_alike(trained, copied, counted, tmp_p
     again.path.unlink()
     whole = Embeddings.load(embed(project).path)
     assert counted.begun == 10
-    assert broken.facts == whole.facts
+    assert broken.manifest == whole.manifest
     np.testing.assert_array_equal(broken.vectors, whole.vectors)
 
 
@@ -132,8 +132,8 @@ def test_another_checkpoint_is_embedded_beside(trained, copied):
     assert first.name == "untrained@0"
     assert second.name == f"run1@{trained.trained.best}"
     a, b = (Embeddings.load(made.path) for made in (first, second))
-    assert a.facts["model"] != b.facts["model"]
-    assert a.facts["fingerprint"] != b.facts["fingerprint"]
+    assert a.manifest.model != b.manifest.model
+    assert a.manifest.fingerprint != b.manifest.fingerprint
     assert np.abs(a.vectors - b.vectors).max() > 0.01
 
 
@@ -147,7 +147,7 @@ def test_embed_before_train_names_the_command(tiled):
 def test_a_run_that_there_is_not_is_told_with_what_there_is(trained, run):
     with pytest.raises(GeomatchError) as failed:
         embed(trained.project, run=run)
-    assert "There is: " in failed.value.hint
+    assert "Available: " in failed.value.hint
 
 
 def test_run_and_model_exclude_each_other(trained):
@@ -159,7 +159,7 @@ def test_run_and_model_exclude_each_other(trained):
     ("options", "labels", "words"),
     [
         (["grid.size=16"], False, "16 px, run1@.* was trained on 32 px"),
-        (["grid.gsd=0.5"], False, "0.5 m a pixel"),
+        (["grid.gsd=0.5"], False, "0.5 m per pixel"),
         ([], True, "1 label channels"),
     ],
 )
@@ -198,10 +198,10 @@ def test_the_file_is_geoparquet_that_others_read(indexed):
 
 def test_the_footer_says_what_the_descriptors_are(indexed):
     metadata = pq.read_schema(indexed.embedded.path).metadata
-    facts = json.loads(metadata[b"emb"])
-    assert facts == Embeddings.load(indexed.embedded.path).facts
-    assert facts["name"] == f"run1@{indexed.trained.best}"
-    assert (facts["dimension"], facts["normalise"]) == (192, False)
-    assert facts["run"] == "runs/run1"
-    assert (facts["engine"], facts["dtype"]) == ("jax", "float32")
+    manifest = Embeddings.load(indexed.embedded.path).manifest
+    assert json.loads(metadata[b"geomatch"]) == manifest.as_json()
+    assert manifest.name == f"run1@{indexed.trained.best}"
+    assert (manifest.dimension, manifest.normalise) == (192, False)
+    assert manifest.run == "runs/run1"
+    assert (manifest.engine, manifest.dtype) == ("jax", "float32")
     assert json.loads(metadata[b"geo"])["version"] == "1.1.0"

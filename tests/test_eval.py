@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.metrics import auc
-from small_project import make_project, new_project, retile
+from small_project import hand_made_embedding_manifest, make_project, new_project, retile
 from typer.testing import CliRunner
 
 from geomatch import config
@@ -45,25 +45,16 @@ GROUPS = ["intervals", "content"]
 
 def describe_by_hand(project, vectors, metric="cosine"):
     """Put descriptors in a project's place for them, as `hand@1`."""
-    facts = {
-        "format": 1,
-        "name": "hand@1",
-        "run": "hand",
-        "step": 1,
-        "dimension": vectors.shape[1],
-        "normalise": False,
-        "metric": metric,
-        "model": "none",
-        "tiles": project.tile_facts()["fingerprint"],
-        "fingerprint": "by hand",
-    }
+    manifest = hand_made_embedding_manifest(
+        vectors.shape[1], metric=metric, tiles=project.tile_manifest().fingerprint
+    )
     project.embeddings.mkdir(exist_ok=True)
     tiles = TileTable.load(project.catalogue)
 
     def footprint(epsg, bounds):
         return footprints.rings(epsg, bounds, "OGC:CRS84")
 
-    Embeddings(vectors.astype(np.float32), facts).save(
+    Embeddings(vectors.astype(np.float32), manifest).save(
         project.embeddings / "hand@1.parquet", tiles, footprint if tiles.grid else None, None
     )
     return tiles

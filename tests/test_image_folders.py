@@ -6,7 +6,7 @@ import gzip
 import json
 import os
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import replace
 from types import SimpleNamespace
 
 import geopandas
@@ -14,7 +14,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from small_project import SIZE, hand_made_classes, new_project, settings
+from small_project import (
+    SIZE,
+    hand_made_classes,
+    hand_made_embedding_manifest,
+    hand_made_tile_manifest,
+    new_project,
+    settings,
+)
 from typer.testing import CliRunner
 
 from geomatch import config, image_input, index, query
@@ -28,6 +35,7 @@ from geomatch.embed import embed
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.geo.grid import Grid
 from geomatch.info import info
+from geomatch.manifests import Channels
 from geomatch.nn.encoder import TileForm
 from geomatch.tile import tile
 from geomatch.tiling import image_files
@@ -118,8 +126,7 @@ def test_a_tile_is_the_centre_square_resized_as_a_query_is(tmp_path, project):
     np.testing.assert_array_equal(held["a/wide.png"], wide[:, 4:16])
     np.testing.assert_array_equal(held["a/tall.png"], tall[9:21])
     encoding = SimpleNamespace(form=TileForm(12, 3, 0))
-    grid = asdict(Grid("EPSG:32630", 12, 1.0, 12))
-    on_the_ground = {"placement": "real", **grid}
+    on_the_ground = hand_made_tile_manifest(Grid("EPSG:32630", 12, 1.0, 12), tiles=3)
     for name in ("wide", "tall", "big"):
         path = tmp_path / "set" / "a" / f"{name}.png"
         asked = image_input.cut(str(path), encoding, on_the_ground)
@@ -155,7 +162,7 @@ def test_the_side_is_the_images_own_unless_it_is_named(tmp_path, project, shapes
         app, ["tile", "-p", str(project.root), "--folders", str(tmp_path / "set")]
     )
     assert done.exit_code == 0, done.stderr
-    assert project.tile_facts()["size"] == size
+    assert project.tile_manifest().size == size
 
 
 def test_splits_are_drawn_within_each_class(tmp_path, project):
@@ -164,8 +171,7 @@ def test_splits_are_drawn_within_each_class(tmp_path, project):
     for code, n in enumerate(sizes.values()):
         counts = np.bincount(table.split[table.label == code], minlength=3).tolist()
         assert counts == [0.7 * n, 0.2 * n, 0.1 * n]
-    facts = project.tile_facts()
-    assert facts["splits"] == {"train": 49, "validation": 14, "test": 7}
+    assert project.tile_manifest().splits == {"train": 49, "validation": 14, "test": 7}
 
 
 def test_the_draw_is_of_the_seed_and_of_the_class_alone(tmp_path, project):
@@ -220,7 +226,7 @@ def test_mnist_files(tmp_path, project):
     )
     assert len(set(table.ids())) == len(table) == 42
     assert table.classes == ("0", "1", "2")
-    assert project.tile_facts()["channels"] == {"image": 1, "label": 0}
+    assert project.tile_manifest().channels == Channels(1, 0)
     held = pixels(project, table)
     for i in range(30):
         np.testing.assert_array_equal(held[f"train/{i % 3}/{i:05d}"][..., 0], images_of[i])
@@ -240,11 +246,11 @@ def test_colour_arrays_with_names_of_classes(tmp_path, project):
 def test_channels(tmp_path, project):
     grey = class_folders(tmp_path / "set", {"a": 3}, bands=1)
     table = make(project, grey)
-    assert project.tile_facts()["channels"]["image"] == 1
+    assert project.tile_manifest().channels.image == 1
     before = pixels(project, table)
     seen = draw(grey / "a" / "veiled.png", bands=4)
     table = make(project, grey)
-    assert project.tile_facts()["channels"]["image"] == 3
+    assert project.tile_manifest().channels.image == 3
     after = pixels(project, table)
     np.testing.assert_array_equal(after["a/veiled.png"], seen[..., :3])
     for name, values in before.items():
@@ -286,9 +292,9 @@ def test_unreadable_images_are_left_out_and_named(tmp_path, project):
     broken = {"a/text.png", "a/cut.png", "b/gone.jpg"}
     assert len(table) == 12
     assert not broken & set(table.ids())
-    facts = project.tile_facts()
-    assert set(facts["unreadable"]) == broken
-    assert facts["tiles"] == 12
+    manifest = project.tile_manifest()
+    assert set(manifest.unreadable) == broken
+    assert manifest.tiles == 12
     told = next(note for note in notes if "not to be read" in note)
     assert "not to be read (3): " in told
     assert all(name in told for name in broken)
@@ -470,7 +476,7 @@ def test_the_order_of_years_does_not_hang_on_what_can_be_read(tmp_path, project)
     table = make(project, pairs=[before, after])
     assert table.years == ("before", "after")
     assert table.ids() == ["a@after", "b@before", "b@after"]
-    assert {k: v["files"] for k, v in project.tile_facts()["years"].items()} == {
+    assert {k: v.files for k, v in project.tile_manifest().years.items()} == {
         "before": 1,
         "after": 2,
     }
@@ -496,7 +502,7 @@ def test_again_is_up_to_date_until_a_file_changes(tmp_path, project):
     root = class_folders(tmp_path / "set", {"a": 4, "b": 4})
     make(project, root)
     written = project.tiles_manifest.stat().st_mtime_ns
-    before = project.tile_facts()
+    before = project.tile_manifest()
     notes = []
     make(project, root, notes=notes)
     assert notes == ["tiles are up to date"]
@@ -505,7 +511,7 @@ def test_again_is_up_to_date_until_a_file_changes(tmp_path, project):
     os.utime(root / "a" / "a_001.png", ns=(0, 0))
     held = pixels(project, make(project, root))
     np.testing.assert_array_equal(held["a/a_001.png"], changed)
-    assert project.tile_facts()["fingerprint"] != before["fingerprint"]
+    assert project.tile_manifest().fingerprint != before.fingerprint
 
 
 def test_the_last_images_are_taken_again_without_arguments(tmp_path, project, monkeypatch):
@@ -531,7 +537,7 @@ def test_images_of_the_configuration_are_relative_to_the_project(tmp_path, proje
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["tile", "-p", str(project.root)])
     assert done.exit_code == 0, done.stderr
-    assert project.tile_facts()["splits"] == {"train": 6, "validation": 2, "test": 5}
+    assert project.tile_manifest().splits == {"train": 6, "validation": 2, "test": 5}
 
 
 def test_pairs_and_splits_on_the_command_line(tmp_path, project, monkeypatch):
@@ -544,7 +550,7 @@ def test_pairs_and_splits_on_the_command_line(tmp_path, project, monkeypatch):
     class_folders(tmp_path / "one", {"a": 10})
     class_folders(tmp_path / "two", {"a": 3})
     done = run.invoke(app, ["tile", "-p", root, "--folders", "train=one", "test=two"])
-    assert project.tile_facts()["splits"] == {"train": 8, "validation": 2, "test": 3}
+    assert project.tile_manifest().splits == {"train": 8, "validation": 2, "test": 3}
     done = run.invoke(app, ["tile", "-p", root, "--pairs", "one", "two", "2010=x"])
     assert done.exit_code == 2
     assert "two folders and nothing else" in done.stderr
@@ -582,7 +588,8 @@ def test_after_a_break_it_goes_on_to_the_same_tiles(tmp_path, monkeypatch):
     assert "going on: 32 of 50 tiles were cut before" in notes
     assert count["read"] == 18
     assert table.ids() == expected.ids()
-    assert broken.tile_facts() == {**whole.tile_facts(), "asked": broken.tile_facts()["asked"]}
+    made = broken.tile_manifest()
+    assert made == replace(whole.tile_manifest(), asked=made.asked)
     for name, values in pixels(whole, expected).items():
         np.testing.assert_array_equal(pixels(broken, table)[name], values)
     assert not (broken.root / "tiles.partial").exists()
@@ -622,10 +629,10 @@ def test_the_catalogue_is_read_as_it_was_written(tmp_path, project, kind):
     assert frame[["col", "row"]].isna().all(axis=None)
     assert frame["year"].isna().all() == (kind == "folders")
     assert pq.read_metadata(project.catalogue).metadata[b"geomatch"]
-    facts = project.tile_facts()
-    assert facts["placement"] == "none"
-    assert [facts[key] for key in ("crs", "gsd", "stride")] == [None] * 3
-    assert facts["classes"] == len(table.classes)
+    manifest = project.tile_manifest()
+    assert manifest.placement == "none"
+    assert (manifest.crs, manifest.gsd, manifest.stride) == (None, None, None)
+    assert manifest.classes == len(table.classes)
 
 
 def test_tasks_of_classes_are_those_of_plain_loops():
@@ -669,14 +676,10 @@ def test_images_of_one_class_are_neutral_and_nothing_overlaps():
 def searchable(project, table):
     """An index of made-up descriptors, and their cosines (n, n)."""
     vectors = np.random.default_rng(0).normal(size=(len(table), 4)).astype(np.float32)
-    facts = {
-        "format": 1, "name": "hand@0", "run": "runs/hand", "run_id": None, "step": 0,
-        "dimension": 4, "normalise": False, "fingerprint": "f", "centres": None, "model": "m",
-        "metric": "cosine",
-        "tiles": project.tile_facts()["fingerprint"],
-    }  # fmt: skip
+    tiles = project.tile_manifest().fingerprint
+    manifest = hand_made_embedding_manifest(4, name="hand@0", run="runs/hand", tiles=tiles)
     project.embeddings.mkdir()
-    Embeddings(vectors, facts).save(project.embeddings / "hand@0.parquet", table, None, None)
+    Embeddings(vectors, manifest).save(project.embeddings / "hand@0.parquet", table, None, None)
     index.index(project)
     rows = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return rows @ rows.T
@@ -755,5 +758,5 @@ def test_from_images_to_an_answer(tmp_path, project):
 def test_an_encoder_of_the_ground_does_not_fit_images_without(tmp_path, project, trained):
     root = class_folders(tmp_path / "set", {"a": 10, "b": 10}, height=SIZE, width=SIZE)
     make(project, root)
-    with pytest.raises(GeomatchError, match=r"no ground, project-run1@.* on 1\.0 m a pixel"):
+    with pytest.raises(GeomatchError, match=r"no ground, project-run1@.* on 1\.0 m per pixel"):
         embed(project, model=trained.project.run("run1"))

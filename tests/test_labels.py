@@ -13,6 +13,7 @@ import shapely
 from geomatch import config
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import TileTable
+from geomatch.manifests import Channels
 from geomatch.project import Project
 from geomatch.tile import tile
 
@@ -58,7 +59,7 @@ def test_raster_labels_are_channels_after_the_image(
     values = np.random.default_rng(0).integers(1, 200, (bands, 64, 64)).astype(np.uint8)
     labels = write_raster("labels.tif", values, origin=(LEFT, TOP))
     table = cut(project, image, {"2010": labels, "2020": ""})
-    assert project.tile_facts()["channels"] == {"image": 1, "label": bands}
+    assert project.tile_manifest().channels == Channels(1, bands)
     np.testing.assert_array_equal(drawn(project, table, "2010"), np.moveaxis(values, 0, -1))
     assert (drawn(project, table, "2020") == 0).all(), "a year without labels knows nothing"
 

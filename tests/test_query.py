@@ -302,8 +302,10 @@ def test_an_index_of_embeddings_that_changed_is_stale(indexed, copied):
     (path,) = project.embeddings.glob("*.parquet")
     table = pq.read_table(path)
     metadata = table.schema.metadata
-    facts = {**json.loads(metadata[b"emb"]), "fingerprint": "another"}
-    pq.write_table(table.replace_schema_metadata({**metadata, b"emb": json.dumps(facts)}), path)
+    manifest = {**json.loads(metadata[b"geomatch"]), "fingerprint": "another"}
+    pq.write_table(
+        table.replace_schema_metadata({**metadata, b"geomatch": json.dumps(manifest)}), path
+    )
     tile = indexed.tiles.ids()[0]
     with pytest.raises(StaleError) as failed:
         query(project, tile)
@@ -421,10 +423,10 @@ def test_a_point_off_the_globe_is_told(indexed, point):
         query(indexed.project, point)
 
 
-def test_a_run_begun_anew_makes_its_index_stale(indexed, copied):
+def test_a_run_started_again_makes_its_index_stale(indexed, copied):
     project = copied(indexed)
     path = project.run("run1") / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "id": "another"}))
-    with pytest.raises(StaleError, match="run1 was begun anew") as caught:
+    with pytest.raises(StaleError, match="run1 was started again") as caught:
         query(project, "0_0@2010")
     assert "geomatch embed" in caught.value.hint

@@ -15,6 +15,7 @@ from rasterio.warp import Resampling, reproject
 from geomatch import config
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
+from geomatch.manifests import Channels
 from geomatch.project import Project
 from geomatch.tile import tile
 
@@ -112,7 +113,7 @@ def test_buildings_are_drawn_on_their_ground(data: Path, project: Project) -> No
     buildings = data / "joplin" / "buildings_joplin.geojson"
     settings = ("grid.crs=EPSG:26915", "grid.gsd=0.6", "grid.size=128", "split.by=source")
     table = cut(project, {"pre": data / "joplin" / "pre"}, *settings, pre=buildings)
-    assert project.tile_facts()["channels"] == {"image": 3, "label": 1}
+    assert project.tile_manifest().channels == Channels(3, 1)
     shapes = geopandas.read_file(buildings).to_crs(26915).geometry
     left, _, _, _ = table.bounds().min(axis=0)
     top = table.bounds()[:, 3].max()
@@ -138,7 +139,7 @@ def test_jpeg_2000_of_16_bits_in_degrees(data: Path, project: Project) -> None:
     assert list(table.years) == dates
     assert len(shared_cells(table)) > 50
     for date, path in zip(dates, (first, second), strict=True):
-        kept = project.tile_facts()["years"][date]["stretch"]
+        kept = project.tile_manifest().years[date]["stretch"]
         with rasterio.open(path) as source:
             low, high = np.percentile(source.read(1), [2, 98])
         assert kept["low"][0] == pytest.approx(low, rel=0.05)
@@ -153,7 +154,7 @@ def test_four_bands_of_two_years(data: Path, project: Project) -> None:
     """naip: sheets whose heights and origins differ a little."""
     paths = {year: next((data / "naip").glob(f"*_{year}*.tif")) for year in ("2009", "2020")}
     table = cut(project, paths, "grid.size=32", "grid.gsd=5", "split.by=source")
-    assert project.tile_facts()["channels"] == {"image": 4, "label": 0}
+    assert project.tile_manifest().channels == Channels(4, 0)
     cells = shared_cells(table)
     assert 580 <= len(cells) <= 660
     for year, path in paths.items():
@@ -192,7 +193,7 @@ def test_scenes_are_set_apart_by_file(data: Path, project: Project) -> None:
     counts = [len(np.unique(places[table.split == code])) for code in range(3)]
     assert dict(zip(SPLITS, counts, strict=True)) == {"train": 1792, "validation": 384, "test": 384}
     assert len(shared_cells(table)) == 2560
-    assert project.tile_facts()["splits"] == {"train": 3584, "validation": 768, "test": 768}
+    assert project.tile_manifest().splits == {"train": 3584, "validation": 768, "test": 768}
     for code, numbers in enumerate((range(1, 29), range(29, 35), range(35, 41))):
         names = {table.sources[i] for i in np.unique(table.source[table.split == code])}
         assert names == {f"scene_{n:03d}.tif" for n in numbers}

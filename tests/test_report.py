@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from browser import browser
 from PIL import Image, ImageColor
-from small_project import hand_made_tiles
+from small_project import hand_made_embedding_manifest, hand_made_tile_manifest, hand_made_tiles
 from test_eval import describe_by_hand
 from test_image_folders import class_folders, make
 from typer.testing import CliRunner
@@ -27,7 +27,7 @@ from geomatch.errors import StaleError
 from geomatch.evaluate import evaluate
 from geomatch.geo import footprints
 from geomatch.geo.grid import Grid
-from geomatch.project import FORMAT, Project, write_json
+from geomatch.project import FORMAT, Project, write_json, write_manifest
 from geomatch.report import contact_sheet, html
 from geomatch.report.html import write_page
 from geomatch.report.matches import TilePictures, match_folder
@@ -223,9 +223,9 @@ def test_tiles_are_counted(page, indexed):
 
 def test_what_was_measured_is_said(page, written, indexed):
     said = page.run("document.querySelector('#measured').textContent")
-    facts = indexed.project.tile_facts()
-    assert facts["fingerprint"] in said
-    assert facts["grid"] in said
+    manifest = indexed.project.tile_manifest()
+    assert manifest.fingerprint in said
+    assert manifest.grid in said
     assert "resnet10" in said
     assert written.name in text(page, "h1")
 
@@ -593,12 +593,10 @@ def hand_made_report(root, tiles, size=8):
     for start in range(0, 2 * n, shard):
         count = min(shard, 2 * n - start)
         store.write(start, rng.integers(0, 256, (count, size, size, 3)).astype(np.uint8))
-    manifest = {"format": FORMAT, "geomatch": "0", "grid": tiles.grid.id, "placement": "real"}
-    manifest |= {"channels": {"image": 3, "label": 0}, "tiles": 2 * n, "fingerprint": "tiles"}
-    write_json(project.tiles_manifest, manifest)
-    facts = {"format": FORMAT, "run": "hand", "step": 0, "dimension": 2, "fingerprint": "vectors"}
+    write_manifest(project.tiles_manifest, hand_made_tile_manifest(tiles.grid, 2 * n))
+    manifest = hand_made_embedding_manifest(2, name="hand@0", step=0)
     project.embeddings.mkdir()
-    vectors = Embeddings(np.zeros((2 * n, 2), np.float32), facts)
+    vectors = Embeddings(np.zeros((2 * n, 2), np.float32), manifest)
     vectors.save(project.embeddings / "hand@0.parquet", tiles, footprint, crs)
     query = np.arange(2 * n)
     match = (query + n) % (2 * n)

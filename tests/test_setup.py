@@ -61,8 +61,8 @@ def trunk(variables):
 def random_trunk(project, seed=5):
     """Weights of a resnet10 that was never trained, as a file's would be."""
     wanted = setup.settle(settings("train.seed=5"), project.root)
-    model = build(wanted, setup.form_of(project.tile_facts()))
-    state = setup.initial_state(model, wanted, setup.form_of(project.tile_facts()))
+    model = build(wanted, setup.form_of(project.tile_manifest()))
+    state = setup.initial_state(model, wanted, setup.form_of(project.tile_manifest()))
     parts = (part["encoder"]["trunk"] for part in (state.params, state.batch_stats))
     return Weights("resnet10", "geomatch", *parts, "1x1", 2e-5, "caffe")
 
@@ -78,7 +78,7 @@ def test_descriptors_are_centred_in_each_year(pretrained, tiled):
         mine = found.vectors[training & (tiled.tiles.year == year)]
         np.testing.assert_allclose(mine.mean(axis=0), 0, atol=1e-4)
         assert mine.std() > 0.1
-    assert np.shape(found.facts["centres"]) == (2, 24)
+    assert np.shape(found.manifest.centres) == (2, 24)
 
 
 def test_it_finds_places_and_is_no_run(pretrained):
@@ -336,7 +336,7 @@ def test_models_are_exported(trained, copied, tmp_path):
     card = json.loads((tmp_path / "model.json").read_text())
     assert card["model"]["trunk"] == "resnet10"
     assert card["input"]["size"] == 32
-    assert card["trained_on"] == project.tile_facts()["fingerprint"]
+    assert card["trained_on"] == project.tile_manifest().fingerprint
     assert card["validation"]["map@5"] == trained.trained.map5
     assert card["test"] is None
 

@@ -263,5 +263,5 @@ def test_splits_in_the_catalogue_are_named(project: Project, field: Path) -> Non
     table = cut(project, field)
     frame = geopandas.read_parquet(project.catalogue)
     counts = frame["split"].value_counts().to_dict()
-    assert counts == project.tile_facts()["splits"]
+    assert counts == project.tile_manifest().splits
     assert counts == {name: int((table.split == i).sum()) for i, name in enumerate(SPLITS)}

@@ -199,7 +199,7 @@ def examples_of(project, *overrides, step=0, mined=None):
     wanted = settings(*STILL, *overrides)
     tiles = TileTable.load(project.catalogue)
     tiles = tiles.select(tiles.split == SPLITS.index("train"))
-    channels = project.tile_facts()["channels"]
+    channels = project.tile_manifest().channels
     form = TileForm(SIZE, channels["image"], channels["label"])
     sampler = Sampler(tiles, wanted.train, wanted.mining)
     rows = sampler.draw(step, mined)

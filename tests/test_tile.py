@@ -24,6 +24,7 @@ from geomatch.cli.commands import app
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import TileTable
 from geomatch.errors import GeomatchError
+from geomatch.manifests import Channels
 from geomatch.project import Project
 from geomatch.tile import tile
 
@@ -166,7 +167,7 @@ def test_invalid_ground_is_left_out(
     row = ROW - 1
     table = cut(project, {"2010": path})
     assert table.cells() == [f"{COL}_{row}"]
-    assert project.tile_facts()["channels"]["image"] == 3
+    assert project.tile_manifest().channels.image == 3
     table = cut(project, {"2010": path}, "grid.min_valid=0.5")
     assert table.cells() == [f"{COL}_{row}", f"{COL + 1}_{row}", f"{COL + 2}_{row}"]
     assert table.valid.tolist() == pytest.approx([1, 31 / 32, 0.5])
@@ -228,14 +229,14 @@ def test_changed_imagery_is_cut_anew(write_raster: Write, project: Project) -> N
     values = ground(LEFT, TOP, 96, 96)
     path = write_raster("a.tif", values, origin=(LEFT, TOP))
     cut(project, {"2010": path})
-    first = project.tile_facts()["fingerprint"]
+    first = project.tile_manifest().fingerprint
     write_raster("a.tif", 255 - values, origin=(LEFT, TOP))
     os.utime(path, ns=(1, path.stat().st_mtime_ns + 1_000_000))
     table = cut(project, {"2010": path})
     np.testing.assert_array_equal(
         pixels(project, table, f"{COL}_{ROW - 1}@2010"), 255 - expected(COL, ROW - 1)
     )
-    assert project.tile_facts()["fingerprint"] != first
+    assert project.tile_manifest().fingerprint != first
 
 
 def test_without_sources_the_last_ones_and_their_options_are_repeated(
@@ -251,8 +252,8 @@ def test_without_sources_the_last_ones_and_their_options_are_repeated(
     command = ["tile", "-p", str(project.root), "--workers", "1"]
     first = runner.invoke(app, [*command, *named, "--set", "grid.min_valid=0.5"])
     assert first.exit_code == 0, first.stderr
-    facts = project.tile_facts()
-    assert facts["size"] == 48
+    first_made = project.tile_manifest()
+    assert first_made.size == 48
     monkeypatch.chdir("/")
     again = runner.invoke(app, command)
     assert again.exit_code == 0, again.stderr
@@ -260,10 +261,10 @@ def test_without_sources_the_last_ones_and_their_options_are_repeated(
     write_raster("imagery/a.tif", 255 - values[:, :90], origin=(LEFT, TOP))
     anew = runner.invoke(app, command)
     assert anew.exit_code == 0, anew.stderr
-    changed = project.tile_facts()
-    assert changed["fingerprint"] != facts["fingerprint"]
-    assert {k: changed[k] for k in ("size", "grid")} == {k: facts[k] for k in ("size", "grid")}
-    assert changed["asked"] == facts["asked"]
+    changed = project.tile_manifest()
+    assert changed.fingerprint != first_made.fingerprint
+    assert (changed.size, changed.grid) == (first_made.size, first_made.grid)
+    assert changed.asked == first_made.asked
 
 
 def test_stretch_between_two_values_is_linear(write_raster: Write, project: Project) -> None:
@@ -289,7 +290,7 @@ def test_stretch_in_percent_is_over_the_whole_collection(
     write_raster("2010/a.tif", dark, origin=(LEFT, TOP), nodata=0)
     write_raster("2010/b.tif", bright, origin=(LEFT + 64, TOP), nodata=0)
     cut(project, {"2010": project.root.parent / "2010"}, "grid.stretch=5%,90%")
-    measured = project.tile_facts()["years"]["2010"]["stretch"]
+    measured = project.tile_manifest().years["2010"].stretch
     for band in range(2):
         both = np.concatenate([dark[band][dark[band] > 0], bright[band].ravel()])
         low, high = np.percentile(both, [5, 90])
@@ -386,7 +387,7 @@ def test_years_are_in_time_order_or_as_given(
     path = write_raster("a.tif", ground(LEFT, TOP, 64, 64), origin=(LEFT, TOP))
     assert cut(project, dict.fromkeys(given, path)).years == stored
     assert TileTable.load(project.catalogue).years == stored
-    assert tuple(project.tile_facts()["years"]) == stored
+    assert tuple(project.tile_manifest().years) == stored
 
 
 def warped(path: Path, crs: str, bounds: np.ndarray, size: int) -> np.ndarray:
@@ -481,7 +482,7 @@ def test_one_or_two_workers_make_the_same_tiles(write_raster: Write, tmp_path: P
     one, two = new_project(tmp_path / "one"), new_project(tmp_path / "two")
     tables = [cut(one, sources, "grid.size=8"), cut(two, sources, "grid.size=8", workers=2)]
     assert len(list((one.pixels / "c").iterdir())) > 2, "several shards"
-    assert one.tile_facts()["fingerprint"] == two.tile_facts()["fingerprint"]
+    assert one.tile_manifest().fingerprint == two.tile_manifest().fingerprint
     assert tables[0].ids() == tables[1].ids()
     rows = np.arange(len(tables[0]))[::7]
     read = [
@@ -511,7 +512,7 @@ def test_any_number_of_bands(write_raster: Write, project: Project, bands: int) 
     with rasterio.open(path, "r+") as target:  # GDAL takes the fourth band for alpha
         target.colorinterp = (ColorInterp.gray,) + (ColorInterp.undefined,) * (bands - 1)
     table = cut(project, {"2010": path, "2020": path})
-    assert project.tile_facts()["channels"] == {"image": bands, "label": 0}
+    assert project.tile_manifest().channels == Channels(bands, 0)
     got = pixels(project, table, f"{COL}_{ROW - 1}@2020")
     wanted = expected(COL, ROW - 1)
     wanted = np.concatenate([wanted, 255 - wanted[..., :1]], axis=-1)[..., :bands]

@@ -27,6 +27,7 @@ from geomatch import train as module
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import GeomatchError, UsageError
+from geomatch.manifests import Channels
 from geomatch.nn.checkpoint import Checkpoints
 from geomatch.nn.encoder import build
 from geomatch.nn.step import abstract_state
@@ -128,7 +129,7 @@ def test_a_run_leaves_its_settings_figures_and_hard_pairs(trained):
     assert (wanted.model, wanted.train) == (begun.model, begun.train)
     assert (wanted.train.dtype, wanted.model.stage) == ("float32", 4)
     assert (form.size, form.image_channels, form.label_channels) == (32, 3, 0)
-    assert manifest["tiles"] == trained.project.tile_facts()["fingerprint"]
+    assert manifest.tiles == trained.project.tile_manifest().fingerprint
     assert sorted(f.name for f in (folder / "mining").iterdir()) == [
         "00000006.parquet",
         "00000012.parquet",
@@ -359,7 +360,7 @@ def test_a_run_of_no_epochs_is_the_untrained_encoder(tiled, copied):
 
 def test_labels_are_trained_on(tmp_path, tiled):
     project = make_project(tmp_path / "labels", tiled.imagery, labels=True)
-    assert project.tile_facts()["channels"] == {"image": 3, "label": 1}
+    assert project.tile_manifest().channels == Channels(3, 1)
     train(project, settings(*SMALL, "train.epochs=1", "mining.rule=none"))
     step, state = last_state(project)
     fusion = state.params["encoder"]["fusion"]["kernel"]

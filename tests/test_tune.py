@@ -214,7 +214,7 @@ def test_a_search_that_was_broken_off_goes_on_with_its_trial(tiled, copied, monk
     assert runs[2] == "tune-001"
     assert "run tune-001: going on from step 8 of 12" in notes
     after, _, same = read_run(project.run("tune-001"))
-    assert (after, same["id"]) == (before, manifest["id"])
+    assert (after, same.id) == (before, manifest.id)
     assert [trial.run for trial in found.trials] == runs[:2] + runs[3:]
     assert len(found.trials) == len(set(runs)) == 3
     assert [trial.state for trial in found.trials] == ["complete"] * 3

@@ -230,8 +230,8 @@ def tile(
         named = in_file.source
     else:
         before = asked_before(opened)
-        named = config.from_dict({"source": before["source"]}, str(opened.tiles)).source
-        overrides = before["set"] + overrides
+        named = config.from_dict({"source": before.source}, str(opened.tiles)).source
+        overrides = [*before.set, *overrides]
     wanted = config.with_sources(config.load(opened.config, overrides), named)
     if named and sources:
         wanted = config.with_overrides(wanted, ["images.folders=[]", "images.pairs=[]"])
@@ -239,16 +239,16 @@ def tile(
         table = run(
             opened, wanted, overrides=overrides, workers=workers, force=force, progress=progress
         )
-    facts = opened.tile_facts()
-    skipped = facts["planned"] - len(table)
+    made = opened.tile_manifest()
+    skipped = made.planned - len(table)
     console.note(
         (
-            f"{len(table)} tiles ({skipped} skipped for too little valid data) on {facts['grid']}: "
+            f"{len(table)} tiles ({skipped} skipped for too little valid data) on {made.grid}: "
             if table.grid
-            else f"{len(table)} tiles of {facts['grid']} in {len(table.classes)} "
+            else f"{len(table)} tiles of {made.grid} in {len(table.classes)} "
             f"{'places' if table.dated else 'classes'}: "
         )
-        + ", ".join(f"{name} {count}" for name, count in facts["splits"].items())
+        + ", ".join(f"{name} {count}" for name, count in made.splits.items())
     )
 
 
@@ -263,7 +263,7 @@ def train(
     from geomatch.cli import console
 
     opened, wanted = _open(project, settings)
-    opened.tile_facts()
+    opened.tile_manifest()
     from geomatch.train import train as stage
 
     with console.progress(quiet) as progress:
@@ -286,7 +286,7 @@ def tune(
     from geomatch.cli import console
 
     opened, wanted = _open(project, settings)
-    opened.tile_facts()
+    opened.tile_manifest()
     from geomatch.tune import short
     from geomatch.tune import tune as stage
 
@@ -336,7 +336,7 @@ def embed(
     asked = [f"embed.engine={engine}"] if engine else []
     asked += [f"embed.dtype={dtype}"] if dtype else []
     opened, wanted = _open(project, asked + (settings or []))
-    opened.tile_facts()
+    opened.tile_manifest()
     from geomatch.nn import backend, engines
 
     if engines.choose(wanted.embed.engine, wanted.embed.dtype).engine == "jax":

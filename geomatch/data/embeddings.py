@@ -15,27 +15,24 @@ from numpy.typing import NDArray
 from geomatch.data import geoparquet
 from geomatch.data.tiles import SPLITS, Footprint, TileTable
 from geomatch.errors import StaleError
+from geomatch.manifests import EmbeddingManifest, IndexManifest
 
-FOOTER = "emb"
-"""Key of the footer's metadata: model, checkpoint, dimension, normalisation, tiles."""
+FOOTER = "geomatch"
+"""Key of the file's metadata that holds the manifest."""
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Descriptors (n, d) float32, a row for each tile of the catalogue, in its order.
-
-    `facts` is the footer: "name", "run", "step", "dimension", "normalise", "model" and "tiles" (the
-    fingerprints they were made from) and their own "fingerprint".
-    """
+    """Descriptors (n, d) float32, a row for each tile of the catalogue, in its order."""
 
     vectors: NDArray[np.float32]
-    facts: dict[str, Any]
+    manifest: EmbeddingManifest
 
     def save(
         self, path: Path, tiles: TileTable, footprint: Footprint | None, crs: dict[str, Any] | None
     ) -> None:
         """Write GeoParquet; see `write`."""
-        write(path, [self.vectors], tiles, footprint, crs, self.facts)
+        write(path, [self.vectors], tiles, footprint, crs, self.manifest)
 
     @classmethod
     def load(cls, path: Path) -> Embeddings:
@@ -44,30 +41,34 @@ class Embeddings:
         Raises:
             StaleError: the file is damaged.
         """
-        facts = read_facts(path)
+        manifest = read_manifest(path)
         column = pq.read_table(path, columns=["embedding"])["embedding"]
         parts = [chunk.flatten().to_numpy() for chunk in column.chunks]
         flat = np.concatenate([np.empty(0, np.float32), *parts])
-        return cls(flat.reshape(-1, facts["dimension"]), facts)
+        return cls(flat.reshape(-1, manifest.dimension), manifest)
 
 
-def read_facts(path: Path) -> dict[str, Any]:
-    """The footer of an embeddings file."""
-    return geoparquet.read_footer(path, FOOTER, "geomatch embed")
-
-
-def check_index(facts: dict[str, Any], path: Path) -> None:
-    """See that an index was made from the embeddings in `path`, where they still are.
-
-    Args:
-        facts: the manifest of the index.
+def read_manifest(path: Path) -> EmbeddingManifest:
+    """The manifest in an embeddings file.
 
     Raises:
-        StaleError: they were made anew since.
+        StaleError: the file is damaged, or of an older version.
     """
-    if path.exists() and read_facts(path)["fingerprint"] != facts["embeddings"]:
+    try:
+        return EmbeddingManifest.from_json(geoparquet.read_footer(path, FOOTER, "geomatch embed"))
+    except KeyError as error:
+        raise StaleError(f"{path} does not say {error}", "Run: geomatch embed") from error
+
+
+def check_index(index: IndexManifest, path: Path) -> None:
+    """Check that an index was made from the embeddings in `path`, where those still exist.
+
+    Raises:
+        StaleError: they were made again since.
+    """
+    if path.exists() and read_manifest(path).fingerprint != index.embeddings:
         raise StaleError(
-            f"index {facts['name']} was made from other embeddings", "Run: geomatch index"
+            f"index {index.name} was made from other embeddings", "Run: geomatch index"
         )
 
 
@@ -97,14 +98,13 @@ def write(
     tiles: TileTable,
     footprint: Footprint | None,
     crs: dict[str, Any] | None,
-    facts: dict[str, Any],
+    manifest: EmbeddingManifest,
 ) -> None:
     """Write descriptors part by part, in bounded memory.
 
     Args:
         parts: (n_i, d) float32, all of `tiles` in order.
         footprint, crs: see `TileTable.save`.
-        facts: the footer.
     """
     schema = pa.schema(
         [
@@ -113,7 +113,7 @@ def write(
             ("bbox", geoparquet.BBOX),
             ("datetime", pa.timestamp("ms", tz="UTC")),
             ("year", pa.string()),
-            ("embedding", pa.list_(pa.float32(), facts["dimension"])),
+            ("embedding", pa.list_(pa.float32(), manifest.dimension)),
         ]
     )
 
@@ -125,4 +125,4 @@ def write(
             column = pa.FixedSizeListArray.from_arrays(pa.array(part.ravel()), part.shape[1])
             yield rows.append_column("embedding", column).select(schema.names)
 
-    geoparquet.write(path, schema, tables(), crs, {FOOTER: facts})
+    geoparquet.write(path, schema, tables(), crs, {FOOTER: manifest.as_json()})

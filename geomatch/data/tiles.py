@@ -183,16 +183,14 @@ class TileTable:
         Raises:
             StaleError: the file is damaged.
         """
-        facts = geoparquet.read_footer(path, "geomatch", "geomatch tile")
-        grid = None if facts["grid"] is None else Grid(**facts["grid"])
-        years, classes = tuple(facts["years"]), tuple(facts.get("classes", ()))
-        names = ["col", "row", "year", "source", "valid", "split", "store_row"]
+        footer = geoparquet.read_footer(path, "geomatch", "geomatch tile")
+        grid = None if footer["grid"] is None else Grid(**footer["grid"])
+        years, classes = tuple(footer["years"]), tuple(footer["classes"])
+        names = ["col", "row", "year", "source", "valid", "split", "store_row", "changed"]
         if grid is None:
             names.append("class")
         elif grid.crs == "utm":
             names.append("cell")
-        # The catalogues of geomatch 0.1 have no such column.
-        names += {"changed"} & set(pq.read_schema(path).names)
         table = pq.read_table(path, columns=names)
         n, (sources, source) = len(table), _codes(table["source"])
         nothing = np.zeros(n, np.int64)
@@ -223,7 +221,7 @@ class TileTable:
 
 def _shares(table: pa.Table) -> NDArray[np.float32] | None:
     """Shares of changed ground, None where there are none."""
-    if "changed" not in table.column_names or table["changed"].null_count == len(table):
+    if table["changed"].null_count == len(table):
         return None
     shares: NDArray[np.float32] = table["changed"].to_numpy()
     return shares

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import GeomatchError
 from geomatch.evaluation import handcrafted
+from geomatch.manifests import EmbeddingManifest, RunManifest, TileManifest
 from geomatch.nn import backend, engines
 from geomatch.nn.describe import describe_with
 from geomatch.nn.encoder import build
@@ -32,12 +32,13 @@ Float32Array = NDArray[np.float32]
 
 
 def baselines(
-    project: Project, tiles: TileTable, facts: dict[str, Any], progress: ProgressCallback
+    project: Project, tiles: TileTable, made: EmbeddingManifest, progress: ProgressCallback
 ) -> Iterator[tuple[str, Float32Array, Metric]]:
     """Descriptors (n, d) of all tiles by other means, one after the other.
 
     Args:
-        facts: of the embeddings that are measured; their run says which encoder is left untrained.
+        made: the manifest of the embeddings that are measured; the untrained encoder is that of
+            their run.
 
     Yields:
         "untrained", "imagenet" (where its weights are installed), "colour histogram" and "HOG"
@@ -46,13 +47,13 @@ def baselines(
     """
     backend.prepare()
     store = TileStore.open(project.pixels)
-    encoding = load_encoder(project, None, project.root / facts["run"], facts["step"])
+    encoding = load_encoder(project, None, project.root / made.run, made.step)
     training = tiles.select(tiles.split == SPLITS.index("train"))
     bare = _untrained(encoding, project.root, training, store, progress)
-    yield "untrained", _encoded(bare, tiles, store, "untrained", progress), facts["metric"]
+    yield "untrained", _encoded(bare, tiles, store, "untrained", progress), made.metric
     try:
         folder = project.pretrained / setup.IMAGENET
-        if not _is_of(folder, project.tile_facts()):
+        if not _is_of(folder, project.tile_manifest()):
             folder = setup.pretrained(project, encoding.settings, tiles, progress)
     except GeomatchError as error:
         progress(f"without the baseline of ImageNet: {error.message}")
@@ -60,22 +61,24 @@ def baselines(
         encoder = load_encoder(project, None, folder)
         vectors = _encoded(encoder, tiles, store, "imagenet", progress)
         yield "imagenet", vectors, encoder.settings.metric
-    made: dict[str, Callable[[NDArray[np.uint8]], Float32Array]] = {
+    by_hand: dict[str, Callable[[NDArray[np.uint8]], Float32Array]] = {
         "colour histogram": handcrafted.colour_histogram
     }
     if encoding.form.size >= LEAST:
-        made["HOG"] = handcrafted.hog
-    for name, describe in made.items():
+        by_hand["HOG"] = handcrafted.hog
+    for name, describe in by_hand.items():
         batches = _images(tiles, store, name, progress)
         parts = [describe(batch[..., : encoding.form.image_channels]) for batch in batches]
         yield name, _centred(np.concatenate(parts), tiles), "cosine"
 
 
-def _is_of(folder: Path, facts: dict[str, Any]) -> bool:
-    """Whether an encoder is there that was made of these tiles."""
+def _is_of(folder: Path, tiles: TileManifest) -> bool:
+    """Whether `folder` holds an encoder that was made from these tiles."""
     path = folder / "config.json"
-    made = path.exists() and read_manifest(path, "geomatch embed --model imagenet")
-    return bool(made and made["tiles"] == facts["fingerprint"])
+    if not path.exists():
+        return False
+    made = read_manifest(path, RunManifest, "geomatch embed --model imagenet")
+    return made.tiles == tiles.fingerprint
 
 
 def _untrained(

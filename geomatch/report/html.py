@@ -20,7 +20,8 @@ from geomatch import __version__
 from geomatch.data import embeddings
 from geomatch.data.query_results import QueryTable
 from geomatch.data.tiles import SPLITS, TileTable
-from geomatch.project import Project, read_manifest, replacing
+from geomatch.manifests import EmbeddingManifest, TileManifest
+from geomatch.project import Project, read_json, replacing
 from geomatch.report import curves
 from geomatch.report.contact_sheet import picture
 from geomatch.report.matches import TilePictures, match_folder
@@ -53,14 +54,14 @@ def write_page(project: Project, folder: Path) -> Path:
     Raises:
         StaleError: one of these is missing or damaged.
     """
-    report = read_manifest(folder / "report.json", "geomatch eval")
+    report = read_json(folder / "report.json", "geomatch eval")
     queries = QueryTable.load(folder / "queries.parquet")
-    thumbnails, facts = Thumbnails.of(project), project.tile_facts()
+    thumbnails, manifest = Thumbnails.of(project), project.tile_manifest()
     tiles = thumbnails.tiles
-    made = embeddings.read_facts(project.embeddings / f"{report['embeddings']}.parquet")
+    made = embeddings.read_manifest(project.embeddings / f"{report['embeddings']}.parquet")
     split = next((s for s in reversed(SPLITS) if report["splits"][s]["queries"]), SPLITS[-1])
     asked = queries.select(tiles.split[queries.tile] == SPLITS.index(split))
-    ground, drawn = _ground(tiles, asked, facts["placement"] == "real")
+    ground, drawn = _ground(tiles, asked, manifest.in_metres)
     shown = curves.charts(report["splits"], split, _training(project, made))
     curves.draw(shown, folder / "figures")
     if checked := report["splits"][split]["roc"]:
@@ -78,7 +79,7 @@ def write_page(project: Project, folder: Path) -> Path:
             for name, rows in chosen.items()
         },
         "map": ground,
-        "measured": _measured(project, facts, made),
+        "measured": _measured(project, manifest, made),
     }
     path = folder / "report.html"
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -137,9 +138,9 @@ def _jpeg(image: Image.Image) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _training(project: Project, made: Mapping[str, Any]) -> dict[str, Any] | None:
+def _training(project: Project, made: EmbeddingManifest) -> dict[str, Any] | None:
     """Figures of the run that made the embeddings, as (epoch, value) by name; None without."""
-    path = project.root / made["run"] / "metrics.jsonl"
+    path = project.root / made.run / "metrics.jsonl"
     if not path.exists():
         return None
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
@@ -150,7 +151,7 @@ def _training(project: Project, made: Mapping[str, Any]) -> dict[str, Any] | Non
             shown = name == "train/loss" or name.endswith("/map@5")
             if shown and value is not None and math.isfinite(value):
                 series.setdefault(name, []).append((line["step"] / per_epoch, value))
-    return {"epoch": made["step"] / per_epoch, "series": series}
+    return {"epoch": made.step / per_epoch, "series": series}
 
 
 def _distribution(tiles: TileTable) -> list[dict[str, Any]]:
@@ -165,20 +166,18 @@ def _distribution(tiles: TileTable) -> list[dict[str, Any]]:
 
 
 def _measured(
-    project: Project, facts: Mapping[str, Any], made: Mapping[str, Any]
+    project: Project, tiles: TileManifest, made: EmbeddingManifest
 ) -> dict[str, dict[str, Any]]:
-    """Facts of the tiles and of the embeddings, and the settings of the run."""
-    left_out = ("format", "name", "centres")
+    """What the tiles and the embeddings are, and the settings of the run."""
+    shown = ("grid", "placement", "channels", "tiles", "geomatch", "fingerprint")
+    left_out = ("name", "centres")
     about = {
-        "tiles": {
-            key: facts[key]
-            for key in ("grid", "placement", "channels", "tiles", "geomatch", "fingerprint")
-        },
-        "embeddings": {key: value for key, value in made.items() if key not in left_out},
+        "tiles": {key: tiles.as_json()[key] for key in shown},
+        "embeddings": {key: v for key, v in made.as_json().items() if key not in left_out},
     }
-    path = project.root / made["run"] / "config.json"
+    path = project.root / made.run / "config.json"
     if path.exists():
-        settings = read_manifest(path, "geomatch train")["settings"]
+        settings = read_json(path, "geomatch train")["settings"]
         about |= {f"[{table}]": keys for table, keys in settings.items()}
     return about
 

@@ -32,7 +32,7 @@ class TilePictures:
     @classmethod
     def of(cls, project: Project) -> Self:
         """Of all tiles of a project."""
-        channels = project.tile_facts()["channels"]["image"]
+        channels = project.tile_manifest().channels.image
         return cls(TileTable.load(project.catalogue), TileStore.open(project.pixels), channels)
 
     def row(

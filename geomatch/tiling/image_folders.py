@@ -24,6 +24,7 @@ from geomatch import config
 from geomatch.data.store import shard_rows
 from geomatch.data.tiles import SPLITS, TileTable, in_time_order
 from geomatch.errors import GeomatchError, UsageError
+from geomatch.manifests import Channels, TileRequest, YearOfTiles
 from geomatch.progress import ProgressCallback
 from geomatch.project import Project, fingerprint, replace_folder
 from geomatch.tiling import image_files, shards
@@ -131,7 +132,7 @@ def tile(
                 size = _common_size(forms[p.name] for p in whole) or settings.grid.size
             channels = 1 if all(forms[p.name].grey for p in whole) else 3
             split = _splits(whole, images, settings.split.seed)
-            asked = {"source": [], "set": list(overrides)}
+            asked = TileRequest(source=(), set=tuple(overrides))
             shards.prepare(partial, [len(whole), size, channels], asked, force)
             rows = shard_rows(size, channels)
             work = [
@@ -146,24 +147,24 @@ def tile(
             years = tuple(dict.fromkeys(p.year for p in found))
             table = _catalogue(whole, years, split, records, unreadable)
             _tell(progress, "not to be read", unreadable)
-            facts = {
-                "request": request,
-                "asked": asked,
+            described = {
                 "grid": f"{size}px",
                 "crs": None,
                 "size": size,
                 "gsd": None,
                 "stride": None,
-                "channels": {"image": channels, "label": 0},
+                "channels": Channels(channels, 0),
                 "placement": "none",
                 "years": {
-                    year: {"files": int((table.year == i).sum()), "labels": 0, "stretch": None}
+                    year: YearOfTiles(int((table.year == i).sum()), labels=0, stretch=None)
                     for i, year in enumerate(years)
                     if year
                 },
                 "unreadable": unreadable,
             }
-            shards.finish(partial / "tiles", table, records, facts)
+            shards.finish(
+                partial / "tiles", table, records, request=request, asked=asked, **described
+            )
             replace_folder(partial / "tiles", project.tiles)
         shutil.rmtree(partial, ignore_errors=True)
         return TileTable.load(project.catalogue)
@@ -292,8 +293,8 @@ def _picture(path: Path, root: Path, label: str) -> Picture:
 
 def _stamp(path: Path) -> tuple[int, int] | None:
     with contextlib.suppress(FileNotFoundError):
-        facts = path.stat()
-        return facts.st_size, facts.st_mtime_ns
+        status = path.stat()
+        return status.st_size, status.st_mtime_ns
     return None
 
 

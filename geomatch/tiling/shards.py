@@ -20,8 +20,9 @@ from geomatch.data.store import Pixels, TileStore
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import GeomatchError
 from geomatch.geo import footprints
+from geomatch.manifests import TileManifest, TileRequest
 from geomatch.progress import ProgressCallback
-from geomatch.project import FORMAT, Project, fingerprint, read_manifest, write_json
+from geomatch.project import Project, fingerprint, read_json, write_json, write_manifest
 
 Record = dict[str, Any]
 
@@ -50,11 +51,11 @@ class Shard(ABC):
     def pixels(self) -> Path:
         return self.folder / "tiles" / "pixels.zarr"
 
-    def write(self, pixels: Pixels, **facts: Any) -> Record:
-        """Write the pixels, then the record, with more `facts` in it."""
+    def write(self, pixels: Pixels, **columns: Any) -> Record:
+        """Write the pixels, then the record, with further `columns` (a value for each tile)."""
         TileStore.open(self.pixels).write(self.start, pixels)
         digest = fingerprint(pixels.tobytes())
-        record = {"format": FORMAT, "key": self.key, "digest": digest, **facts}
+        record = {"key": self.key, "digest": digest, **columns}
         write_json(self.record, record)
         return record
 
@@ -62,7 +63,7 @@ class Shard(ABC):
 S = TypeVar("S", bound=Shard)
 
 
-def prepare(partial: Path, shape: Sequence[int], asked: dict[str, Any], force: bool) -> None:
+def prepare(partial: Path, shape: Sequence[int], asked: TileRequest, force: bool) -> None:
     """Make the unfinished folder, or keep the one whose store has the same shape.
 
     Args:
@@ -75,12 +76,12 @@ def prepare(partial: Path, shape: Sequence[int], asked: dict[str, Any], force: b
     if force or not pixels.exists() or _asked_shape(path) != [*shape]:
         shutil.rmtree(partial, ignore_errors=True)
         (partial / "shards").mkdir(parents=True)
-    write_json(path, {"format": FORMAT, "shape": [*shape], "asked": asked})
+    write_json(path, {"shape": [*shape], "asked": asked.as_json()})
     TileStore.create(pixels, *shape)
 
 
 def _asked_shape(path: Path) -> Any:
-    return read_manifest(path, "geomatch tile --force")["shape"] if path.exists() else None
+    return read_json(path, "geomatch tile --force")["shape"] if path.exists() else None
 
 
 def cut(
@@ -93,7 +94,7 @@ def cut(
     records: dict[int, Record] = {}
     for shard in shards:
         if shard.record.exists():
-            record = read_manifest(shard.record, "geomatch tile --force")
+            record = read_json(shard.record, "geomatch tile --force")
             if record["key"] == shard.key:
                 records[shard.number] = record
     missing = [shard for shard in shards if shard.number not in records]
@@ -110,13 +111,11 @@ def cut(
     return [records[shard.number] for shard in shards]
 
 
-def finish(
-    folder: Path, table: TileTable, records: Sequence[Record], facts: dict[str, Any]
-) -> None:
+def finish(folder: Path, table: TileTable, records: Sequence[Record], **described: Any) -> None:
     """Write the catalogue and, last, the manifest.
 
     Args:
-        facts: what the manifest says beside counts and fingerprint.
+        described: fields of `TileManifest` beside counts, fingerprint and version.
     """
     table.save(folder / "tiles.parquet", *footprints.file_geometry(table.grid))
     contents: list[Any] = [
@@ -128,26 +127,23 @@ def finish(
     ]
     if table.grid is None:
         contents.append([table.ids(), table.cells()])
-    write_json(
-        folder / "manifest.json",
-        {
-            "format": FORMAT,
-            "geomatch": __version__,
-            "fingerprint": fingerprint(contents),
-            "tiles": len(table),
-            "planned": sum(len(record["valid"]) for record in records),
-            "classes": len(table.classes),
-            "splits": {name: int((table.split == i).sum()) for i, name in enumerate(SPLITS)},
-            **facts,
-        },
+    manifest = TileManifest(
+        geomatch=__version__,
+        fingerprint=fingerprint(contents),
+        tiles=len(table),
+        planned=sum(len(record["valid"]) for record in records),
+        classes=len(table.classes),
+        splits={name: int((table.split == i).sum()) for i, name in enumerate(SPLITS)},
+        **described,
     )
+    write_manifest(folder / "manifest.json", manifest)
 
 
 def are_made(project: Project, request: str) -> bool:
     """Whether the project's tiles are those of this request, and whole."""
     try:
-        facts = project.tile_facts()
+        manifest = project.tile_manifest()
         geoparquet.read_footer(project.catalogue, "geomatch", "geomatch tile")
     except GeomatchError:
         return False
-    return bool(facts["request"] == request)
+    return manifest.request == request

@@ -16,6 +16,7 @@ from geomatch import __version__, config
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import GeomatchError
+from geomatch.manifests import RunManifest, TileManifest
 from geomatch.nn.augment import turned
 from geomatch.nn.checkpoint import Checkpoints
 from geomatch.nn.describe import describe
@@ -23,7 +24,7 @@ from geomatch.nn.encoder import Siamese, TileForm, build, resolved
 from geomatch.nn.pretrained.conversion import Weights, packaged_weights, read_weights
 from geomatch.nn.step import State, initial_state, with_params
 from geomatch.progress import ProgressCallback
-from geomatch.project import FORMAT, Project, read_manifest, replace_folder, write_json
+from geomatch.project import Project, read_manifest, replace_folder, write_manifest
 from geomatch.search.exact import unit
 from geomatch.training.whitening import whitening
 
@@ -90,29 +91,24 @@ def initial_weights(settings: config.Config, root: Path) -> Weights:
     return read_weights(root / settings.train.init, settings.model.trunk)
 
 
-def manifest(settings: config.Config, form: TileForm, facts: dict[str, Any]) -> dict[str, Any]:
-    """What a run's `config.json` says.
-
-    Args:
-        facts: the manifest of the tiles.
-    """
+def manifest(settings: config.Config, form: TileForm, tiles: TileManifest) -> RunManifest:
+    """The manifest of a new run."""
     mine = replace(config.Config(), **{t: getattr(settings, t) for t in TABLES})
     mine = replace(mine, split=config.SplitConfig(years=settings.split.years))
-    return {
-        "format": FORMAT,
-        "geomatch": __version__,
-        "jax": jax.__version__,
-        "settings": {t: config.as_dict(mine)[t] for t in (*TABLES, "split")},
-        "form": asdict(form),
-        "id": secrets.token_hex(8),
-        "gsd": facts["gsd"],
-        "tiles": facts["fingerprint"],
-    }
+    return RunManifest(
+        geomatch=__version__,
+        jax=jax.__version__,
+        settings={t: config.as_dict(mine)[t] for t in (*TABLES, "split")},
+        form=asdict(form),
+        id=secrets.token_hex(8),
+        gsd=tiles.gsd,
+        tiles=tiles.fingerprint,
+    )
 
 
-def form_of(facts: dict[str, Any]) -> TileForm:
-    """What a network needs to know of the tiles whose manifest is `facts`."""
-    return TileForm(facts["size"], facts["channels"]["image"], facts["channels"]["label"])
+def form_of(tiles: TileManifest) -> TileForm:
+    """What a network needs to know of tiles."""
+    return TileForm(tiles.size, tiles.channels.image, tiles.channels.label)
 
 
 def initial(
@@ -212,7 +208,7 @@ def pretrained(
     Raises:
         GeomatchError: the weights are not installed, or there are too few training tiles.
     """
-    facts = project.tile_facts()
+    described = project.tile_manifest()
     model = config.ModelConfig(
         trunk="efficientnet_lite0",
         stage=5,
@@ -227,8 +223,8 @@ def pretrained(
         settings, model=model, train=config.TrainConfig(epochs=0, init=IMAGENET, dtype="float32")
     )
     wanted = settle(wanted, project.root)
-    form = form_of(facts)
-    about = manifest(wanted, form, facts)
+    form = form_of(described)
+    about = manifest(wanted, form, described)
     folder = project.pretrained / IMAGENET
     if _is_of(folder / "config.json", about):
         return folder
@@ -242,14 +238,14 @@ def pretrained(
     state = initial(network, wanted, form, project.root, training, store, progress)
     with Checkpoints(partial / "checkpoints") as checkpoints:
         checkpoints.save(0, state, None)
-    write_json(partial / "config.json", about)
+    write_manifest(partial / "config.json", about)
     replace_folder(partial, folder)
     return folder
 
 
-def _is_of(path: Path, about: dict[str, Any]) -> bool:
+def _is_of(path: Path, about: RunManifest) -> bool:
     """Whether the manifest in `path` says the same, but for the id drawn for it."""
     if not path.exists():
         return False
-    before = read_manifest(path, "geomatch embed --model imagenet")
-    return {**before, "id": ""} == {**about, "id": ""}
+    before = read_manifest(path, RunManifest, "geomatch embed --model imagenet")
+    return replace(before, id=about.id) == about
