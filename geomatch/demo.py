@@ -68,8 +68,8 @@ class Shown:
     """What the demo ends with: mAP@5 of the test places, trained and untrained."""
 
     places: int
-    trained: float
-    untrained: float
+    trained: float | None
+    untrained: float | None
     picture: Path
     seconds: float
 
@@ -118,9 +118,9 @@ def _chain(project: Project, started: float, progress: ProgressCallback) -> Show
     index(project, run=named, progress=progress)
     picture = _picture(project, progress)
     return Shown(
-        places=metrics[0]["queries"] // 2,
-        untrained=metrics[0]["map@5"],
-        trained=metrics[1]["map@5"],
+        places=metrics[0].queries // 2,
+        untrained=metrics[0].map5,
+        trained=metrics[1].map5,
         picture=picture,
         seconds=time.monotonic() - started,
     )

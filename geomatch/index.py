@@ -18,7 +18,7 @@ from geomatch.data.tiles import TileTable
 from geomatch.geo import footprints
 from geomatch.manifests import IndexManifest
 from geomatch.progress import ProgressCallback, silent
-from geomatch.project import Project, replace_folder, write_manifest
+from geomatch.project import Project, replace_folder, write_record
 from geomatch.search import flat
 from geomatch.search.exact import Metric
 
@@ -91,7 +91,7 @@ def index(
             counts=tuple(counts),
             embeddings=described.fingerprint,
         )
-        write_manifest(partial / "manifest.json", manifest)
+        write_record(partial / "manifest.json", manifest)
         replace_folder(partial, project.indexes / name)
         return Indexed(name, project.indexes / name, len(tiles))
 

@@ -2,74 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Self
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from geomatch.records import OPTIONAL, Record
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """A record that is kept as JSON.
-
-    A field with a default is left out of the JSON while it has that value.
-    """
-
-    def as_json(self) -> dict[str, Any]:
-        """JSON-ready values, nested records included."""
-        values = {item.name: (item, getattr(self, item.name)) for item in dataclasses.fields(self)}
-        return {
-            name: _as_json(value)
-            for name, (item, value) in values.items()
-            if item.default is dataclasses.MISSING or value != item.default
-        }
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of `as_json`; unknown keys are left out.
-
-        Raises:
-            KeyError: a field is missing.
-        """
-        hints = typing.get_type_hints(cls)
-        return cls(
-            **{
-                item.name: _from_json(values[item.name], hints[item.name])
-                for item in dataclasses.fields(cls)
-                if item.name in values or item.default is dataclasses.MISSING
-            }
-        )
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, Manifest):
-        return value.as_json()
-    if isinstance(value, Mapping):
-        return {key: _as_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_as_json(item) for item in value]
-    return value
-
-
-def _from_json(value: Any, hint: Any) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if value is None:
-        return None
-    if origin is types.UnionType:
-        return _from_json(value, arguments[0])
-    if origin is tuple:
-        return tuple(_from_json(item, arguments[0]) for item in value)
-    if origin is dict:
-        return {key: _from_json(item, arguments[1]) for key, item in value.items()}
-    if isinstance(hint, type) and issubclass(hint, Manifest):
-        return hint.from_json(value)
-    return value
-
-
-@dataclass(frozen=True)
-class Channels(Manifest):
+class Channels(Record):
     """How the channels of a tile divide, image first."""
 
     image: int
@@ -77,7 +17,7 @@ class Channels(Manifest):
 
 
 @dataclass(frozen=True)
-class YearOfTiles(Manifest):
+class YearOfTiles(Record):
     """The sources of one year.
 
     Attributes:
@@ -92,7 +32,7 @@ class YearOfTiles(Manifest):
 
 
 @dataclass(frozen=True)
-class TileRequest(Manifest):
+class TileRequest(Record):
     """What `tile` was asked for, so that it can be asked for again.
 
     Attributes:
@@ -105,7 +45,7 @@ class TileRequest(Manifest):
 
 
 @dataclass(frozen=True)
-class TileManifest(Manifest):
+class TileManifest(Record):
     """The tiles of a project.
 
     Attributes:
@@ -141,7 +81,7 @@ class TileManifest(Manifest):
     channels: Channels
     placement: Literal["real", "fictitious", "none"]
     years: dict[str, YearOfTiles]
-    unreadable: dict[str, str] | None = None
+    unreadable: dict[str, str] | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def on_ground(self) -> bool:
@@ -155,7 +95,7 @@ class TileManifest(Manifest):
 
 
 @dataclass(frozen=True)
-class RunManifest(Manifest):
+class RunManifest(Record):
     """A run.
 
     Attributes:
@@ -177,7 +117,7 @@ class RunManifest(Manifest):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DescriptorManifest(Manifest):
+class DescriptorManifest(Record):
     """Where descriptors come from.
 
     Attributes:

@@ -18,18 +18,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from geomatch.errors import GeomatchError, StaleError, UsageError
-from geomatch.manifests import (
-    DescriptorManifest,
-    IndexManifest,
-    Manifest,
-    RunManifest,
-    TileManifest,
-)
+from geomatch.manifests import DescriptorManifest, IndexManifest, RunManifest, TileManifest
+from geomatch.records import Record
 
 FORMAT = 1
 """Version of the artefacts' layout, kept in every JSON file."""
 
-M = TypeVar("M", bound=Manifest)
+R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True)
@@ -110,7 +105,7 @@ class Project:
             raise GeomatchError(
                 f"{self.root} has no tiles yet", "Run: geomatch tile YEAR=PATH YEAR=PATH"
             )
-        return read_manifest(self.tiles_manifest, TileManifest, "geomatch tile")
+        return read_record(self.tiles_manifest, TileManifest, "geomatch tile")
 
     def index_manifest(self, name: str) -> IndexManifest:
         """The manifest of an index.
@@ -118,7 +113,7 @@ class Project:
         Raises:
             StaleError: it is damaged or of another version.
         """
-        return read_manifest(self.indexes / name / "manifest.json", IndexManifest, "geomatch index")
+        return read_record(self.indexes / name / "manifest.json", IndexManifest, "geomatch index")
 
     def run_names(self) -> list[str]:
         """Names of all runs, the latest last."""
@@ -198,7 +193,7 @@ def latest(names: list[str], wanted: str | None, what: str, command: str) -> str
 
 
 def _run_id(path: Path) -> str:
-    return read_manifest(path, RunManifest, "geomatch train").id
+    return read_record(path, RunManifest, "geomatch train").id
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
@@ -208,13 +203,13 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Write a manifest as `write_json` does."""
-    write_json(path, manifest.as_json())
+def write_record(path: Path, record: Record) -> None:
+    """Write a record, such as a manifest, as `write_json` does."""
+    write_json(path, record.as_json())
 
 
-def read_manifest(path: Path, kind: type[M], command: str) -> M:
-    """What `write_manifest` wrote.
+def read_record(path: Path, kind: type[R], command: str) -> R:
+    """What `write_record` wrote.
 
     Raises:
         StaleError: the file is damaged or of another version; `command` makes it again.

@@ -15,7 +15,7 @@ from geomatch.manifests import RunManifest, TileManifest
 from geomatch.nn.checkpoint import Checkpoints
 from geomatch.nn.encoder import Siamese, TileForm, build
 from geomatch.nn.step import abstract_state
-from geomatch.project import Project, fingerprint, latest, read_manifest
+from geomatch.project import Project, fingerprint, latest, read_record
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Encoding:
 def read_run(folder: Path) -> tuple[config.Config, TileForm, RunManifest]:
     """Configuration, tile form and manifest of a run's folder."""
     path = folder / "config.json"
-    manifest = read_manifest(path, RunManifest, "geomatch train --run NEW")
+    manifest = read_record(path, RunManifest, "geomatch train --run NEW")
     return config.from_dict(manifest.settings, str(path)), TileForm(**manifest.form), manifest
 
 

@@ -36,7 +36,7 @@ from geomatch.nn.objective import MatchRule
 from geomatch.nn.optimizers import schedule
 from geomatch.nn.step import Course, abstract_state, make_step, on_devices
 from geomatch.progress import ProgressCallback, duration, silent
-from geomatch.project import Project, replacing, write_json, write_manifest
+from geomatch.project import Project, replacing, write_json, write_record
 from geomatch.report.tensorboard import Board
 from geomatch.runs import read_run
 from geomatch.training import setup
@@ -159,7 +159,7 @@ def _open_run(
                 f"run {name} was begun with other settings: {', '.join(changed)}",
                 f"Start a new one: geomatch train --run {_next_name(project)}",
             )
-    write_manifest(path, manifest)
+    write_record(path, manifest)
     return settings
 
 

@@ -17,6 +17,7 @@ import rasterio
 from rasterio.transform import from_origin
 
 from geomatch import config
+from geomatch.data.eval_report import SplitMetrics
 from geomatch.data.tiles import TileTable
 from geomatch.embed import Embedded
 from geomatch.geo.grid import Grid
@@ -251,6 +252,30 @@ def hand_made_embedding_manifest(dimension: int, **changes: Any) -> EmbeddingMan
         fingerprint="by hand",
     )
     return dataclasses.replace(manifest, **changes)
+
+
+def hand_made_split_metrics(queries: int, database: int, **changes: Any) -> SplitMetrics:
+    """Metrics of 0.5 throughout, without groups of queries, with `changes` of its fields."""
+    metrics = SplitMetrics(
+        queries=queries,
+        database=database,
+        map5=0.5,
+        recall1=0.5,
+        recall5=0.5,
+        recall10=0.5,
+        median_rank=0.5,
+        median_error_m=0.5,
+        mean_rank=0.5,
+        mrr=0.5,
+        within_1_tiles=0.5,
+        within_2_tiles=0.5,
+        within_5_tiles=0.5,
+        intervals={},
+        content=(),
+        pairs=(),
+        roc=None,
+    )
+    return dataclasses.replace(metrics, **changes)
 
 
 def hand_made_classes(label: list[int], split: list[int] | None = None) -> TileTable:

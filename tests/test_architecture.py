@@ -29,10 +29,11 @@ ROOMS = {
     "errors": "",
     "progress": "",
     "config": "errors",
-    "manifests": "",
-    "project": "errors manifests",
+    "records": "",
+    "manifests": "records",
+    "project": "errors manifests records",
     "geo": "errors",
-    "data": "errors manifests geo.grid",
+    "data": "errors manifests project records geo.grid",
     "search": "errors data",
     "nn": "errors config",
     "report": "errors manifests project data",
@@ -56,7 +57,7 @@ ROOMS = {
     # Two commands run stages: each trial of a search is a run, and the demo is the whole chain.
     "tune": "errors progress config project train training.setup",
     "demo": "errors progress config project geo data report tile train embed index query evaluate",
-    "cli": " ".join(("errors manifests progress config project nn report", *STAGES, *FURTHER)),
+    "cli": " ".join(("errors progress config project data nn report", *STAGES, *FURTHER)),
     "__main__": "cli",
 }
 """What each room may import of `geomatch` beside itself, from the ground up: no import runs to a

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from small_project import (
     hand_made_embedding_manifest,
+    hand_made_split_metrics,
     hand_made_tiles,
     retile,
     settings,
@@ -83,7 +84,7 @@ def test_descriptors_are_loaded_as_they_were_saved(tmp_path):
 
 
 def test_a_report_is_loaded_as_it_was_saved(tmp_path):
-    report = Report("run1@3", "all", {"test": {"queries": 0, "map@5": None, "pairs": []}})
+    report = Report("run1@3", "all", {"test": hand_made_split_metrics(0, 4, map5=None)})
     report.save(tmp_path / "deep" / "report.json")
     assert Report.load(tmp_path / "deep" / "report.json") == report
 

@@ -90,16 +90,16 @@ def test_others_stand_beside_with_paired_differences(several):
     alone = evaluate(project, run="random@1")
     report = evaluate(project, run=name, others=["random@1", name])
     other, itself = report.others
-    assert (other["name"], itself["name"]) == ("random@1", name)
+    assert (other.name, itself.name) == ("random@1", name)
     for split in SPLITS:
-        mine, theirs = report.splits[split], other["splits"][split]
-        assert theirs == alone.splits[split]
+        mine, theirs = report.splits[split].as_json(), other.splits[split].as_json()
+        assert theirs == alone.splits[split].as_json()
         for key in ("map@5", "recall@1", "recall@5", "recall@10"):
-            value, low, high = other["differences"][split][key]
+            value, low, high = other.differences[split][key]
             assert value == pytest.approx(mine[key] - theirs[key])
             assert low <= value <= high
-            assert itself["differences"][split][key] == [0, 0, 0]
-    value, low, _ = other["differences"]["train"]["map@5"]
+            assert itself.differences[split][key] == (0, 0, 0)
+    value, low, _ = other.differences["train"]["map@5"]
     assert low > 0, "a trained run is better than chance"
     assert Report.load(project.reports / report.name / "report.json") == report
 
@@ -107,10 +107,10 @@ def test_others_stand_beside_with_paired_differences(several):
 def test_paired_intervals_are_narrower_than_two_alone(several):
     project, name = several
     report = evaluate(project, run=name, others=["bare@0"])
-    _, low, high = report.others[0]["differences"]["train"]["map@5"]
+    _, low, high = report.others[0].differences["train"]["map@5"]
     alone = [
-        np.ptp(splits["train"]["intervals"]["map@5"])
-        for splits in (report.splits, report.others[0]["splits"])
+        np.ptp(splits["train"].intervals["map@5"])
+        for splits in (report.splits, report.others[0].splits)
     ]
     assert high - low < sum(alone)
 

@@ -44,7 +44,7 @@ def scores_of(project):
 def test_a_score_is_that_of_the_tiles_and_the_threshold_that_of_eval(measured):
     project, report, paths = measured
     scores = scores_of(project)
-    roc = report.splits["validation"]["roc"]
+    roc = report.splits["validation"].roc.as_json()
     a, b, *_ = paths
     found = compare(project, str(paths[a]), str(paths[b]))
     assert found.score == pytest.approx(scores[a, b], abs=1e-4)

@@ -60,6 +60,11 @@ def describe_by_hand(project, vectors, metric="cosine"):
     return tiles
 
 
+def splits_of(report):
+    """The metrics of each split as JSON has them."""
+    return {split: metrics.as_json() for split, metrics in report.splits.items()}
+
+
 @pytest.fixture(scope="module")
 def vectors(tiled):
     """Descriptors that find some places and miss others, with a few blank and equal ones."""
@@ -156,13 +161,13 @@ def test_figures_equal_those_counted_again(tiled, copied, vectors, wider, same_y
     tiles = describe_by_hand(project, vectors)
     found = evaluate(project, database="all" if wider else "split", same_year=same_year)
     assert found.embeddings == "hand@1"
-    assert list(found.splits) == ["train", "validation", "test"]
+    assert list(splits_of(found)) == ["train", "validation", "test"]
     # A first answer among equal ones is any of them, so metres are compared elsewhere.
     for split in SPLITS:
         wanted = count_again(tiles, vectors, split, wider, same_year)
         assert 0 < wanted["map@5"] < 1
-        assert_metrics(found.splits[split], wanted, skipped=METRES)
-    assert found.splits["test"]["database"] == (88 if wider else 24)
+        assert_metrics(splits_of(found)[split], wanted, skipped=METRES)
+    assert splits_of(found)["test"]["database"] == (88 if wider else 24)
     # Figures of other conditions do not take the place of the usual ones.
     folder = "hand@1" + "-all" * wider + "-same-year" * same_year
     assert Report.load(project.reports / folder / "report.json") == found
@@ -177,13 +182,13 @@ def test_metres_are_to_the_first_answer(tiled, copied):
     for split in SPLITS:
         wanted = count_again(tiles, vectors, split)
         assert wanted["median_error_m"] > 0
-        assert_metrics(found.splits[split], wanted)
+        assert_metrics(splits_of(found)[split], wanted)
 
 
 def test_perfect_descriptors_have_perfect_figures(tiled, copied):
     project = copied(tiled)
     describe_by_hand(project, np.eye(44)[tiled.tiles.places()])
-    for split, metrics in evaluate(project, database="all").splits.items():
+    for split, metrics in splits_of(evaluate(project, database="all")).items():
         expected = {"map@5": 1, "recall@1": 1, "recall@5": 1, "recall@10": 1}
         expected |= {"median_rank": 1, "median_error_m": 0, "database": 88}
         assert {key: metrics[key] for key in expected} == expected, split
@@ -192,7 +197,7 @@ def test_perfect_descriptors_have_perfect_figures(tiled, copied):
 def test_blank_descriptors_come_last(tiled, copied):
     project = copied(tiled)
     describe_by_hand(project, np.zeros((88, 4)))
-    test = evaluate(project).splits["test"]
+    test = splits_of(evaluate(project))["test"]
     assert test["median_rank"] == 12
     assert test["map@5"] == 0
 
@@ -200,7 +205,7 @@ def test_blank_descriptors_come_last(tiled, copied):
 def test_a_year_named_is_searched_alone(tiled, copied, vectors):
     project = copied(tiled)
     tiles = describe_by_hand(project, vectors)
-    found = evaluate(project, years=("2010",)).splits["test"]
+    found = splits_of(evaluate(project, years=("2010",)))["test"]
     wanted = count_again(tiles, vectors, "test", years=("2010",))
     assert_metrics(found, wanted, skipped=METRES)
     assert [pair["database_year"] for pair in found["pairs"]] == ["2010"]
@@ -209,7 +214,7 @@ def test_a_year_named_is_searched_alone(tiled, copied, vectors):
 def test_fictitious_placement_has_no_metres(tmp_path, tiled, vectors):
     project = make_project(tmp_path / "nowhere", tiled.imagery, placement="fictitious")
     describe_by_hand(project, vectors)
-    for metrics in evaluate(project).splits.values():
+    for metrics in splits_of(evaluate(project)).values():
         for place in (metrics, *metrics["pairs"]):
             assert [place[key] for key in METRES] == [None] * 4
         assert metrics["map@5"] > 0
@@ -237,7 +242,7 @@ def test_json_follows_the_contract(tiled, copied, vectors):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    assert found["splits"] == json.loads(json.dumps(evaluate(project).splits))
+    assert found["splits"] == splits_of(evaluate(project))
     assert set(found["splits"]["test"]) > {*METRICS, "pairs", "roc"}
     wider = CliRunner().invoke(app, [*arguments, "--database", "all", "--same-year"])
     assert json.loads(wider.stdout)["splits"]["test"]["database"] == 88
@@ -250,7 +255,7 @@ def test_figures_are_shown_as_a_table_too(tiled, copied, vectors):
     assert result.exit_code == 0
     for text in ("test", "validation", "2010 in 2020", "mAP@5"):
         assert text in result.stdout
-    assert f"{evaluate(project).splits['test']['map@5']:.3f}" in result.stdout
+    assert f"{splits_of(evaluate(project))['test']['map@5']:.3f}" in result.stdout
 
 
 @pytest.mark.parametrize("arguments", [["--database", "some"], ["--year", "1999"]])
@@ -282,14 +287,14 @@ def test_embeddings_of_other_tiles_are_stale(tiled, copied, vectors):
 
 
 def test_training_and_evaluation_agree_on_the_validation_split(indexed):
-    found = evaluate(indexed.project).splits["validation"]["map@5"]
+    found = splits_of(evaluate(indexed.project))["validation"]["map@5"]
     assert found == pytest.approx(indexed.trained.map5, abs=0.05)
 
 
 def test_pairs_are_told_apart_at_the_threshold_of_validation(tiled, copied, vectors):
     project = copied(tiled)
     describe_by_hand(project, vectors)
-    found = {name: split["roc"] for name, split in evaluate(project, fpr=0.2).splits.items()}
+    found = {name: split["roc"] for name, split in splits_of(evaluate(project, fpr=0.2)).items()}
     assert len({metrics["threshold"] for metrics in found.values()}) == 1
     assert found["validation"]["fpr"] <= 0.2
     for name, metrics in found.items():
@@ -300,7 +305,7 @@ def test_pairs_are_told_apart_at_the_threshold_of_validation(tiled, copied, vect
         assert metrics["tpr"] == tp / (fn + tp)
         assert 0.5 < metrics["auc"] < 1
         assert 0 < metrics["eer"] < 0.5
-    stricter = evaluate(project, fpr=0.0).splits["validation"]["roc"]
+    stricter = splits_of(evaluate(project, fpr=0.0))["validation"]["roc"]
     assert stricter["threshold"] > found["validation"]["threshold"]
     assert stricter["confusion"][0][1] == 0
     # Figures of another rate stand beside the others.
@@ -310,7 +315,7 @@ def test_pairs_are_told_apart_at_the_threshold_of_validation(tiled, copied, vect
 def test_pairs_of_perfect_descriptors_are_told_apart(tiled, copied):
     project = copied(tiled)
     describe_by_hand(project, np.eye(44)[tiled.tiles.places()])
-    found = evaluate(project).splits["test"]["roc"]
+    found = splits_of(evaluate(project))["test"]["roc"]
     assert found["auc"] == 1
     assert found["eer"] == 0
     assert found["confusion"] == [[24, 0], [0, 24]]
@@ -319,7 +324,7 @@ def test_pairs_of_perfect_descriptors_are_told_apart(tiled, copied):
 def test_without_validation_the_threshold_is_the_split_s_own(tmp_path, tiled, vectors):
     project = make_project(tmp_path / "two", tiled.imagery, "split.validation=[]")
     describe_by_hand(project, vectors)
-    found = {name: split["roc"] for name, split in evaluate(project).splits.items()}
+    found = {name: split["roc"] for name, split in splits_of(evaluate(project)).items()}
     assert found["validation"] is None
     assert found["test"]["threshold"] != found["train"]["threshold"]
     assert found["test"]["fpr"] <= 0.01
@@ -385,7 +390,7 @@ def test_figures_of_classes_equal_those_counted_again(classes, database):
             wanted.append(precision_again([unit[i] @ unit[j] for j in others], relevant))
             label.append(tiles.label[i])
         rank, ap, ap5 = np.array(wanted).T
-        metrics = found.splits[split]
+        metrics = splits_of(found)[split]
         assert list(metrics)[: len(METRICS)] == METRICS
         assert {"map", "pairs", "classes", "roc", *GROUPS} < set(metrics)
         assert metrics["queries"] == len(rank) == [15, 9, 12][code]
@@ -416,7 +421,7 @@ def test_figures_of_classes_equal_those_counted_again(classes, database):
             assert row["hit@5"] == pytest.approx((rank[mine] <= 5).mean())
             assert row["map"] == pytest.approx(ap[mine].mean())
             assert row["map@5"] == pytest.approx(ap5[mine].mean())
-    assert 0 < found.splits["test"]["map"] < 1
+    assert 0 < splits_of(found)["test"]["map"] < 1
 
 
 def test_classes_are_shown_as_tables(classes):
@@ -428,7 +433,7 @@ def test_classes_are_shown_as_tables(classes):
     assert "error" not in result.stdout
     arguments = ["eval", "-p", str(project.root), "--database", "train", "--json", "-q"]
     found = json.loads(CliRunner().invoke(app, arguments).stdout)["splits"]
-    assert found == json.loads(json.dumps(evaluate(project, database="train").splits))
+    assert found == splits_of(evaluate(project, database="train"))
     assert (project.reports / "hand@1-train" / "report.json").exists()
 
 
@@ -457,8 +462,8 @@ def test_every_query_is_kept_beside_the_report(tiled, copied):
         assert found.distance_m[i].tolist() == away
     for code, split in enumerate(SPLITS):
         mine = tiles.split[found.tile] == code
-        assert report.splits[split]["recall@1"] == pytest.approx((found.rank[mine] == 1).mean())
-        assert report.splits[split]["median_error_m"] == np.median(found.distance_m[mine, 0])
+        assert splits_of(report)[split]["recall@1"] == pytest.approx((found.rank[mine] == 1).mean())
+        assert splits_of(report)[split]["median_error_m"] == np.median(found.distance_m[mine, 0])
     # The first sheet begins at the zone's meridian of 3 degrees west.
     assert ((found.lon >= -3) & (found.lon < -2.99)).all()
     assert ((found.lat > 45) & (found.lat < 45.3)).all()
@@ -491,7 +496,7 @@ def test_queries_of_classes_are_kept_too(classes):
 def test_curves_and_histograms_are_of_the_pairs(tiled, copied, vectors):
     project = copied(tiled)
     describe_by_hand(project, vectors)
-    for split, metrics in evaluate(project).splits.items():
+    for split, metrics in splits_of(evaluate(project)).items():
         found, n = metrics["roc"], (tiled.tiles.split == SPLITS.index(split)).sum()
         curve = found["curve"]
         assert auc(curve["fpr"], curve["tpr"]) == pytest.approx(found["auc"])
@@ -508,7 +513,7 @@ def test_curves_and_histograms_are_of_the_pairs(tiled, copied, vectors):
 def test_intervals_hold_the_figures(tiled, copied, vectors):
     project = copied(tiled)
     describe_by_hand(project, vectors)
-    for metrics in evaluate(project).splits.values():
+    for metrics in splits_of(evaluate(project)).values():
         for key, (low, high) in metrics["intervals"].items():
             assert 0 <= low <= metrics[key] <= high <= 1
         low, high = metrics["intervals"]["map@5"]
@@ -527,7 +532,7 @@ def test_blank_and_ambiguous_queries_are_counted_apart(tiled, copied):
     vectors[np.isin(place, doubled)] = vectors[later][0]
     vectors[np.isin(place, doubled) & (tiles.year == 0)] += [[0.01] * 6, [0.02] * 6]
     describe_by_hand(project, vectors)
-    found = {row["content"]: row for row in evaluate(project).splits["test"]["content"]}
+    found = {row["content"]: row for row in splits_of(evaluate(project))["test"]["content"]}
     assert list(found) == ["distinct", "ambiguous", "blank"]
     # The later year's two are exactly another place's.
     assert found["blank"]["queries"] == 6 + 2
@@ -541,7 +546,9 @@ def test_blank_and_ambiguous_queries_are_counted_apart(tiled, copied):
     assert found["distinct"]["queries"] == 24 - 8 - ambiguous
     assert found["ambiguous"]["recall@1"] == 0
     assert found["ambiguous"]["median_rank"] >= 2
-    assert {row["content"] for row in evaluate(project).splits["train"]["content"]} == {"distinct"}
+    assert {row["content"] for row in splits_of(evaluate(project))["train"]["content"]} == {
+        "distinct"
+    }
 
 
 def test_strata_are_of_the_ground_that_changed(tiled, copied, vectors):
@@ -554,7 +561,7 @@ def test_strata_are_of_the_ground_that_changed(tiled, copied, vectors):
     tiles = dataclasses.replace(tiled.tiles, changed=changed)
     tiles.save(project.catalogue, *footprints.file_geometry(tiles.grid))
     describe_by_hand(project, vectors)
-    splits = evaluate(project).splits
+    splits = splits_of(evaluate(project))
     found = {row["changed"]: row for row in splits["test"]["changed"]}
     assert {name: row["queries"] for name, row in found.items()} == {
         "0": 10,
@@ -570,17 +577,17 @@ def test_strata_are_of_the_ground_that_changed(tiled, copied, vectors):
 def test_regions_are_sheets_or_blocks_and_add_up(tmp_path, tiled, copied, vectors):
     project = copied(tiled)
     describe_by_hand(project, vectors)
-    for split, metrics in evaluate(project).splits.items():
+    for split, metrics in splits_of(evaluate(project)).items():
         regions = metrics["regions"]
         # One sheet a year in each split.
         assert all(row["region"].startswith("block ") for row in regions), split
         assert sum(row["queries"] for row in regions) == metrics["queries"]
         weighted = sum(row["queries"] * row["map@5"] for row in regions)
         assert weighted / metrics["queries"] == pytest.approx(metrics["map@5"])
-    assert len(evaluate(project).splits["train"]["regions"]) > 1
+    assert len(splits_of(evaluate(project))["train"]["regions"]) > 1
     whole = make_project(tmp_path / "whole", tiled.imagery, "split.validation=[]")
     describe_by_hand(whole, vectors)
-    found = {r["region"]: r for r in evaluate(whole).splits["train"]["regions"]}
+    found = {r["region"]: r for r in splits_of(evaluate(whole))["train"]["regions"]}
     assert set(found) == {f"{s}_{y}.tif" for s in ("train", "validation") for y in (2010, 2020)}
     assert found["validation_2010.tif"]["queries"] == 8
 
@@ -588,7 +595,7 @@ def test_regions_are_sheets_or_blocks_and_add_up(tmp_path, tiled, copied, vector
 def test_calibration_is_of_validation_and_holds_there(tiled, copied, vectors):
     project = copied(tiled)
     describe_by_hand(project, vectors)
-    found = {name: s["roc"]["calibration"] for name, s in evaluate(project).splits.items()}
+    found = {name: s["roc"]["calibration"] for name, s in splits_of(evaluate(project)).items()}
     assert len({(c["slope"], c["intercept"]) for c in found.values()}) == 1
     for name, metrics in found.items():
         n = (tiled.tiles.split == SPLITS.index(name)).sum()
@@ -605,7 +612,7 @@ def test_pairs_are_kept_for_compare_unless_conditions_are_unusual(tiled, copied,
     path = ScoredPairs.beside(project.embeddings / "hand@1.parquet")
     evaluate(project, database="all")
     assert not path.exists()
-    roc = evaluate(project, fpr=0.1).splits["validation"]["roc"]
+    roc = splits_of(evaluate(project, fpr=0.1))["validation"]["roc"]
     kept = ScoredPairs.load(path)
     assert (kept.split, kept.embeddings) == ("validation", "by hand")
     assert ROC.of(kept.same, kept.other).threshold(0.1) == roc["threshold"]

@@ -37,9 +37,9 @@ def test_queries_are_no_answers_and_grades_decide():
     found = graded.measure(
         vectors, "cosine", np.arange(7), {0: truth([1], [2], [5]), 6: truth([1])}
     )
-    assert (found["queries"], found["database"]) == (2, 5)
+    assert (found.queries, found.database) == (2, 5)
     # Of query 6, at 1 degree: 5 unknown to it and so wrong, then 1.
-    assert found["easy"]["trapezoidal map"] == pytest.approx((1 + (0 + 1 / 2) / 2) / 2)
+    assert found.easy["trapezoidal map"] == pytest.approx((1 + (0 + 1 / 2) / 2) / 2)
     assert found["hard"]["trapezoidal map"] == pytest.approx((0 + 1 / 2) / 2)
     medium = (1 + (1 / 2 + 2 / 3) / 2) / 2
     assert found["medium"]["trapezoidal map"] == pytest.approx((medium + 1 / 4) / 2)
@@ -48,22 +48,22 @@ def test_queries_are_no_answers_and_grades_decide():
 def test_only_what_is_searched_counts():
     vectors = along(0, 10, 20, 5)
     found = graded.measure(vectors, "cosine", np.array([1, 2]), {0: truth([2])})
-    assert found["database"] == 2
-    assert found["easy"]["mp@1"] == 0
-    assert found["easy"]["mp@5"] == 1 / 2
+    assert found.database == 2
+    assert found.easy["mp@1"] == 0
+    assert found.easy["mp@5"] == 1 / 2
 
 
 def test_ties_never_help():
     vectors = along(0, 10, 10, 10)
     found = graded.measure(vectors, "cosine", np.arange(4), {0: truth([1])})
-    assert found["easy"]["trapezoidal map"] == pytest.approx((0 + 1 / 3) / 2)
+    assert found.easy["trapezoidal map"] == pytest.approx((0 + 1 / 3) / 2)
 
 
 def test_distances_rank_where_the_metric_says_so():
     vectors = np.array([[1, 0], [9, 0], [0.5, 0.5]], np.float32)
     for metric, precision in (("cosine", 1), ("euclidean", 0)):
         found = graded.measure(vectors, metric, np.arange(3), {0: truth([1])})
-        assert found["easy"]["mp@1"] == precision
+        assert found.easy["mp@1"] == precision
 
 
 def test_a_file_is_read(tmp_path):
@@ -126,9 +126,9 @@ def test_eval_measures_graded_answers(tiled, copied):
 
     found = json.loads(shown("--json"))["graded"]
     test = np.flatnonzero(tiles.split == 2)
-    assert found == graded.measure(vectors, "cosine", test, truths)
+    assert found == graded.measure(vectors, "cosine", test, truths).as_json()
     assert found["database"] == len(test) - 4
-    assert Report.load(project.reports / "hand@1" / "report.json").graded == found
+    assert Report.load(project.reports / "hand@1" / "report.json").graded.as_json() == found
     told = shown()
     assert "Oxford" in told
     assert f"{found['hard']['trapezoidal map']:.3f}" in told
@@ -137,5 +137,5 @@ def test_eval_measures_graded_answers(tiled, copied):
         vectors, "cosine", newer, truths
     )
     everything = evaluate(project, grades=path, database="all").graded
-    assert everything["database"] == len(tiles) - 4
+    assert everything.database == len(tiles) - 4
     assert evaluate(project).graded is None

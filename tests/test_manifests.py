@@ -6,8 +6,23 @@ import dataclasses
 import json
 
 import pytest
-from small_project import hand_made_embedding_manifest, hand_made_tile_manifest
+from small_project import (
+    hand_made_embedding_manifest,
+    hand_made_split_metrics,
+    hand_made_tile_manifest,
+)
 
+from geomatch.data.eval_report import (
+    CalibrationMetrics,
+    ChangeMetrics,
+    ClassFolderMetrics,
+    ClassMetrics,
+    ContentMetrics,
+    RegionMetrics,
+    SplitMetrics,
+    VerificationMetrics,
+    YearPairMetrics,
+)
 from geomatch.errors import StaleError
 from geomatch.geo.grid import Grid
 from geomatch.manifests import (
@@ -18,7 +33,7 @@ from geomatch.manifests import (
     TileRequest,
     YearOfTiles,
 )
-from geomatch.project import FORMAT, read_manifest, write_json, write_manifest
+from geomatch.project import FORMAT, read_record, write_json, write_record
 
 STRETCH = {"low": [0.0], "high": [4000.0]}
 TILES = hand_made_tile_manifest(
@@ -45,9 +60,51 @@ MANIFESTS = [
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda manifest: type(manifest).__name__)
 def test_a_manifest_is_read_as_it_was_written(tmp_path, manifest):
     path = tmp_path / "manifest.json"
-    write_manifest(path, manifest)
-    assert read_manifest(path, type(manifest), "geomatch tile") == manifest
+    write_record(path, manifest)
+    assert read_record(path, type(manifest), "geomatch tile") == manifest
     assert json.loads(path.read_text())["format"] == FORMAT
+
+
+def ranks(queries=3):
+    values = {"map5": 0.5, "recall1": 0.25, "recall5": 0.75, "recall10": None, "median_rank": 2.0}
+    return {"queries": queries, **values}
+
+
+def test_split_metrics_are_read_as_they_were_written(tmp_path):
+    calibration = CalibrationMetrics(
+        slope=1.5, intercept=-1.0, error=0.1, probability=(0.5,), share=(0.25,), pairs=(4,)
+    )
+    roc = VerificationMetrics(
+        auc=0.9, eer=0.1, threshold=0.3, fpr=0.01, tpr=0.5, confusion=((9, 1), (2, 8)),
+        curve={"fpr": (0.0, 1.0)}, pr={"recall": (0.0, 1.0)}, histogram={"edges": (0.0, 1.0)},
+        calibration=calibration,
+    )  # fmt: skip
+    distances = {"database": 9, "median_error_m": None, "mean_rank": 2.5, "mrr": 0.5}
+    near = dict.fromkeys(("within_1_tiles", "within_2_tiles", "within_5_tiles"), 0.25)
+    years = {"query_year": "2010", "database_year": "2020"}
+    precision = {f"precision{k}": 0.5 for k in (1, 5, 10)}
+    recall = {f"relevant_recall{k}": 0.5 for k in (1, 5, 10)}
+    one_class = ClassMetrics(label="a", queries=2, hit5=1.0, map=0.5, map5=None)
+    metrics = hand_made_split_metrics(
+        3,
+        9,
+        intervals={"map@5": (0.25, 0.75), "recall@1": None},
+        content=(ContentMetrics(content="blank", **ranks()),),
+        pairs=(YearPairMetrics(**years, **ranks(), **distances, **near),),
+        roc=roc,
+        changed=(ChangeMetrics(changed="0", **ranks()),),
+        regions=(RegionMetrics(region="a.tif", **ranks()),),
+        class_folders=ClassFolderMetrics(map=0.5, **precision, **recall, classes=(one_class,)),
+    )
+    write_record(tmp_path / "split.json", metrics)
+    assert read_record(tmp_path / "split.json", SplitMetrics, "geomatch eval") == metrics
+    written = json.loads((tmp_path / "split.json").read_text())
+    assert written["classes"] == [
+        {"class": "a", "queries": 2, "hit@5": 1.0, "map": 0.5, "map@5": None}
+    ]
+    assert list(written)[1:8] == [
+        "queries", "database", "map@5", "recall@1", "recall@5", "recall@10", "median_rank"
+    ]  # fmt: skip
 
 
 def test_the_json_of_tiles_is_what_other_programs_read():
@@ -62,7 +119,7 @@ def test_the_json_of_tiles_is_what_other_programs_read():
 def test_a_manifest_that_lacks_a_field_is_stale(tmp_path, kind):
     write_json(tmp_path / "manifest.json", {"geomatch": "0"})
     with pytest.raises(StaleError, match="does not say") as failed:
-        read_manifest(tmp_path / "manifest.json", kind, "geomatch tile")
+        read_record(tmp_path / "manifest.json", kind, "geomatch tile")
     assert failed.value.hint == "Run: geomatch tile"
 
 

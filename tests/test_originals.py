@@ -105,8 +105,8 @@ def test_every_tile_is_embedded_and_every_place_asked_for(indexed, trained):
     for code, split in enumerate(SPLITS):
         if split in found:
             mine = place[tiles.split == code]
-            assert found[split]["queries"] == sum((mine == p).sum() == 2 for p in mine)
-    assert found["test"]["queries"] == 24
+            assert found[split].queries == sum((mine == p).sum() == 2 for p in mine)
+    assert found["test"].queries == 24
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 from browser import browser
 from PIL import Image, ImageColor
-from small_project import hand_made_embedding_manifest, hand_made_tile_manifest, hand_made_tiles
+from small_project import (
+    hand_made_embedding_manifest,
+    hand_made_split_metrics,
+    hand_made_tile_manifest,
+    hand_made_tiles,
+)
 from test_eval import describe_by_hand
 from test_image_folders import class_folders, make
 from typer.testing import CliRunner
 
 from geomatch.cli.commands import app
 from geomatch.data.embeddings import Embeddings
+from geomatch.data.eval_report import Report
 from geomatch.data.query_results import QueryTable
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import TileTable
@@ -27,7 +33,7 @@ from geomatch.errors import StaleError
 from geomatch.evaluate import evaluate
 from geomatch.geo import footprints
 from geomatch.geo.grid import Grid
-from geomatch.project import FORMAT, Project, write_json, write_manifest
+from geomatch.project import Project, write_json, write_record
 from geomatch.report import contact_sheet, html
 from geomatch.report.html import write_page
 from geomatch.report.matches import TilePictures, match_folder
@@ -593,7 +599,7 @@ def hand_made_report(root, tiles, size=8):
     for start in range(0, 2 * n, shard):
         count = min(shard, 2 * n - start)
         store.write(start, rng.integers(0, 256, (count, size, size, 3)).astype(np.uint8))
-    write_manifest(project.tiles_manifest, hand_made_tile_manifest(tiles.grid, 2 * n))
+    write_record(project.tiles_manifest, hand_made_tile_manifest(tiles.grid, 2 * n))
     manifest = hand_made_embedding_manifest(2, name="hand@0", step=0)
     project.embeddings.mkdir()
     vectors = Embeddings(np.zeros((2 * n, 2), np.float32), manifest)
@@ -610,11 +616,9 @@ def hand_made_report(root, tiles, size=8):
     folder = project.reports / "hand@0"
     folder.mkdir(parents=True)
     table.save(folder / "queries.parquet", tiles)
-    metrics = dict.fromkeys(("map@5", "recall@1", "median_rank"), 0.5)
-    metrics |= {"queries": 2 * n, "database": 2 * n, "pairs": [], "roc": None}
+    metrics = hand_made_split_metrics(2 * n, 2 * n)
     splits = dict.fromkeys(("train", "validation", "test"), metrics)
-    report = {"format": FORMAT, "embeddings": "hand@0", "database": "split", "name": "hand@0"}
-    write_json(folder / "report.json", {**report, "splits": splits})
+    Report("hand@0", "split", splits, name="hand@0").save(folder / "report.json")
     return project, folder
 
 

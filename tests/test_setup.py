@@ -83,7 +83,7 @@ def test_descriptors_are_centred_in_each_year(pretrained, tiled):
 
 def test_it_finds_places_and_is_no_run(pretrained):
     metrics = evaluate(pretrained).splits["test"]
-    assert metrics["map@5"] > 0.9
+    assert metrics.map5 > 0.9
     assert pretrained.run_names() == []
 
 

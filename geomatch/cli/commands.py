@@ -515,8 +515,9 @@ def evaluate(
 
         console.note(f"report in {write_page(opened, opened.reports / result.name)}")
     if as_json:
-        further = {"others": result.others, "graded": result.graded}
-        console.data({"splits": result.splits, **{key: v for key, v in further.items() if v}})
+        values = result.as_json()
+        shown = ("splits", *(key for key in ("others", "graded") if values[key]))
+        console.data({key: values[key] for key in shown})
         return
     from geomatch.cli.eval_tables import show
 

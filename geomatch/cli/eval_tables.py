@@ -1,4 +1,4 @@
-"""The figures of `eval` as tables in a terminal."""
+"""The metrics of `eval` as tables in a terminal."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from geomatch.cli import console
-from geomatch.evaluate import Report
+from geomatch.data.eval_report import Report
 
 MOST = 40
-"""Groups of queries that are still a table; of more, the report has them all."""
+"""Groups of queries that still make a table; the report has all of them."""
 RECALL = {"R@1": "recall@1", "R@5": "recall@5", "R@10": "recall@10"}
 GRADED = {"mAP": "trapezoidal map", "mP@1": "mp@1", "mP@5": "mp@5", "mP@10": "mp@10"}
 MAIN = {
@@ -24,7 +24,7 @@ MAIN = {
 RATES = {"AUC": "auc", "EER": "eer", "threshold": "threshold", "FPR": "fpr", "TPR": "tpr"}
 GROUP = {"queries": "queries", "mAP@5": "map@5", **RECALL, "rank": "median_rank"}
 CLASS = {"queries": "queries", "mAP": "map", "mAP@5": "map@5", "hit@5": "hit@5"}
-"""Titles of columns, and the figures of the report that stand there."""
+"""Titles of columns, and the names of their metrics in JSON."""
 
 Columns = Mapping[str, str]
 Metrics = Mapping[str, Any]
@@ -36,31 +36,35 @@ def show(report: Report, fpr: float) -> None:
     Args:
         fpr: the share of false positives that the threshold was chosen for.
     """
-    _splits(report)
-    if checked := [(split, f["roc"]) for split, f in report.splits.items() if f["roc"]]:
+    splits = {split: metrics.as_json() for split, metrics in report.splits.items()}
+    _splits(report.embeddings, splits)
+    if checked := [(split, metrics["roc"]) for split, metrics in splits.items() if metrics["roc"]]:
         _table(f"the same place or not, at FPR {fpr:g}", "split", RATES, checked)
     if report.others:
         _others(report)
-    if report.graded:
-        searched = "{queries} graded queries among {database} tiles".format(**report.graded)
-        grades = [(grade, report.graded[grade]) for grade in ("easy", "medium", "hard")]
-        _table(f"{searched}, revisited Oxford and Paris protocol", "", GRADED, grades)
+    if graded := report.graded:
+        title = (
+            f"{graded.queries} graded queries among {graded.database} tiles, "
+            "revisited Oxford and Paris protocol"
+        )
+        grades = {"easy": graded.easy, "medium": graded.medium, "hard": graded.hard}
+        _table(title, "", GRADED, grades.items())
     for key, name, title, columns in (
         ("changed", "changed", "test, by the share of ground that changed", GROUP),
         ("content", "content", "test, by what tells a tile from others", GROUP),
         ("regions", "region", "test, by region", GROUP),
         ("classes", "class", "test, by class", CLASS),
     ):
-        listed = report.splits["test"].get(key, [])
-        if 1 < len(listed) <= MOST:
-            _table(title, name, columns, [(group[name], group) for group in listed])
+        groups = splits["test"].get(key, [])
+        if 1 < len(groups) <= MOST:
+            _table(title, name, columns, [(group[name], group) for group in groups])
 
 
-def _splits(report: Report) -> None:
-    known = {key for split in report.splits.values() for key in split if split[key] is not None}
-    columns = {title: key for title, key in MAIN.items() if key in known}
+def _splits(embeddings: str, splits: Mapping[str, Metrics]) -> None:
+    defined = {key for metrics in splits.values() for key in metrics if metrics[key] is not None}
+    columns = {title: key for title, key in MAIN.items() if key in defined}
     rows: list[tuple[str, Metrics]] = []
-    for split, metrics in report.splits.items():
+    for split, metrics in splits.items():
         rows.append((split, metrics))
         if len(metrics["pairs"]) > 1:
             rows += [
@@ -68,31 +72,31 @@ def _splits(report: Report) -> None:
                 for pair in metrics["pairs"]
             ]
     medians = "rank and error are medians" if "error m" in columns else "rank is the median"
-    title = f"{report.embeddings}, exact search; {medians}, ± is of 95 % intervals"
+    title = f"{embeddings}, exact search; {medians}, ± is half of a 95 % interval"
     _table(title, "split", columns, rows)
 
 
 def _others(report: Report) -> None:
     """Baselines and other runs on the split that matters most."""
-    filled = (s for s in ("test", "validation") if report.splits[s]["queries"])
+    filled = (split for split in ("test", "validation") if report.splits[split].queries)
     split = next(filled, "train")
-    rows = [(report.embeddings, {**report.splits[split], "behind": None})]
+    rows = [(report.embeddings, {**report.splits[split].as_json(), "behind": None})]
     for other in report.others:
-        behind = other["differences"][split]["map@5"]
-        told = None if behind is None else "{:+.3f} ({:+.3f} to {:+.3f})".format(*behind)
-        rows.append((other["name"], {**other["splits"][split], "behind": told}))
-    title = f"{split}, side by side; of how far others are behind, the paired 95 % interval"
+        interval = other.differences[split]["map@5"]
+        behind = None if interval is None else "{:+.3f} ({:+.3f} to {:+.3f})".format(*interval)
+        rows.append((other.name, {**other.splits[split].as_json(), "behind": behind}))
+    title = f"{split}, side by side; how far others are behind, with the paired 95 % interval"
     _table(title, "", {"mAP@5": "map@5", **RECALL, "behind in mAP@5": "behind"}, rows)
 
 
 def _table(title: str, head: str, columns: Columns, rows: Iterable[tuple[str, Metrics]]) -> None:
-    """Print named rows of figures."""
-    shown = [(name, *(_told(metrics, key) for key in columns.values())) for name, metrics in rows]
+    """Print named rows of metrics."""
+    shown = [(name, *(_cell(metrics, key) for key in columns.values())) for name, metrics in rows]
     console.table(title, (head, *columns), shown, numbers=tuple(columns))
 
 
-def _told(metrics: Metrics, key: str) -> Any:
-    """A figure; mAP@5 with half its interval, where there is one."""
+def _cell(metrics: Metrics, key: str) -> Any:
+    """A metric; mAP@5 with half of its interval, where there is one."""
     interval = metrics.get("intervals", {}).get("map@5") if key == "map@5" else None
     if interval is None:
         return metrics[key]

@@ -19,14 +19,14 @@ from geomatch.nn import backend, engines
 from geomatch.nn.describe import describe_with
 from geomatch.nn.encoder import build
 from geomatch.progress import ProgressCallback
-from geomatch.project import Project, read_manifest
+from geomatch.project import Project, read_record
 from geomatch.runs import Encoding, load_encoder
 from geomatch.search.exact import Metric
 from geomatch.training import setup
 
 BATCH = 32
 LEAST = handcrafted.CELL * handcrafted.BLOCK
-"""Pixels of a side that make a block of gradients."""
+"""Side in pixels of one block of HOG."""
 
 Float32Array = NDArray[np.float32]
 
@@ -34,7 +34,7 @@ Float32Array = NDArray[np.float32]
 def baselines(
     project: Project, tiles: TileTable, made: EmbeddingManifest, progress: ProgressCallback
 ) -> Iterator[tuple[str, Float32Array, Metric]]:
-    """Descriptors (n, d) of all tiles by other means, one after the other.
+    """Descriptors (n, d) of all tiles by other methods, one after the other.
 
     Args:
         made: the manifest of the embeddings that are measured; the untrained encoder is that of
@@ -43,7 +43,7 @@ def baselines(
     Yields:
         "untrained", "imagenet" (where its weights are installed), "colour histogram" and "HOG"
         (where tiles have 16 px), each with its descriptors and metric. The last two are centred by
-        the mean of each year's training tiles: what all tiles share tells none apart.
+        the mean of each year's training tiles, since what all tiles share tells none apart.
     """
     backend.prepare()
     store = TileStore.open(project.pixels)
@@ -56,7 +56,7 @@ def baselines(
         if not _is_of(folder, project.tile_manifest()):
             folder = setup.pretrained(project, encoding.settings, tiles, progress)
     except GeomatchError as error:
-        progress(f"without the baseline of ImageNet: {error.message}")
+        progress(f"the ImageNet baseline is left out: {error.message}")
     else:
         encoder = load_encoder(project, None, folder)
         vectors = _encoded(encoder, tiles, store, "imagenet", progress)
@@ -77,7 +77,7 @@ def _is_of(folder: Path, tiles: TileManifest) -> bool:
     path = folder / "config.json"
     if not path.exists():
         return False
-    made = read_manifest(path, RunManifest, "geomatch embed --model imagenet")
+    made = read_record(path, RunManifest, "geomatch embed --model imagenet")
     return made.tiles == tiles.fingerprint
 
 

@@ -1,6 +1,6 @@
 """Bootstrap intervals of means over queries, drawn by place.
 
-Queries of one place, from several years, are right or wrong together: whole places are drawn.
+The queries of one place, from several years, succeed or fail together, so whole places are drawn.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ LEVEL = 95.0
 def bootstrap(values: Float64Array, place: NDArray[np.int64], seed: int = 0) -> Float64Array:
     """95 % percentile intervals of means.
 
-    Efron and Tibshirani 1993, "An Introduction to the Bootstrap". Of the differences of two
-    systems on the same queries, it is their paired interval.
+    Efron and Tibshirani 1993, "An Introduction to the Bootstrap". Given the differences of two
+    systems on the same queries, the result is their paired interval.
 
     Args:
         values: (n, m) of each query, for m means.

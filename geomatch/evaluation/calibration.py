@@ -1,4 +1,4 @@
-"""From the score of a pair to the probability that both show the same place."""
+"""Calibration: the probability that a pair shows the same place, from its score."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BINS = 15
 class Calibration:
     """probability = 1 / (1 + exp(-(slope * score + intercept))).
 
-    Of pairs of which as many are of the same place as not, as they are drawn.
+    It holds where half of all pairs show the same place, as in the pairs it is fitted on.
     """
 
     slope: float
@@ -27,10 +27,10 @@ class Calibration:
 
     @classmethod
     def fit(cls, same: NDArray[np.floating], other: NDArray[np.floating]) -> Calibration:
-        """By logistic regression on the scores of pairs of the same place and of other places.
+        """Fit a logistic regression to the scores of pairs of the same place and of other places.
 
         Platt 1999, "Probabilistic Outputs for Support Vector Machines", with his targets short of
-        0 and 1, so that pairs which are wholly told apart have a finite slope.
+        0 and 1, so that the slope stays finite where the scores separate the pairs fully.
         """
         pairs = [scores[np.isfinite(scores)].astype(np.float64) for scores in (other, same)]
         scores = np.concatenate(pairs)
@@ -38,7 +38,7 @@ class Calibration:
         low = 1 / (len(pairs[0]) + 2)
         target = np.repeat([low, high], [len(pairs[0]), len(pairs[1])])
         middle, spread = scores.mean(), scores.std() or 1.0
-        # A target between the classes is a share of each.
+        # A target between 0 and 1 counts each score in both classes, weighted by its share.
         column = np.tile((scores - middle) / spread, 2)[:, None]
         classes = np.repeat([0, 1], len(scores))
         weights = np.concatenate([1 - target, target])
@@ -48,19 +48,19 @@ class Calibration:
         return cls(slope, float(fitted.intercept_[0]) - slope * middle)
 
     def probability(self, scores: NDArray[np.floating]) -> Float64Array:
-        """Of the same place, for scores of any shape; 0 where one is no number."""
+        """Probabilities of the same place for scores of any shape; 0 for NaN."""
         found: Float64Array = expit(self.slope * scores.astype(np.float64) + self.intercept)
         return np.nan_to_num(found, nan=0.0)
 
 
 class Reliability(NamedTuple):
-    """How probabilities hold, in `BINS` bins of them; empty bins are left out.
+    """How well probabilities hold, in `BINS` bins; empty bins are left out.
 
     Attributes:
-        probability: (b,) mean of each bin.
-        share: (b,) that are of the same place.
-        pairs: (b,) how many.
-        error: expected calibration error: the mean difference of both over all pairs.
+        probability: (b,) mean probability of each bin.
+        share: (b,) share of pairs of the same place.
+        pairs: (b,) number of pairs.
+        error: expected calibration error: the mean difference of the two over all pairs.
     """
 
     probability: Float64Array
@@ -70,7 +70,7 @@ class Reliability(NamedTuple):
 
 
 def reliability(same: Float64Array, other: Float64Array) -> Reliability:
-    """Of the probabilities of pairs of the same place, and of other places.
+    """Compare probabilities with the truth, for pairs of the same place and of other places.
 
     Guo, Pleiss, Sun and Weinberger 2017, "On Calibration of Modern Neural Networks".
     """

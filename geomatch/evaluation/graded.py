@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from geomatch.data.eval_report import GradedMetrics
 from geomatch.data.tiles import TileTable
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.evaluation import oxford
@@ -23,14 +23,14 @@ Ints = NDArray[np.int64]
 
 
 def read(path: Path, tiles: TileTable) -> dict[int, Truth]:
-    """What is right for each query, all as rows of the catalogue.
+    """The relevant answers of each query, as rows of the catalogue.
 
     Args:
         path: a CSV file with the columns query, tile and grade: two ids of the catalogue, and
             "easy", "hard" or "junk".
 
     Raises:
-        GeomatchError: the file is missing or not of this form, or names tiles that are not there.
+        GeomatchError: the file is missing or malformed, or names tiles that do not exist.
     """
     row_of = {name: row for row, name in enumerate(tiles.ids())}
     graded: dict[int, dict[int, str]] = {}
@@ -43,7 +43,7 @@ def read(path: Path, tiles: TileTable) -> dict[int, Truth]:
                 )
         if line["grade"] not in GRADES:
             raise GeomatchError(
-                f"{where}: the grade is {line['grade']!r}", "Known: easy, hard, junk."
+                f"{where}: the grade is {line['grade']!r}", "Available: easy, hard, junk."
             )
         grades = graded.setdefault(row_of[line["query"]], {})
         answer = row_of[line["tile"]]
@@ -61,7 +61,7 @@ def read(path: Path, tiles: TileTable) -> dict[int, Truth]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Lines of the file by column, each with where it stands."""
+    """Lines of the file by column, each with its place in the file."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = csv.DictReader(file)
@@ -77,11 +77,11 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 def measure(
     vectors: NDArray[np.float32], metric: Metric, searched: Ints, truths: dict[int, Truth]
-) -> dict[str, Any]:
-    """Figures of "easy", "medium" and "hard" as `oxford.evaluate` has them, and their counts.
+) -> GradedMetrics:
+    """Metrics of the graded queries; see `oxford.evaluate`.
 
     Args:
-        vectors: (n, d) descriptors, a row a tile.
+        vectors: (n, d) descriptors, one row per tile.
         searched: (m,) rows of the database; the queries of `truths` among them are left out.
     """
     queries = np.array(list(truths))
@@ -91,17 +91,17 @@ def measure(
         for truth in truths.values()
     ]
     found = oxford.evaluate(_rankings(vectors, metric, queries, database, among), among)
-    return {"queries": len(queries), "database": len(database), **found}
+    return GradedMetrics(queries=len(queries), database=len(database), **found)
 
 
 def _rankings(
     vectors: NDArray[np.float32], metric: Metric, queries: Ints, database: Ints, truths: list[Truth]
 ) -> Iterator[Ints]:
-    """Positions in the database, best first, of one query after the other."""
+    """Positions in the database, best first, for each query in turn."""
     prepared = exact.as_database(vectors[database], metric)
     for query, truth in zip(queries, truths, strict=True):
         products = prepared @ exact.as_queries(vectors[[query]], metric)[0]
         right = np.zeros(len(database), bool)
         right[[*truth.easy, *truth.hard]] = True
-        # Ties never help: what is right comes last among them.
+        # Ties never help: relevant answers come last among equals.
         yield np.lexsort((right, -products))

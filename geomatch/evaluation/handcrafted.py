@@ -1,4 +1,4 @@
-"""Descriptors that nothing was learned for: what training has to beat."""
+"""Descriptors without any learning, which training has to beat."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def colour_histogram(tiles: Pixels) -> Float32Array:
-    """Square roots of shares of pixels in 32 bins of each channel.
+    """Square roots of the shares of pixels in 32 bins of each channel.
 
     Their inner product is the Bhattacharyya coefficient. Swain and Ballard 1991, "Color Indexing".
 
@@ -34,9 +34,9 @@ def colour_histogram(tiles: Pixels) -> Float32Array:
 def hog(tiles: Pixels) -> Float32Array:
     """Histograms of oriented gradients: 8 px cells, 8 orientations, normalised in 2 x 2 cells.
 
-    Dalal and Triggs 2005, "Histograms of Oriented Gradients for Human Detection", with blocks that
-    do not overlap, a quarter of the size, and orientations around the whole circle: for ground, it
-    matters which side of an edge is the darker one. What makes no whole block is left out.
+    Dalal and Triggs 2005, "Histograms of Oriented Gradients for Human Detection", but blocks do not
+    overlap, which makes descriptors a quarter of the size, and orientations cover the whole circle,
+    since on the ground it matters which side of an edge is darker. Partial blocks are left out.
 
     Args:
         tiles: (n, h, w, c), at least 16 px each way; of more than one channel the first three are

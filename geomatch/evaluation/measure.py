@@ -1,15 +1,28 @@
-"""Figures of descriptors on every split: what `eval` reports, and its baselines alike."""
+"""Metrics of descriptors on every split, for embeddings and baselines alike."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from geomatch.data.eval_report import (
+    CalibrationMetrics,
+    ChangeMetrics,
+    ClassFolderMetrics,
+    ClassMetrics,
+    ContentMetrics,
+    Interval,
+    RankMetrics,
+    RegionMetrics,
+    SplitMetrics,
+    VerificationMetrics,
+    YearPairMetrics,
+)
 from geomatch.data.ground_truth import Task, tasks
 from geomatch.data.query_results import QueryTable
 from geomatch.data.tiles import SPLITS, TileTable
@@ -25,15 +38,16 @@ from geomatch.search.metrics import DEPTHS, Precision
 from geomatch.search.protocol import Outcome, all_ranks, precisions5, retrieve
 
 ANCHORS = 20_000
-"""The most, of each split, that pairs are drawn for; each has one of its place and one other."""
+"""Queries of a split that pairs are drawn for at most, one of the same place and one of others."""
 NEAR = (1, 2, 5)
-"""Sides of a tile within which a first answer is told to be near."""
+"""A first answer counts as near within so many sides of a tile."""
 CHANGED = 0.1
-"""Share of changed ground that parts the strata."""
+"""Share of changed ground between the upper two strata."""
 
 Float64Array = NDArray[np.float64]
 Scored = tuple[NDArray[np.float32], NDArray[np.float32]]
 """Scores of pairs of the same place, and of pairs of other places."""
+Group = TypeVar("Group", bound=RankMetrics)
 
 
 @dataclass(frozen=True)
@@ -43,7 +57,7 @@ class Conditions:
     Attributes:
         database: "split": a split's own tiles, "all": those of every split, "train": the training
             split's.
-        years: these only; without any, all.
+        years: these only; empty for all.
         same_year: the queries' own year too, as a distraction.
     """
 
@@ -53,17 +67,17 @@ class Conditions:
 
     @property
     def unusual(self) -> tuple[str, ...]:
-        """Words for what is not as usual."""
+        """Words for what differs from the usual conditions."""
         wider = (self.database,) if self.database != "split" else ()
         return (*wider, *self.years, *(("same-year",) if self.same_year else ()))
 
     def searched(self, tiles: TileTable, splits: ArrayLike) -> NDArray[np.bool_]:
-        """(n,) which tiles are searched for queries of `splits`, of whatever year."""
+        """(n,) which tiles are searched for queries of `splits`, whatever their year."""
         own = {"split": splits, "all": range(len(SPLITS)), "train": SPLITS.index("train")}
         return np.isin(tiles.split, own[self.database])
 
     def tasks(self, tiles: TileTable, split: int) -> list[Task]:
-        """What is asked of a split."""
+        """The retrieval tasks of a split."""
         return [
             task
             for task in tasks(
@@ -75,16 +89,16 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Measured:
-    """Figures of some descriptors.
+    """Metrics of some descriptors.
 
     Attributes:
-        splits: figures of each, as `Report` has them.
+        splits: metrics by split.
         queries: of all splits, in order.
-        values: (n, 4) AP@5 and recall at 1, 5 and 10 of each of them.
+        values: (n, 4) AP@5 and recall at 1, 5 and 10 of each query.
         scored: scores of the drawn pairs of each split.
     """
 
-    splits: dict[str, dict[str, Any]]
+    splits: dict[str, SplitMetrics]
     queries: QueryTable
     values: Float64Array
     scored: dict[str, Scored]
@@ -99,31 +113,31 @@ def measure(
     fpr: float,
     progress: ProgressCallback,
 ) -> Measured:
-    """Figures of descriptors (n, d), a row a tile.
+    """Metrics of descriptors (n, d), one row per tile.
 
     Args:
-        placed: whether the placement is real, so that there are metres.
-        fpr: share of pairs of other places that may pass; see `Report`.
+        placed: whether the placement is real, so that distances are metres.
+        fpr: share of pairs of other places that may pass as the same one.
     """
-    splits: dict[str, dict[str, Any]] = {}
-    scored, tables, values = {}, [], [np.empty((0, 1 + len(DEPTHS)))]
-    blank = _blank(vectors, tiles.places())
+    scored: dict[str, Scored] = {}
+    retrieved: dict[str, tuple[list[Outcome], QueryTable, Float64Array]] = {}
     for code, split in enumerate(SPLITS):
         progress("evaluating", code, len(SPLITS), split)
-        asked = conditions.tasks(tiles, code)
-        outcomes = retrieve(vectors, asked, metric)
+        split_tasks = conditions.tasks(tiles, code)
+        outcomes = retrieve(vectors, split_tasks, metric)
         found = QueryTable.join([_table(tiles, outcome, placed) for outcome in outcomes])
-        tables.append(found)
-        values.append(_values(outcomes))
-        splits[split] = _metrics(tiles, outcomes, found, values[-1], blank)
-        scored[split] = _scored(vectors, asked, metric)
-    for split, summary in _verification(scored, fpr).items():
-        splits[split]["roc"] = summary
+        retrieved[split] = outcomes, found, _values(outcomes)
+        scored[split] = _scored(vectors, split_tasks, metric)
+    blank, roc = _blank(vectors, tiles.places()), _verification(scored, fpr)
+    splits = {
+        split: _metrics(tiles, *results, blank, roc[split]) for split, results in retrieved.items()
+    }
     progress("evaluating", len(SPLITS), len(SPLITS))
+    _, tables, values = zip(*retrieved.values(), strict=True)
     return Measured(splits, QueryTable.join(tables), np.concatenate(values), scored)
 
 
-def intervals(values: Float64Array, place: NDArray[np.int64]) -> dict[str, list[float] | None]:
+def intervals(values: Float64Array, place: NDArray[np.int64]) -> dict[str, Interval | None]:
     """Low and high of the 95 % bootstrap intervals of "map@5" and recall, drawn by place.
 
     Args:
@@ -133,7 +147,7 @@ def intervals(values: Float64Array, place: NDArray[np.int64]) -> dict[str, list[
     found = bootstrap(values, place)
     keys = ("map@5", *(f"recall@{k}" for k in DEPTHS))
     return {
-        key: None if np.isnan(ends).any() else ends.tolist()
+        key: None if np.isnan(ends).any() else (float(ends[0]), float(ends[1]))
         for key, ends in zip(keys, found, strict=True)
     }
 
@@ -144,7 +158,7 @@ def _values(outcomes: list[Outcome]) -> Float64Array:
 
 
 def _blank(vectors: NDArray[np.float32], place: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(n,) whether a tile's descriptor is exactly that of a tile of another place."""
+    """(n,) whether a tile's descriptor equals that of a tile of another place."""
     rows = np.ascontiguousarray(vectors)
     size = rows.dtype.itemsize * rows.shape[1]
     code = np.unique(rows.view(f"V{size}")[:, 0], return_inverse=True)[1].reshape(-1)
@@ -156,22 +170,22 @@ def _blank(vectors: NDArray[np.float32], place: NDArray[np.int64]) -> NDArray[np
 
 
 def _table(tiles: TileTable, outcome: Outcome, placed: bool) -> QueryTable:
-    """What every query of a task found."""
+    """The answers to every query of a task."""
     task, ranking, centres = outcome.task, outcome.ranking, tiles.centres()
-    asking = task.queries
+    queries = task.queries
     top = np.where(ranking.top < 0, -1, task.database[ranking.top])
     metres = np.full(top.shape, np.nan)
     if placed:
         for column, answer in zip(metres.T, top.T, strict=True):
             found = np.flatnonzero(answer >= 0)
-            mine, theirs = asking[found], answer[found]
+            query, near = queries[found], answer[found]
             column[found] = footprints.distance(
-                tiles.epsg[mine], centres[mine], tiles.epsg[theirs], centres[theirs]
+                tiles.epsg[query], centres[query], tiles.epsg[near], centres[near]
             )
-    place = centres[asking]
-    lonlat = place if tiles.grid is None else footprints.lonlat(tiles.epsg[asking], place)
+    place = centres[queries]
+    lonlat = place if tiles.grid is None else footprints.lonlat(tiles.epsg[queries], place)
     return QueryTable(
-        tile=asking,
+        tile=queries,
         match=task.database[ranking.match],
         match_score=outcome.match_score,
         rank=ranking.rank,
@@ -183,7 +197,7 @@ def _table(tiles: TileTable, outcome: Outcome, placed: bool) -> QueryTable:
     )
 
 
-# Figures of ranks
+# Metrics of ranks
 
 
 def _metrics(
@@ -192,42 +206,56 @@ def _metrics(
     found: QueryTable,
     values: Float64Array,
     blank: NDArray[np.bool_],
-) -> dict[str, Any]:
-    """A split's figures; `found` and `values` are of all outcomes, in their order."""
+    roc: VerificationMetrics | None,
+) -> SplitMetrics:
+    """The metrics of a split; `found` and `values` are of all outcomes, in their order."""
     searched = np.unique(np.concatenate([np.empty(0, int), *(o.task.database for o in outcomes)]))
-    whole = {
-        **_summary(tiles, found, values, len(searched)),
-        "intervals": intervals(values, tiles.places()[found.tile]),
-        "content": _by("content", *_content(tiles, outcomes, found, blank), found, values),
-    }
+    groups = _content(tiles, outcomes, found, blank)
+    changed = class_folders = None
+    regions: tuple[RegionMetrics, ...] | None = () if tiles.dated else None
     if tiles.changed is not None:
-        whole["changed"] = _by("changed", *_changed(tiles, found), found, values)
+        changed = _by(ChangeMetrics, "changed", *_changed(tiles, found), found, values)
     if not tiles.dated:
-        return {**whole, **_of_classes(tiles, outcomes, found, values), "pairs": []}
-    by_years, start = [], 0
+        class_folders = _of_classes(tiles, outcomes, found, values)
+    elif tiles.grid is not None:
+        regions = _by(RegionMetrics, "region", *_regions(tiles, found), found, values)
+    return SplitMetrics(
+        **_distances(tiles, found, values, len(searched)),
+        intervals=intervals(values, tiles.places()[found.tile]),
+        content=_by(ContentMetrics, "content", *groups, found, values),
+        pairs=_of_years(tiles, outcomes, found, values) if tiles.dated else (),
+        roc=roc,
+        changed=changed,
+        regions=regions,
+        class_folders=class_folders,
+    )
+
+
+def _of_years(
+    tiles: TileTable, outcomes: list[Outcome], found: QueryTable, values: Float64Array
+) -> tuple[YearPairMetrics, ...]:
+    """Metrics of each ordered pair of years."""
+    pairs, start = [], 0
     for outcome in outcomes:
         part = slice(start, start + len(outcome.task.queries))
         start = part.stop
-        by_years.append(
-            {
-                "query_year": tiles.years[outcome.task.years[0]],
-                "database_year": tiles.years[outcome.task.years[1]],
-                **_summary(tiles, found.select(part), values[part], len(outcome.task.database)),
-            }
+        query_year, database_year = (tiles.years[code] for code in outcome.task.years)
+        distances = _distances(tiles, found.select(part), values[part], len(outcome.task.database))
+        pairs.append(
+            YearPairMetrics(query_year=query_year, database_year=database_year, **distances)
         )
-    regions = _by("region", *_regions(tiles, found), found, values) if tiles.grid else []
-    return {**whole, "regions": regions, "pairs": by_years}
+    return tuple(pairs)
 
 
-def _summary(
+def _distances(
     tiles: TileTable, found: QueryTable, values: Float64Array, database: int
 ) -> dict[str, Any]:
+    """The fields of `DistanceMetrics`."""
     metres = found.distance_m[~np.isnan(found.distance_m[:, 0]), 0]
     side = tiles.grid.side if tiles.grid else math.nan
     return {
-        "queries": len(found),
-        "database": database,
         **_ranks(found.rank, values),
+        "database": database,
         "median_error_m": metrics.median(metres),
         "mean_rank": metrics.mean(found.rank),
         "mrr": metrics.mrr(found.rank),
@@ -235,36 +263,39 @@ def _summary(
     }
 
 
-def _ranks(rank: NDArray[np.int64], values: Float64Array) -> dict[str, float | None]:
-    keys = ("map@5", *(f"recall@{k}" for k in DEPTHS))
-    means = {key: metrics.mean(column) for key, column in zip(keys, values.T, strict=True)}
-    return {**means, "median_rank": metrics.median(rank)}
+def _ranks(rank: NDArray[np.int64], values: Float64Array) -> dict[str, Any]:
+    """The fields of `RankMetrics`."""
+    names = ("map5", *(f"recall{k}" for k in DEPTHS))
+    means = {name: metrics.mean(column) for name, column in zip(names, values.T, strict=True)}
+    return {"queries": len(rank), **means, "median_rank": metrics.median(rank)}
 
 
 def _by(
-    key: str,
+    kind: type[Group],
+    field: str,
     names: Sequence[str],
     code: NDArray[np.int64],
     found: QueryTable,
     values: Float64Array,
-) -> list[dict[str, Any]]:
-    """Figures of groups of queries, whose name stands under `key`.
+) -> tuple[Group, ...]:
+    """Metrics of groups of queries.
 
     Args:
+        kind: the type of the groups, and the `field` of it that holds a group's name.
         code: (n,) into `names`; -1 for queries of no group.
     """
     groups = []
     for group in np.unique(code[code >= 0]).tolist():
-        mine = code == group
-        summary = _ranks(found.rank[mine], values[mine])
-        groups.append({key: names[group], "queries": int(mine.sum()), **summary})
-    return groups
+        members = code == group
+        ranks = _ranks(found.rank[members], values[members])
+        groups.append(kind(**{field: names[group]}, **ranks))
+    return tuple(groups)
 
 
 def _content(
     tiles: TileTable, outcomes: list[Outcome], found: QueryTable, blank: NDArray[np.bool_]
 ) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Names and codes by whether descriptors can tell a query's place from others."""
+    """Names and codes of queries by whether descriptors tell their place from others."""
     tied = np.concatenate([np.empty(0, bool), *(o.ranking.tied for o in outcomes)])
     if len(found):
         place = tiles.places()[found.top[:, :2]]
@@ -274,20 +305,20 @@ def _content(
 
 
 def _regions(tiles: TileTable, found: QueryTable) -> tuple[Sequence[str], NDArray[np.int64]]:
-    """Names and codes of the sheets that queries are from; of one sheet a year, of blocks of it."""
+    """Names and codes of the queries' source sheets; of blocks, where a year has one sheet."""
     source, year = tiles.source[found.tile], tiles.year[found.tile]
     if len(np.unique(source)) > len(np.unique(year)):
         return tiles.sources, source
     assert tiles.grid is not None
     side = block_side(tiles.grid, len(np.unique(tiles.places())))
-    asking = tiles.select(found.tile)
-    keys = blocks_of(tiles.grid, asking.epsg, asking.col, asking.row, side)
+    queries = tiles.select(found.tile)
+    keys = blocks_of(tiles.grid, queries.epsg, queries.col, queries.row, side)
     blocks, code = np.unique(keys, axis=0, return_inverse=True)
     return [f"block {x}_{y}" for _, x, y in blocks.tolist()], code.reshape(-1)
 
 
 def _changed(tiles: TileTable, found: QueryTable) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Names and codes of how much of the ground changed, by the mask of either year."""
+    """Names and codes of queries by how much of the ground changed, in the mask of either year."""
     assert tiles.changed is not None
     shares = np.stack([tiles.changed[found.tile], tiles.changed[found.match]])
     known = ~np.isnan(shares).all(axis=0)
@@ -298,42 +329,41 @@ def _changed(tiles: TileTable, found: QueryTable) -> tuple[tuple[str, ...], NDAr
 
 def _of_classes(
     tiles: TileTable, outcomes: list[Outcome], found: QueryTable, values: Float64Array
-) -> dict[str, Any]:
-    """Mean average precision of all queries, and figures of each class that asks."""
+) -> ClassFolderMetrics:
+    """Mean average precision of all queries, and metrics of each class that has some."""
     several = [o.ranking for o in outcomes if isinstance(o.ranking, Precision)]
     ap = np.concatenate([np.empty(0), *(ranking.ap for ranking in several)])
     hits = np.concatenate([np.empty((0, len(DEPTHS)), int), *(r.hits for r in several)])
     relevant = np.concatenate([np.empty(0, int), *(r.relevant for r in several)])
     label = tiles.label[found.tile]
     classes = [
-        {
-            "class": tiles.classes[code],
-            "queries": int((label == code).sum()),
-            "hit@5": metrics.recall_at(found.rank[label == code], 5),
-            "map": metrics.mean(ap[label == code]),
-            "map@5": metrics.mean(values[label == code, 0]),
-        }
+        ClassMetrics(
+            label=tiles.classes[code],
+            queries=int((label == code).sum()),
+            hit5=metrics.recall_at(found.rank[label == code], 5),
+            map=metrics.mean(ap[label == code]),
+            map5=metrics.mean(values[label == code, 0]),
+        )
         for code in np.unique(label)
     ]
-    depths = list(zip(hits.T, DEPTHS, strict=True))
-    return {
-        "map": metrics.mean(ap),
-        **{f"mp@{k}": metrics.precision_at(column, k) for column, k in depths},
-        **{f"relevant_recall@{k}": metrics.relevant_recall(c, relevant) for c, k in depths},
-        "classes": classes,
+    by_depth = dict(zip(DEPTHS, hits.T, strict=True))
+    precision = {f"precision{k}": metrics.precision_at(h, k) for k, h in by_depth.items()}
+    recall = {
+        f"relevant_recall{k}": metrics.relevant_recall(h, relevant) for k, h in by_depth.items()
     }
+    return ClassFolderMetrics(map=metrics.mean(ap), **precision, **recall, classes=tuple(classes))
 
 
-# Figures of pairs
+# Metrics of pairs
 
 
-def _scored(vectors: NDArray[np.float32], asked: list[Task], metric: Metric) -> Scored:
+def _scored(vectors: NDArray[np.float32], tasks: list[Task], metric: Metric) -> Scored:
     """Scores of drawn pairs of the same place, and of other places; as many of every task."""
     same, other = [np.empty(0, np.float32)], [np.empty(0, np.float32)]
     rng = np.random.default_rng(0)
-    for task in asked:
+    for task in tasks:
         places = task.query_place, task.database_place
-        drawn = verification.sample(*places, task.neutral, ANCHORS // len(asked), rng)
+        drawn = verification.sample(*places, task.neutral, ANCHORS // len(tasks), rng)
         anchor = task.queries[drawn.anchor]
         for scores, position in ((same, drawn.same), (other, drawn.other)):
             products = exact.products(vectors, anchor, task.database[position], metric)
@@ -341,64 +371,54 @@ def _scored(vectors: NDArray[np.float32], asked: list[Task], metric: Metric) -> 
     return np.concatenate(same), np.concatenate(other)
 
 
-def _verification(scored: Mapping[str, Scored], fpr: float) -> dict[str, dict[str, Any] | None]:
-    """Figures of telling pairs of the same place from others, by split.
+def _verification(
+    scored: Mapping[str, Scored], fpr: float
+) -> dict[str, VerificationMetrics | None]:
+    """How well pairs of the same place are told from others, by split; None without pairs.
 
     Args:
-        scored: by split.
-        fpr: wanted on "validation", whose threshold and calibration serve every split; without it,
-            each its own.
+        fpr: wanted on "validation", whose threshold and calibration serve every split; without
+            pairs of it, each split is its own reference.
     """
-    curves = {split: verification.ROC.of(*both) for split, both in scored.items() if len(both[0])}
-    found: dict[str, dict[str, Any] | None] = dict.fromkeys(scored)
+    curves = {split: verification.ROC.of(*s) for split, s in scored.items() if len(s[0])}
+    found: dict[str, VerificationMetrics | None] = dict.fromkeys(scored)
     for split, curve in curves.items():
         reference_split = "validation" if "validation" in curves else split
         threshold = curves[reference_split].threshold(fpr)
-        (tn, fp), (fn, tp) = counts = verification.confusion(*scored[split], threshold)
-        found[split] = {
-            "auc": curve.area,
-            "eer": curve.equal_error_rate,
-            "threshold": threshold,
-            "fpr": fp / (fp + tn),
-            "tpr": tp / (tp + fn),
-            "confusion": counts,
-            **_drawn(curve, *scored[split]),
-            "calibration": _calibration(Calibration.fit(*scored[reference_split]), *scored[split]),
-        }
+        same, other = scored[split]
+        counts = verification.confusion(same, other, threshold)
+        (tn, fp), (fn, tp) = counts
+        points = curve.thinned()
+        precision, recall = verification.precision_recall(same, other)
+        edges, *bins = verification.histogram(same, other)
+        found[split] = VerificationMetrics(
+            auc=curve.area,
+            eer=curve.equal_error_rate,
+            threshold=threshold,
+            fpr=fp / (fp + tn),
+            tpr=tp / (tp + fn),
+            confusion=tuple(map(tuple, counts)),
+            curve=_lists(fpr=points.fpr, tpr=points.tpr, threshold=points.thresholds),
+            pr=_lists(recall=recall, precision=precision),
+            histogram=_lists(edges=edges, same=bins[0], other=bins[1]),
+            calibration=_calibration(Calibration.fit(*scored[reference_split]), same, other),
+        )
     return found
 
 
-def _drawn(
-    curve: verification.ROC, same: NDArray[np.float32], other: NDArray[np.float32]
-) -> dict[str, Any]:
-    """What is drawn of the scores of pairs: points of curves, and counts."""
-    points = curve.thinned()
-    precision, recall = verification.precision_recall(same, other)
-    edges, *counts = verification.histogram(same, other)
-    return {
-        "curve": {
-            "fpr": points.fpr.tolist(),
-            "tpr": points.tpr.tolist(),
-            "threshold": points.thresholds.tolist(),
-        },
-        "pr": {"recall": recall.tolist(), "precision": precision.tolist()},
-        "histogram": {
-            "edges": edges.tolist(),
-            "same": counts[0].tolist(),
-            "other": counts[1].tolist(),
-        },
-    }
+def _lists(**arrays: NDArray[Any]) -> dict[str, tuple[float, ...]]:
+    return {name: tuple(values.tolist()) for name, values in arrays.items()}
 
 
 def _calibration(
     fitted: Calibration, same: NDArray[np.float32], other: NDArray[np.float32]
-) -> dict[str, Any]:
-    held = reliability(fitted.probability(same), fitted.probability(other))
-    return {
-        "slope": fitted.slope,
-        "intercept": fitted.intercept,
-        "error": held.error,
-        "probability": held.probability.tolist(),
-        "share": held.share.tolist(),
-        "pairs": held.pairs.tolist(),
-    }
+) -> CalibrationMetrics:
+    found = reliability(fitted.probability(same), fitted.probability(other))
+    return CalibrationMetrics(
+        slope=fitted.slope,
+        intercept=fitted.intercept,
+        error=found.error,
+        probability=tuple(found.probability.tolist()),
+        share=tuple(found.share.tolist()),
+        pairs=tuple(found.pairs.tolist()),
+    )

@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 DEPTHS = (1, 5, 10)
-FIGURES = ("trapezoidal map", *(f"mp@{k}" for k in DEPTHS))
+METRICS = ("trapezoidal map", *(f"mp@{k}" for k in DEPTHS))
 
 
 class Truth(NamedTuple):
-    """Positions in the database that show what a query shows; the rest does not.
+    """Positions in the database of the items relevant to a query; all others are wrong.
 
     Attributes:
-        easy, hard: by how well they show it.
-        junk: neither right nor wrong, such as what shows a little of it.
+        easy, hard: relevant, by how hard they are to recognise.
+        junk: neither relevant nor wrong, such as items that show little of the place.
     """
 
     easy: Ints
@@ -34,7 +34,7 @@ def trapezoidal_ap(places: Ints, relevant: int) -> float:
     """Average precision by the trapezoidal rule.
 
     Args:
-        places: (r,) of relevant items in the ranking, from 0 on, rising.
+        places: (r,) of relevant items in the ranking, counted from 0, rising.
         relevant: how many there are.
     """
     found = np.arange(len(places))
@@ -44,7 +44,7 @@ def trapezoidal_ap(places: Ints, relevant: int) -> float:
 
 
 def without_junk(ranking: Ints, relevant: Ints, junk: Ints) -> Ints:
-    """(r,) places of relevant items in a ranking (n,), from 0 on, once junk is taken out of it."""
+    """(r,) places, counted from 0, of relevant items in a ranking (n,) without its junk."""
     kept = ranking[~np.isin(ranking, junk)]
     return np.flatnonzero(np.isin(kept, relevant))
 
@@ -52,31 +52,31 @@ def without_junk(ranking: Ints, relevant: Ints, junk: Ints) -> Ints:
 def evaluate(
     rankings: Iterable[Ints], truths: Iterable[Truth]
 ) -> dict[str, dict[str, float | None]]:
-    """Figures of "easy", "medium" and "hard": "trapezoidal map", "mp@1", "mp@5" and "mp@10".
+    """Metrics of "easy", "medium" and "hard": "trapezoidal map", "mp@1", "mp@5" and "mp@10".
 
-    Easy takes hard items for junk, hard takes easy ones for junk, and medium asks for both. A query
-    without an item to find is left out; None is the mean of no queries. Precision at k is that at
-    the last relevant item where it comes earlier.
+    "easy" treats hard items as junk, "hard" treats easy items as junk, and "medium" takes both as
+    relevant. A query without a relevant item is left out; None is the mean of no queries. Where
+    the last relevant item ranks above k, precision is taken there.
 
     Args:
         rankings: of each query, positions in the database, best first.
     """
     by_grade: dict[str, list[list[float]]] = {"easy": [], "medium": [], "hard": []}
     for ranking, truth in zip(rankings, truths, strict=True):
-        asked = {
+        relevant_and_junk = {
             "easy": (truth.easy, np.union1d(truth.junk, truth.hard)),
             "medium": (np.union1d(truth.easy, truth.hard), truth.junk),
             "hard": (truth.hard, np.union1d(truth.junk, truth.easy)),
         }
-        for name, (relevant, junk) in asked.items():
+        for name, (relevant, junk) in relevant_and_junk.items():
             if not len(relevant):
                 continue
             places = without_junk(ranking, relevant, junk)
             depths = [min(int(places.max(initial=0)) + 1, k) for k in DEPTHS]
             precision = [float((places < k).sum() / k) for k in depths]
             by_grade[name].append([trapezoidal_ap(places, len(relevant)), *precision])
-    nothing = [None] * len(FIGURES)
+    nothing = [None] * len(METRICS)
     return {
-        name: dict(zip(FIGURES, np.mean(rows, axis=0).tolist() if rows else nothing, strict=True))
+        name: dict(zip(METRICS, np.mean(rows, axis=0).tolist() if rows else nothing, strict=True))
         for name, rows in by_grade.items()
     }

@@ -1,4 +1,4 @@
-"""Pair verification: whether two tiles show the same place, decided by a threshold of the score."""
+"""Pair verification: a threshold of the score decides whether two tiles show the same place."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ Float64Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 TRIES = 64
-"""Draws for each anchor; one that found no pair until then goes without."""
+"""Draws for each anchor, which is left out if none of them fits."""
 POINTS = 200
-"""The most of a curve that is drawn."""
+"""Points of a curve at most."""
 BINS = 50
-"""Of a histogram."""
+"""Bins of a histogram."""
 
 
 class Pairs(NamedTuple):
-    """Of each anchor (n,), an index of a query: positions in the database of two tiles.
+    """A pair of the same place and one of other places for each anchor.
 
     Attributes:
-        same: one of the anchor's place.
-        other: one of another place.
+        anchor: (n,) indices of queries.
+        same: (n,) positions in the database of tiles of the anchors' places.
+        other: (n,) positions in the database of tiles of other places.
     """
 
     anchor: Ints
@@ -36,10 +37,10 @@ class Pairs(NamedTuple):
 
 
 def check_fpr(fpr: float) -> None:
-    """See that a share of false positives can be asked for.
+    """Check that a false positive rate lies between 0 and 1.
 
     Raises:
-        UsageError: it is no share.
+        UsageError: it does not.
     """
     if not 0 <= fpr <= 1:
         raise UsageError(f"--fpr {fpr}: a share between 0 and 1 is expected")
@@ -52,12 +53,12 @@ def sample(
     most: int,
     rng: np.random.Generator,
 ) -> Pairs:
-    """A random tile of the same place, and one of another, for each of at most `most` queries.
+    """Draw a tile of the same place and one of another place for at most `most` queries.
 
     Args:
         query_place: (q,) codes of places.
         database_place: (n,) codes of places.
-        neutral: parallel (query, position) arrays of pairs that are neither.
+        neutral: parallel (query, position) arrays of pairs that count as neither.
     """
     n = len(database_place)
     anchor = rng.permutation(len(query_place))[:most]
@@ -67,7 +68,7 @@ def sample(
     left_out = np.unique(neutral[0] * n + neutral[1])
 
     def draw(some: Ints, same: bool) -> Ints:
-        """Positions for the anchors `some`, -1 where the tile drawn will not do."""
+        """(len(some),) positions drawn for some anchors, -1 where the tile does not fit."""
         count = (high - low)[some] if same else np.full(len(some), n)
         drawn = rng.integers(np.maximum(count, 1))
         position = order[np.minimum(low[some] + drawn, n - 1)] if same else drawn
@@ -91,8 +92,8 @@ class ROC:
     """Receiver operating characteristic of scores.
 
     Attributes:
-        fpr, tpr: (t,) shares of pairs of other places, and of the same, that pass as the same.
-        thresholds: (t,) falling; a pair passes that scores as much, or more.
+        fpr, tpr: (t,) shares of pairs of other places, and of the same place, that pass.
+        thresholds: (t,) falling; a pair passes if it scores at least as much.
     """
 
     fpr: Float64Array
@@ -101,11 +102,11 @@ class ROC:
 
     @classmethod
     def of(cls, same: NDArray[np.floating], other: NDArray[np.floating]) -> ROC:
-        """From the scores of pairs of the same place (n,) and of other places (m,), both some."""
+        """The curve of the scores of pairs of the same place (n,) and of other places (m,)."""
         scores = _numbers(np.concatenate([same, other]))
         truth = np.repeat([1, 0], [len(same), len(other)])
         fpr, tpr, thresholds = roc_curve(truth, scores, drop_intermediate=False)
-        # Where nothing passes, the least threshold that does it, in place of infinity.
+        # The least threshold that nothing passes replaces infinity, which JSON cannot hold.
         thresholds[0] = np.nextafter(thresholds[1], np.inf)
         return cls(fpr, tpr, thresholds)
 
@@ -116,7 +117,7 @@ class ROC:
 
     @property
     def equal_error_rate(self) -> float:
-        """Where as large a share is wrongly rejected as wrongly passes, between two thresholds."""
+        """The false positive rate where it equals the miss rate, interpolated."""
         missed = 1 - self.tpr
         i = int(np.argmax(self.fpr >= missed))
         before, after = (missed - self.fpr)[[i - 1, i]]
@@ -124,7 +125,7 @@ class ROC:
         return float(self.fpr[i - 1] + part * (self.fpr[i] - self.fpr[i - 1]))
 
     def threshold(self, fpr: float) -> float:
-        """The lowest at which at most the share `fpr` of other places pass as the same."""
+        """The lowest threshold that at most the share `fpr` of other places passes."""
         return float(self.thresholds[self.fpr <= fpr][-1])
 
     def thinned(self) -> ROC:
@@ -179,5 +180,5 @@ def confusion(
 
 
 def _numbers(scores: NDArray[np.floating]) -> Float64Array:
-    """Scores in which what is no number is below all others."""
+    """Scores in which NaN is below all others."""
     return np.nan_to_num(scores.astype(np.float64), nan=float(np.finfo(np.float32).min))

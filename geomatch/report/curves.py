@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay
 
+from geomatch.data.eval_report import SplitMetrics
 from geomatch.project import replacing
 
 INK, GREY, LINE = "#24292f", "#57606a", "#d0d7de"
@@ -55,12 +56,12 @@ class Chart:
 
 
 def charts(
-    splits: Mapping[str, Mapping[str, Any]], split: str, training: Mapping[str, Any] | None
+    splits: Mapping[str, SplitMetrics], split: str, training: Mapping[str, Any] | None
 ) -> list[Chart]:
     """The curves there are.
 
     Args:
-        splits: figures by split, as `eval` reports them.
+        splits: metrics by split.
         split: whose scores are shown.
         training: "epoch" of the weights measured, and "series" of (epoch, value) points by name.
     """
@@ -79,41 +80,36 @@ def _of_training(training: Mapping[str, Any]) -> Iterator[Chart]:
             yield Chart(name, title, "epoch", label, series, mark=now)
 
 
-def _of_pairs(splits: Mapping[str, Mapping[str, Any]], split: str) -> Iterator[Chart]:
-    checked = {name: metrics["roc"] for name, metrics in splits.items() if metrics.get("roc")}
+def _of_pairs(splits: Mapping[str, SplitMetrics], split: str) -> Iterator[Chart]:
+    checked = {name: metrics.roc for name, metrics in splits.items() if metrics.roc}
 
     def shares(
-        name: str, title: str, key: str, x: str, y: str, diagonal: bool = True
-    ) -> Iterator[Chart]:
-        drawn = {s: roc[key] for s, roc in checked.items() if roc.get(key)}
-        series = {s: _points(curve[x], curve[y]) for s, curve in drawn.items()}
-        if series:
-            axes = NAMES.get(x, x), NAMES.get(y, y)
-            yield Chart(name, title, *axes, series, share=True, diagonal=diagonal)
+        name: str, title: str, curves: Mapping[str, Points], x: str, y: str, diagonal: bool = True
+    ) -> Chart:
+        return Chart(name, title, x, y, curves, share=True, diagonal=diagonal)
 
+    if not checked:
+        return
+    points = {s: _points(roc.curve["fpr"], roc.curve["tpr"]) for s, roc in checked.items()}
     title = "ROC: telling pairs of one place from others"
-    yield from shares("roc", title, "curve", "fpr", "tpr")
+    yield shares("roc", title, points, "false positive rate", "true positive rate")
+    points = {s: _points(roc.pr["recall"], roc.pr["precision"]) for s, roc in checked.items()}
     title = "Precision and recall of the same pairs"
-    yield from shares("pr", title, "pr", "recall", "precision", diagonal=False)
+    yield shares("pr", title, points, "recall", "precision", diagonal=False)
+    held = {s: roc.calibration for s, roc in checked.items()}
+    points = {s: _points(bins.probability, bins.share) for s, bins in held.items()}
     title = "Calibration: how often a probability is right"
-    yield from shares("calibration", title, "calibration", "probability", "share")
+    same = "of the same place"
+    yield shares("calibration", title, points, f"probability {same}", f"share {same}")
     if split in checked:
-        bins = checked[split]["histogram"]
+        bins = checked[split].histogram
         counts = {
             name: _points(bins["edges"], [*bins[key], None])
             for name, key in (("same place", "same"), ("other places", "other"))
         }
-        mark = "threshold", checked[split]["threshold"]
+        mark = "threshold", checked[split].threshold
         title = f"Scores of pairs, {split}"
         yield Chart("scores", title, "score", "pairs", counts, bins=True, mark=mark)
-
-
-NAMES = {
-    "fpr": "false positive rate",
-    "tpr": "true positive rate",
-    "probability": "probability of the same place",
-    "share": "share of the same place",
-}
 
 
 def _points(x: Sequence[float], y: Sequence[float | None]) -> Points:

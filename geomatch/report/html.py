@@ -18,6 +18,7 @@ from PIL import Image
 
 from geomatch import __version__
 from geomatch.data import embeddings
+from geomatch.data.eval_report import Report
 from geomatch.data.query_results import QueryTable
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.manifests import EmbeddingManifest, TileManifest
@@ -54,24 +55,24 @@ def write_page(project: Project, folder: Path) -> Path:
     Raises:
         StaleError: one of these is missing or damaged.
     """
-    report = read_json(folder / "report.json", "geomatch eval")
+    report = Report.load(folder / "report.json")
     queries = QueryTable.load(folder / "queries.parquet")
     thumbnails, manifest = Thumbnails.of(project), project.tile_manifest()
     tiles = thumbnails.tiles
-    made = embeddings.read_manifest(project.embeddings / f"{report['embeddings']}.parquet")
-    split = next((s for s in reversed(SPLITS) if report["splits"][s]["queries"]), SPLITS[-1])
+    made = embeddings.read_manifest(project.embeddings / f"{report.embeddings}.parquet")
+    split = next((s for s in reversed(SPLITS) if report.splits[s].queries), SPLITS[-1])
     asked = queries.select(tiles.split[queries.tile] == SPLITS.index(split))
     ground, drawn = _ground(tiles, asked, manifest.in_metres)
-    shown = curves.charts(report["splits"], split, _training(project, made))
+    shown = curves.charts(report.splits, split, _training(project, made))
     curves.draw(shown, folder / "figures")
-    if checked := report["splits"][split]["roc"]:
-        curves.draw_confusion(checked["confusion"], split, folder / "figures")
+    if checked := report.splits[split].roc:
+        curves.draw_confusion(checked.confusion, split, folder / "figures")
     chosen = _chosen(tiles.places(), asked)
     match_folder(thumbnails, asked, chosen, folder / "matches")
     page = {
         "version": __version__,
         "split": split,
-        "report": report,
+        "report": report.as_json(),
         "charts": [asdict(chart) for chart in shown],
         "distribution": _distribution(tiles),
         "shown": {

@@ -22,7 +22,7 @@ from geomatch.errors import GeomatchError
 from geomatch.geo import footprints
 from geomatch.manifests import TileManifest, TileRequest
 from geomatch.progress import ProgressCallback
-from geomatch.project import Project, fingerprint, read_json, write_json, write_manifest
+from geomatch.project import Project, fingerprint, read_json, write_json, write_record
 
 Record = dict[str, Any]
 
@@ -136,7 +136,7 @@ def finish(folder: Path, table: TileTable, records: Sequence[Record], **describe
         splits={name: int((table.split == i).sum()) for i, name in enumerate(SPLITS)},
         **described,
     )
-    write_manifest(folder / "manifest.json", manifest)
+    write_record(folder / "manifest.json", manifest)
 
 
 def are_made(project: Project, request: str) -> bool:

@@ -24,7 +24,7 @@ from geomatch.nn.encoder import Siamese, TileForm, build, resolved
 from geomatch.nn.pretrained.conversion import Weights, packaged_weights, read_weights
 from geomatch.nn.step import State, initial_state, with_params
 from geomatch.progress import ProgressCallback
-from geomatch.project import Project, read_manifest, replace_folder, write_manifest
+from geomatch.project import Project, read_record, replace_folder, write_record
 from geomatch.search.exact import unit
 from geomatch.training.whitening import whitening
 
@@ -238,7 +238,7 @@ def pretrained(
     state = initial(network, wanted, form, project.root, training, store, progress)
     with Checkpoints(partial / "checkpoints") as checkpoints:
         checkpoints.save(0, state, None)
-    write_manifest(partial / "config.json", about)
+    write_record(partial / "config.json", about)
     replace_folder(partial, folder)
     return folder
 
@@ -247,5 +247,5 @@ def _is_of(path: Path, about: RunManifest) -> bool:
     """Whether the manifest in `path` says the same, but for the id drawn for it."""
     if not path.exists():
         return False
-    before = read_manifest(path, RunManifest, "geomatch embed --model imagenet")
+    before = read_record(path, RunManifest, "geomatch embed --model imagenet")
     return replace(before, id=about.id) == about

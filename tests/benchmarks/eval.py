@@ -77,7 +77,7 @@ def main():
     )
     print(f"{most / 2**20:.2f} GB in memory at most, {before / 2**20:.2f} GB of it to begin with")
     metrics = found.splits["test"]
-    print(f"mAP@5 {metrics['map@5']:.4f}, recall@1 {metrics['recall@1']:.4f}")
+    print(f"mAP@5 {metrics.map5:.4f}, recall@1 {metrics.recall1:.4f}")
 
 
 if __name__ == "__main__":
