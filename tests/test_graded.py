@@ -40,9 +40,9 @@ def test_queries_are_no_answers_and_grades_decide():
     assert (found.queries, found.database) == (2, 5)
     # Of query 6, at 1 degree: 5 unknown to it and so wrong, then 1.
     assert found.easy["trapezoidal map"] == pytest.approx((1 + (0 + 1 / 2) / 2) / 2)
-    assert found["hard"]["trapezoidal map"] == pytest.approx((0 + 1 / 2) / 2)
+    assert found.hard["trapezoidal map"] == pytest.approx((0 + 1 / 2) / 2)
     medium = (1 + (1 / 2 + 2 / 3) / 2) / 2
-    assert found["medium"]["trapezoidal map"] == pytest.approx((medium + 1 / 4) / 2)
+    assert found.medium["trapezoidal map"] == pytest.approx((medium + 1 / 4) / 2)
 
 
 def test_only_what_is_searched_counts():
