@@ -1,1 +1,1 @@
-"""Where things are: the ground grid, rasters, labels and footprints."""
+"""Geodata: the ground grid, rasters, label layers, splits and footprints."""

@@ -1,4 +1,4 @@
-"""Tiles as shapes and points on the map."""
+"""Footprints and centres of tiles in any CRS, and distances between them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CRS84 = "OGC:CRS84"
 
 
 def rings(epsg: Ints, bounds: Float64Array, target: str) -> Float64Array:
-    """Closed outlines of tiles in `target`.
+    """Footprints of tiles as closed rings in `target`.
 
     Args:
         epsg: (n,) code of each tile's CRS.
@@ -46,22 +46,21 @@ def _by_zone(epsg: Ints, points: Float64Array, target: str) -> Float64Array:
     for code in np.unique(epsg):
         if f"EPSG:{code}" == target:
             continue
-        mine = epsg == code
-        flat = points[mine].reshape(-1, 2)
+        in_zone = epsg == code
+        flat = points[in_zone].reshape(-1, 2)
         x, y = rasters.project_points(f"EPSG:{code}", flat[:, 0], flat[:, 1], target)
-        result[mine] = np.stack([x, y], axis=1).reshape(points[mine].shape)
+        result[in_zone] = np.stack([x, y], axis=1).reshape(points[in_zone].shape)
     return result
 
 
 def file_geometry(
     grid: Grid | None,
 ) -> tuple[Callable[[Ints, Float64Array], Float64Array] | None, dict[str, Any] | None]:
-    """How tiles of a grid are drawn in a GeoParquet file.
+    """How a GeoParquet file stores the footprints of tiles of a grid.
 
     Returns:
-        A function of EPSG codes (n,) and bounds (n, 4) that gives outlines (n, 5, 2), and the
-        PROJJSON of their CRS; None for OGC:CRS84, where a "utm" grid is drawn. Both are None
-        without a grid.
+        A function from EPSG codes (n,) and bounds (n, 4) to footprints (n, 5, 2), and the PROJJSON
+        of their CRS, None for OGC:CRS84 (a "utm" grid). Both are None without a grid.
     """
     if grid is None:
         return None, None
@@ -71,7 +70,7 @@ def file_geometry(
 
 
 def file_crs(grid: Grid) -> str:
-    """The CRS that tiles of a grid are drawn in."""
+    """The CRS in which footprints of a grid's tiles are stored."""
     return CRS84 if grid.crs == "utm" else grid.crs
 
 
@@ -80,7 +79,7 @@ def distance(
 ) -> NDArray[np.float64]:
     """Metres between points (n, 2), each in the CRS of its code.
 
-    In the plane where both are of one CRS, else along a great circle of the mean sphere.
+    Planar where both have the same CRS, else along a great circle of the mean sphere.
     """
     metres: NDArray[np.float64] = np.hypot(*(points_a - points_b).T)
     apart = epsg_a != epsg_b

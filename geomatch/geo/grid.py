@@ -1,7 +1,7 @@
-"""The ground grid: integer cells of a projected CRS, pure arithmetic.
+"""The ground grid: integer cells of a projected CRS, as pure arithmetic.
 
 Column and row are floor(coordinate / step) from the origin of the CRS, so that tiles of any
-year, extent or source share keys. Rows grow northward.
+year, extent or source share keys. Rows increase northward.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ Float64Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Grid:
-    """Tiles of `size` px at `gsd` metres, every `stride` px.
+    """Tiles of `size` px at `gsd` metres per pixel, every `stride` px.
 
-    `crs` is "EPSG:n", or "utm" where each place has its own zone and cells carry its code.
+    `crs` is "EPSG:n", or "utm" where each place is in its own UTM zone and cells carry its code.
     """
 
     crs: str
@@ -65,7 +65,7 @@ class Grid:
     def touching(self, bounds: tuple[float, float, float, float]) -> tuple[Ints, Ints]:
         """Columns and rows of every cell that shares area with `bounds`."""
         left, bottom, right, top = bounds
-        tolerance = self.gsd * 1e-3  # an edge met exactly is shared by no area
+        tolerance = self.gsd * 1e-3  # a common edge is not a common area
         first = [math.floor((v + tolerance - self.side) / self.step) + 1 for v in (left, bottom)]
         last = [math.ceil((v - tolerance) / self.step) for v in (right, top)]
         cols = np.arange(first[0], last[0], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Label layers as grid-aligned channels: rasters by nearest neighbour, vectors drawn."""
+"""Label layers as grid-aligned channels: rasters by nearest neighbour, vectors rasterised."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ VECTOR_SUFFIXES = {".geojson", ".json", ".gpkg", ".shp", ".fgb", ".gml", ".kml",
 
 
 def is_vector(path: str) -> bool:
-    """Whether OGR rather than GDAL reads it, by its ending."""
+    """Whether a file is a vector file, judged by its suffix."""
     return Path(path).suffix.lower() in VECTOR_SUFFIXES
 
 
 def inspect_raster(path: str) -> Raster:
-    """A label raster's header.
+    """Read a label raster's header.
 
     Raises:
-        GeomatchError: not uint8, or not of one (grey) or three (colour) bands.
+        GeomatchError: it is not uint8, or has neither one (grey) nor three (colour) bands.
     """
     raster = rasters.inspect(path)
     if raster.dtype != "uint8" or raster.bands not in (1, 3):
@@ -42,14 +42,14 @@ def inspect_raster(path: str) -> Raster:
 
 
 def check_vector(path: str) -> None:
-    """Open a vector file.
+    """Check that a vector file can be used.
 
     Raises:
-        GeomatchError: it cannot be read, holds no shapes, or a layer has no CRS.
+        GeomatchError: it cannot be read, has no geometries, or a layer has no CRS.
     """
     layers = _layers(path)
     if not layers:
-        raise GeomatchError(f"{path} has no layer with shapes", "Check the file with ogrinfo.")
+        raise GeomatchError(f"{path} has no layer with geometries", "Check the file with ogrinfo.")
     for layer in layers:
         if pyogrio.read_info(path, layer=layer)["crs"] is None:
             raise GeomatchError(
@@ -58,16 +58,16 @@ def check_vector(path: str) -> None:
 
 
 def read_geometries(path: str, layer: str, crs: str, bounds: Bounds | None) -> np.ndarray:
-    """Shapes of a vector layer in `crs`, those that touch `bounds` (of `crs`) if given."""
-    own = pyogrio.read_info(path, layer=layer)["crs"]
-    box = None if bounds is None else rasters.project_bounds(crs, bounds, own)
+    """Geometries of a vector layer in `crs`; with `bounds` (in `crs`), only those that touch it."""
+    layer_crs = pyogrio.read_info(path, layer=layer)["crs"]
+    box = None if bounds is None else rasters.project_bounds(crs, bounds, layer_crs)
     _, _, wkb, _ = pyogrio.raw.read(path, layer=layer, columns=[], bbox=box)
     shapes = shapely.from_wkb(wkb)
     shapes = shapes[~(shapely.is_missing(shapes) | shapely.is_empty(shapes))]
     return np.asarray(
         shapely.transform(
             shapely.force_2d(shapes),
-            lambda xy: np.column_stack(rasters.project_points(own, xy[:, 0], xy[:, 1], crs)),
+            lambda xy: np.column_stack(rasters.project_points(layer_crs, xy[:, 0], xy[:, 1], crs)),
         )
     )
 
@@ -95,35 +95,35 @@ def _layers(path: str) -> list[str]:
 
 
 class VectorReader:
-    """Draws the shapes of a vector file on cells, as one grey channel.
+    """Rasterises a vector file onto cells, as one grey channel.
 
-    Each layer has a grey value of its own, evenly spaced up to 255, later layers over earlier;
-    ground without a shape is 0.
+    Each layer has its own grey value, evenly spaced up to 255; later layers cover earlier ones, and
+    ground without a geometry is 0.
 
     Args:
-        bounds: of all cells to come, in `crs`; only shapes that touch them are held.
+        bounds: of all cells to be read, in `crs`; geometries outside are not loaded.
     """
 
     def __init__(self, path: str, grid: Grid, crs: str, bounds: Bounds) -> None:
         self._grid = grid
         layers = _layers(path)
         shapes = [read_geometries(path, layer, crs, bounds) for layer in layers]
-        self._shapes = np.concatenate(shapes)
-        self._value = np.repeat(
+        self._geometries = np.concatenate(shapes)
+        self._values = np.repeat(
             [round(255 * (i + 1) / len(layers)) for i in range(len(layers))],
             [len(s) for s in shapes],
         )
-        self._tree = shapely.STRtree(self._shapes)
+        self._tree = shapely.STRtree(self._geometries)
 
     def read(self, col: int, row: int) -> Pixels:
-        """(size, size, 1) of one cell."""
+        """The labels (size, size, 1) of one cell."""
         size, gsd = self._grid.size, self._grid.gsd
         left, bottom, right, top = self._grid.bounds(np.asarray(col), np.asarray(row))
         canvas = np.zeros((size, size), np.uint8)
         found = np.sort(self._tree.query(shapely.box(left, bottom, right, top)))
         if len(found):
             rasterize(
-                zip(self._shapes[found], self._value[found].tolist(), strict=True),
+                zip(self._geometries[found], self._values[found].tolist(), strict=True),
                 out=canvas,
                 transform=from_origin(left, top, gsd, gsd),
             )

@@ -1,8 +1,8 @@
-"""A procedural landscape photographed in two years, for ``geomatch demo``.
+"""A procedural landscape photographed in two years, for `geomatch demo`.
 
-The ground plan (parcels, roads, houses, trees, water) is drawn once in metres; each year is then
-rendered from it under its own sun, season and sensor. What persists is the layout: crop colours
-are drawn afresh, so that tiles of the two years agree in structure but hardly in colour.
+The layout (parcels, roads, houses, trees, water) is generated once, in metres; each year is then
+rendered from it under its own sun, season and sensor. Only the layout persists: crop colours are
+drawn again, so that tiles of the two years agree in structure but hardly in colour.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CLASSES = {
 }  # fmt: skip
 CRS = "EPSG:32631"
 ORIGIN = (418_000.0, 5_290_000.0)  # easting, northing of the first year's corner: the Sologne
-MARGIN = 48  # pixels drawn beyond the first year's extent: room for offsets and shadows
+MARGIN = 48  # pixels generated beyond the first year's extent, for offsets and shadows
 FIELD, ORCHARD, WOOD, FELLED = range(4)  # what covers a parcel
 ROAD_WIDTHS = {1: 8.0, 2: 5.0, 3: 3.0}  # metres: main road, minor road, track
 ROOFS = np.array(
@@ -39,7 +39,7 @@ ROOFS = np.array(
 
 @dataclass(frozen=True)
 class Landscape:
-    """Paths of the four GeoTIFFs of a landscape, and their coordinate system."""
+    """Paths of the four GeoTIFFs of a landscape, and their CRS."""
 
     images_before: Path
     labels_before: Path
@@ -63,7 +63,7 @@ class Year:
     blur: float  # standard deviation in pixels
     noise: float  # standard deviation in grey levels
     offset: tuple[float, float]  # rows, columns of its corner from ORIGIN
-    growth: tuple[int, int]  # rows, columns its raster has more than was asked for
+    growth: tuple[int, int]  # rows, columns added to the requested size
     misregistration: float  # largest displacement along each axis, in pixels
     is_later: bool
 
@@ -94,12 +94,12 @@ AFTER = Year(
 
 @dataclass(frozen=True)
 class Layout:
-    """What the two years share. Rasters are (rows, columns); the tables have a row an item."""
+    """What the two years share. Rasters are (rows, columns); tables have one row per item."""
 
     gsd: float
     parcel: Array  # int32, index into the parcel tables
-    merged: Array  # parcel table: which parcel each belongs to in the second year
-    angle: Array  # parcel table: direction of its longest side, in radians
+    merged: Array  # parcel table: the parcel each belongs to in the second year
+    angle: Array  # parcel table: direction of the longest side, in radians
     cover: Array  # parcel table: FIELD, ORCHARD, WOOD, or FELLED by the second year
     road: Array  # int32, key of ROAD_WIDTHS, else 0
     water: Array  # bool
@@ -112,7 +112,7 @@ class Layout:
 
 
 def _noise(rng: Rng, shape: tuple[int, int], cell: float) -> Array:
-    """Smooth float32 noise of a shape in -1..1, its features about ``cell`` pixels wide."""
+    """Smooth float32 noise in -1..1 with features about `cell` pixels wide."""
     weights = []
     for length in shape:
         knots = np.arange(int(length / cell) + 2, dtype=np.float32)
@@ -124,7 +124,7 @@ def _noise(rng: Rng, shape: tuple[int, int], cell: float) -> Array:
 
 
 def _burn(geometries: Any, values: Any, shape: tuple[int, int], gsd: float) -> Array:
-    """Rasterise geometries in metres to int32, later ones on top of earlier, 0 elsewhere."""
+    """Rasterise geometries in metres to int32: later ones cover earlier ones, 0 elsewhere."""
     pairs = list(zip(geometries, np.broadcast_to(values, len(geometries)), strict=True))
     if not pairs:
         return np.zeros(shape, np.int32)
@@ -132,7 +132,7 @@ def _burn(geometries: Any, values: Any, shape: tuple[int, int], gsd: float) -> A
 
 
 def _at(raster: Array, points: Array, gsd: float) -> Array:
-    """Values of a raster at (n, 2) points x, y in metres, clamped to its edges."""
+    """Values of a raster at points (n, 2) x, y in metres, clamped to its edges."""
     index = np.clip((points[:, ::-1] / gsd).astype(int), 0, np.array(raster.shape) - 1)
     return np.asarray(raster[index[:, 0], index[:, 1]])
 
@@ -140,10 +140,11 @@ def _at(raster: Array, points: Array, gsd: float) -> Array:
 def _parcels(rng: Rng, extent: Array) -> tuple[list[Any], Array, list[Any], Array]:
     """Split the extent (width, height in metres) into fields, as inheritance splits land.
 
-    Returns the polygons and the direction of the longest side of each; and the cuts as lines,
-    with the area each went through: those through large areas are where the roads run.
+    Returns:
+        The polygons, the direction of each one's longest side, the cuts as lines, and the area
+        that each cut divided: roads run along the cuts of large areas.
     """
-    stack = [shapely.box(-80, -80, *(extent + 80))]  # bending the edges must not uncover any
+    stack = [shapely.box(-80, -80, *(extent + 80))]  # so that bent edges uncover nothing
     parcels, angles, cuts, areas = [], [], [], []
     while stack:
         polygon = stack.pop()
@@ -170,7 +171,7 @@ def _parcels(rng: Rng, extent: Array) -> tuple[list[Any], Array, list[Any], Arra
 
 
 def _roads(cuts: Array, areas: Array) -> tuple[Array, Array]:
-    """Road lines among the cuts, with the key of ROAD_WIDTHS of each; the widest come last."""
+    """The cuts that are roads and the key of each in ROAD_WIDTHS, widest last."""
     kinds = 4 - np.digitize(areas, (18_000, 110_000, 1_100_000))
     order = np.argsort(-kinds, kind="stable")
     order = order[kinds[order] < 4]
@@ -178,7 +179,7 @@ def _roads(cuts: Array, areas: Array) -> tuple[Array, Array]:
 
 
 def _water(rng: Rng, extent: Array) -> Array:
-    """Polygons of a winding river from north to south and of ponds, in metres."""
+    """Polygons, in metres, of a river that winds from north to south, and of ponds."""
     y = np.arange(-60, extent[1] + 60, 12.0)
     a, b, c = rng.uniform(0, 2 * np.pi, 3)
     x = extent[0] * rng.uniform(0.35, 0.65) + 150 * np.sin(y / 240 + a)
@@ -198,9 +199,10 @@ def _water(rng: Rng, extent: Array) -> Array:
 def _houses(
     rng: Rng, roads: Array, kinds: Array, blocked: Array, extent: Array, gsd: float
 ) -> tuple[Array, Array, Array]:
-    """Houses along the roads, dense in villages, few elsewhere, none on ``blocked`` ground.
+    """Houses along the roads: dense in villages, few elsewhere, none on `blocked` ground.
 
-    Returns two roof halves a house, one garden a house, and the house table of Layout.
+    Returns:
+        Two roof halves per house, one garden per house, and the house table of `Layout`.
     """
     sites = []
     for road, kind in zip(roads[kinds < 3], kinds[kinds < 3], strict=True):
@@ -238,25 +240,28 @@ def _houses(
 
 
 def _woods(
-    rng: Rng, chance: Array, cover: Array, outlines: Any, blocked: Array, gsd: float
+    rng: Rng, chance: Array, cover: Array, boundaries: Any, blocked: Array, gsd: float
 ) -> Array:
-    """The tree table of Layout: woods, orchards, gardens, banks and hedges along the outlines.
+    """The tree table of `Layout`: woods, orchards, gardens, banks, and hedges along boundaries.
 
-    ``chance`` is a raster of how likely a tree is to stand at a place, ``cover`` one of covers;
-    none stands on ``blocked`` ground.
+    Args:
+        chance: raster of the probability that a tree stands at a pixel.
+        cover: raster of what covers the parcels.
+        boundaries: lines around the parcels.
+        blocked: raster of ground without trees.
     """
     extent = np.array(chance.shape[::-1]) * gsd
     steps = np.arange(-extent.sum(), extent.sum(), 6.5)
     grid = np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)
-    grid = grid @ np.array([[0.92, -0.39], [0.39, 0.92]])  # so that orchards are not upright
+    grid = grid @ np.array([[0.92, -0.39], [0.39, 0.92]])  # orchards are not parallel to the axes
     orchard = _at(cover, grid, gsd) == ORCHARD
     grid[~orchard] += rng.uniform(-2.4, 2.4, grid.shape)[~orchard]
     grid = grid[orchard | (rng.random(len(grid)) < _at(chance, grid, gsd))]
     hedges = []
-    for outline in outlines[rng.random(len(outlines)) < 0.55]:
-        part = np.arange(0, rng.uniform(0.1, 0.45), rng.choice([3.5, 4.5, 9, 14]) / outline.length)
+    for line in boundaries[rng.random(len(boundaries)) < 0.55]:
+        part = np.arange(0, rng.uniform(0.1, 0.45), rng.choice([3.5, 4.5, 9, 14]) / line.length)
         part = (part + rng.random()) % 1
-        hedges.append(shapely.line_interpolate_point(outline, part, normalized=True))
+        hedges.append(shapely.line_interpolate_point(line, part, normalized=True))
     hedge = shapely.get_coordinates(np.concatenate(hedges))
     points = np.vstack([grid, hedge + rng.normal(0, 0.5, hedge.shape)])
     points = points[np.all((points > 0) & (points < extent), axis=1)]
@@ -268,11 +273,11 @@ def _woods(
     return np.column_stack([points, radius, np.digitize(stand, (-0.35, 0.05, 0.45)), absent])
 
 
-def _plan(seed: int, shape: tuple[int, int], gsd: float) -> Layout:
-    """Draw the ground plan of a (rows, columns) raster."""
+def _layout(seed: int, shape: tuple[int, int], gsd: float) -> Layout:
+    """Generate the layout of a (rows, columns) raster."""
     rng = np.random.default_rng([seed, 0])
     extent = np.array(shape[::-1]) * gsd
-    # Straight cuts look surveyed; bending all of them by one smooth field keeps them adjoining.
+    # Straight cuts look artificial: one smooth displacement bends all, so parcels still adjoin.
     bend = [25 * _noise(rng, shape, 420 / gsd) + 4 * _noise(rng, shape, 90 / gsd) for _ in "xy"]
 
     def bent(geometries: list[Any]) -> Any:
@@ -303,7 +308,7 @@ def _plan(seed: int, shape: tuple[int, int], gsd: float) -> Layout:
     for a, b in rng.permutation(pairs):
         if a != b and free[a] and free[b] and rng.random() < 0.12:
             merged[b] = a
-            free[[a, b]] = False  # pairs only: chains of merged fields would grow empty
+            free[[a, b]] = False  # pairs only: chains would merge into large empty fields
 
     woods = cover[parcel] >= WOOD
     halves, plots, houses = _houses(rng, roads, kinds, (road > 0) | banks | woods, extent, gsd)
@@ -311,8 +316,8 @@ def _plan(seed: int, shape: tuple[int, int], gsd: float) -> Layout:
     garden = (_burn(plots, 1, shape, gsd) > 0) & ~woods
     chance = np.select([woods, banks, garden], [1.0, 0.5, 0.2], 0.006)
     blocked = ndimage.binary_dilation((road > 0) | water | (roof > 0))
-    outlines = shapely.get_exterior_ring(fields)
-    trees = _woods(rng, chance, cover[parcel], outlines, blocked, gsd)
+    boundaries = shapely.get_exterior_ring(fields)
+    trees = _woods(rng, chance, cover[parcel], boundaries, blocked, gsd)
     seeds = np.full(shape, -1, np.int32)
     seeds[tuple((trees[:, 1::-1] / gsd).astype(int).T)] = np.arange(len(trees))
     distance, nearest = ndimage.distance_transform_edt(seeds < 0, return_indices=True)
@@ -325,19 +330,19 @@ def _plan(seed: int, shape: tuple[int, int], gsd: float) -> Layout:
     )
 
 
-def render(year: Year, plan: Layout, rng: Rng) -> tuple[Array, Array]:
-    """The plan in one year: a uint8 image (rows, columns, 3) and uint8 labels (rows, columns)."""
-    shape, gsd = plan.parcel.shape, plan.gsd
-    count = len(plan.merged)
-    owner = plan.merged[plan.parcel] if year.is_later else plan.parcel
-    wooded = plan.cover == WOOD if year.is_later else plan.cover >= WOOD
+def render(year: Year, layout: Layout, rng: Rng) -> tuple[Array, Array]:
+    """The layout in one year: a uint8 image (rows, columns, 3) and uint8 labels (rows, columns)."""
+    shape, gsd = layout.parcel.shape, layout.gsd
+    count = len(layout.merged)
+    owner = layout.merged[layout.parcel] if year.is_later else layout.parcel
+    wooded = layout.cover == WOOD if year.is_later else layout.cover >= WOOD
     fine, patchy = _noise(rng, shape, 3 / gsd), _noise(rng, shape, 22 / gsd)
 
-    # Fields: a crop for each parcel, its rows along the longest side, now and then across it.
+    # Fields: one crop per parcel, its rows along the longest side, sometimes across it.
     crops = np.array(year.crops)[rng.integers(len(year.crops), size=count)]
     crops[:, :3] *= rng.uniform(0.85, 1.15, (count, 1)) * rng.uniform(0.94, 1.06, (count, 3))
-    crops[plan.cover >= WOOD, :3] = 0.6 * np.array(year.grass)  # the floor of woods, or felled
-    across = plan.angle + np.pi / 2 * (1 + (rng.random(count) < 0.2))
+    crops[layout.cover >= WOOD, :3] = 0.6 * np.array(year.grass)  # forest floor, or felled
+    across = layout.angle + np.pi / 2 * (1 + (rng.random(count) < 0.2))
     y, x = np.ogrid[: shape[0], : shape[1]]
     cosine, sine = np.cos(across).astype(np.float32), np.sin(across).astype(np.float32)
     offset = (x * gsd * cosine[owner] + y * gsd * sine[owner]).astype(np.float32)
@@ -352,36 +357,36 @@ def render(year: Year, plan: Layout, rng: Rng) -> tuple[Array, Array]:
     edge[:, 1:] |= owner[:, 1:] != owner[:, :-1]
     edge[1:] |= owner[1:] != owner[:-1]
     margins = ndimage.binary_dilation(edge, iterations=max(1, round(1 / gsd)))
-    verge = ndimage.binary_dilation(plan.road > 0, iterations=max(1, round(2 / gsd)))
-    grassy = (margins & (rng.random(count) < 0.6)[owner]) | verge | plan.garden
+    verge = ndimage.binary_dilation(layout.road > 0, iterations=max(1, round(2 / gsd)))
+    grassy = (margins & (rng.random(count) < 0.6)[owner]) | verge | layout.garden
     image[grassy] = np.array(year.grass) * rng.uniform(0.85, 1.0)
     texture[grassy] = 0.10 * fine[grassy] + 0.12 * patchy[grassy]
 
     for kind, colour in enumerate(year.roads, 1):
-        image[plan.road == kind] = colour
-    wet = plan.water & (plan.road == 0)
+        image[layout.road == kind] = colour
+    wet = layout.water & (layout.road == 0)
     image[wet] = year.water
-    hard = wet | (plan.road > 0)
+    hard = wet | (layout.road > 0)
     texture[hard] = 0.05 * fine[hard]
 
-    # Houses and trees stand up: they are shaded by their slope and cast a shadow.
-    height = plan.crown_height * ~(plan.trees[:, 4].astype(bool)[plan.crown] & year.is_later)
+    # Houses and trees have a height: their slope shades them, and they cast a shadow.
+    height = layout.crown_height * ~(layout.trees[:, 4].astype(bool)[layout.crown] & year.is_later)
     treed = height > 0
-    tint = np.array(year.leaves)[plan.trees[:, 3].astype(int)]
+    tint = np.array(year.leaves)[layout.trees[:, 3].astype(int)]
     tint = tint * rng.uniform(0.8, 1.2, (len(tint), 1))
-    image[treed] = tint.astype(np.float32)[plan.crown[treed]]
+    image[treed] = tint.astype(np.float32)[layout.crown[treed]]
     azimuth, elevation = np.radians(year.sun)
-    sun = np.array([np.sin(azimuth), -np.cos(azimuth)])  # x, y of the way to the sun; y is down
+    sun = np.array([np.sin(azimuth), -np.cos(azimuth)])  # x, y towards the sun; y points down
     slope_y, slope_x = np.gradient(height, gsd)
     facing = -(slope_x * sun[0] + slope_y * sun[1])
     texture[treed] = np.clip(0.22 * facing[treed], -0.4, 0.35) + 0.2 * fine[treed]
 
-    # A new house has no roof before it is built; house 0 of the padded table means no house.
-    houses = np.vstack([np.zeros((1, 5)), plan.houses])
-    house = (plan.roof + 1) // 2
+    # A new house has no roof in the first year; row 0 of the padded table means no house.
+    houses = np.vstack([np.zeros((1, 5)), layout.houses])
+    house = (layout.roof + 1) // 2
     built = (house > 0) & (year.is_later | ~houses[:, 4].astype(bool)[house])
     house = house[built]
-    side = np.where(plan.roof[built] % 2, -1, 1)
+    side = np.where(layout.roof[built] % 2, -1, 1)
     worn = rng.uniform(0.85, 1.1, (len(houses), 1))
     image[built] = (worn * ROOFS[houses[:, 3].astype(int)])[house]
     texture[built] = 0.28 * side * (houses[:, :2] @ sun)[house] + 0.05 * fine[built]
@@ -393,7 +398,7 @@ def render(year: Year, plan: Layout, rng: Rng) -> tuple[Array, Array]:
         moved = np.roll(height, tuple(np.rint(-step * sun[::-1]).astype(int)), (0, 1))
         shadow |= moved - step * gsd * np.tan(elevation) > height
     dark = ndimage.gaussian_filter(shadow.astype(np.float32), 0.6)[..., None]
-    light = 1 - dark * np.array([0.52, 0.48, 0.40], np.float32)  # the sky lights shadows blue
+    light = 1 - dark * np.array([0.52, 0.48, 0.40], np.float32)  # skylight makes shadows blue
     haze = 1 + 0.10 * _noise(rng, shape, 500 / gsd)
     image *= light * ((1 + texture) * haze)[..., None]
     image = 255 * np.clip(image / 255, 0, 1) ** year.gamma * np.array(year.cast, np.float32)
@@ -401,19 +406,20 @@ def render(year: Year, plan: Layout, rng: Rng) -> tuple[Array, Array]:
     image += year.noise * rng.standard_normal(image.shape, np.float32)
 
     labels = np.full(shape, CLASSES["field"], np.uint8)
-    labels[(rng.random(count) < 0.01)[owner]] = CLASSES["unknown"]  # surveys have holes
-    labels[plan.garden] = CLASSES["garden"]
-    labels[wooded[plan.parcel] | treed] = CLASSES["woods"]
+    labels[(rng.random(count) < 0.01)[owner]] = CLASSES["unknown"]  # surveys have gaps
+    labels[layout.garden] = CLASSES["garden"]
+    labels[wooded[layout.parcel] | treed] = CLASSES["woods"]
     labels[wet] = CLASSES["water"]
-    labels[plan.road > 0] = CLASSES["road"]
+    labels[layout.road > 0] = CLASSES["road"]
     labels[built] = CLASSES["house"]
     return np.clip(image, 0, 255).astype(np.uint8), labels
 
 
 def _write(path: Path, bands: Array, gsd: float, offset: tuple[float, float]) -> Path:
-    """Write uint8 bands (bands, rows, columns), their corner ``offset`` rows, columns from ORIGIN.
+    """Write uint8 bands (bands, rows, columns) whose corner is `offset` rows, columns from ORIGIN.
 
-    Raises rasterio.errors.RasterioIOError if the file cannot be written.
+    Raises:
+        rasterio.errors.RasterioIOError: the file cannot be written.
     """
     corner = (ORIGIN[0] + offset[1] * gsd, ORIGIN[1] - offset[0] * gsd)
     with rasterio.open(
@@ -429,25 +435,32 @@ def _write(path: Path, bands: Array, gsd: float, offset: tuple[float, float]) ->
 def write_landscape(
     folder: Path, *, width: int = 2304, height: int = 1920, gsd: float = 1.0, seed: int = 0
 ) -> Landscape:
-    """Write a two-year landscape into a folder, made if absent; the same seed gives the same one.
+    """Write a landscape of two years; the same seed gives the same landscape.
 
-    The images are RGB and the labels one band of CLASSES, both uint8. ``width`` and ``height``
-    are the first year's pixels and ``gsd`` their side in metres; the second year has its own
-    extent, off the first's grid by a fraction of a pixel, and a smooth misregistration.
+    Images are RGB and labels one band of CLASSES, both uint8. The second year has its own extent,
+    shifted by a fraction of a pixel against the first, and a smooth misregistration.
 
-    Raises ValueError for a gsd outside 0.5..2, a side below 256 metres or a negative seed, and
-    OSError or rasterio.errors.RasterioIOError where the folder cannot be written.
+    Args:
+        folder: created if absent.
+        width, height: of the first year's rasters, in pixels.
+        gsd: metres per pixel.
+
+    Raises:
+        ValueError: gsd is outside 0.5..2, a side is below 256 metres, or the seed is negative.
+        OSError, rasterio.errors.RasterioIOError: the folder cannot be written.
     """
     if not 0.5 <= gsd <= 2:
         raise ValueError(f"gsd must lie within 0.5..2 metres, not {gsd}")
     if min(width, height) * gsd < 256:
-        raise ValueError(f"a landscape needs sides of 256 metres, not {width} x {height} pixels")
-    plan = _plan(seed, (height + 2 * MARGIN, width + 2 * MARGIN), gsd)
+        raise ValueError(
+            f"a landscape needs sides of at least 256 metres, not {width} x {height} pixels"
+        )
+    layout = _layout(seed, (height + 2 * MARGIN, width + 2 * MARGIN), gsd)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for year, name in ((BEFORE, "before"), (AFTER, "after")):
         rng = np.random.default_rng([seed, 1 + year.is_later])
-        image, labels = render(year, plan, rng)
+        image, labels = render(year, layout, rng)
         shape = (height + year.growth[0], width + year.growth[1])
         rows, columns = (
             axis + MARGIN + shift + year.misregistration * _noise(rng, shape, 350 / gsd)

@@ -1,4 +1,4 @@
-"""Reading rasters through the ground grid, windowed: never a whole image in memory."""
+"""Windowed reading of rasters on the ground grid: never a whole image in memory."""
 
 from __future__ import annotations
 
@@ -31,16 +31,19 @@ Pixels = NDArray[np.uint8]
 
 RASTER_SUFFIXES = {".tif", ".tiff", ".jp2", ".vrt", ".img", ".png", ".jpg", ".jpeg", ".gti"}
 STRETCH_FILES, STRETCH_SIDE = 256, 256
-"""A stretch in percent looks at so many files of a collection, each reduced to so many pixels."""
+"""A percentile stretch samples at most so many files, each reduced to so many pixels a side."""
 
 
 @dataclass(frozen=True)
 class Raster:
     """What the header of a georeferenced raster says.
 
-    `bands` leaves out an alpha band; `bounds` are left, bottom, right, top in its own CRS;
-    `palette` says that values are indices of a colour table, which cannot be interpolated; `stamp`
-    are the file's size and time.
+    Attributes:
+        crs: WKT.
+        bounds: left, bottom, right, top in `crs`.
+        bands: without an alpha band.
+        palette: whether values are indices of a colour table, which cannot be interpolated.
+        stamp: size in bytes and modification time in nanoseconds of the file.
     """
 
     path: str
@@ -59,13 +62,13 @@ class Raster:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Linear to 0..255 from (low, high) of each band."""
+    """Linear scaling of each band from low..high to 0..255."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
 
     def __call__(self, values: NDArray[Any]) -> Pixels:
-        """(bands, h, w) of any dtype to uint8."""
+        """Scale (bands, h, w) of any dtype to uint8."""
         low = np.asarray(self.low, np.float32)[:, None, None]
         span = np.maximum(np.asarray(self.high, np.float32)[:, None, None] - low, 1e-12)
         scaled = (values.astype(np.float32) - low) / span * 255
@@ -76,10 +79,10 @@ def find(pattern: str, what: str) -> list[str]:
     """Files of a folder, a glob or a single path, sorted by name.
 
     Raises:
-        GeomatchError: nothing is there.
+        GeomatchError: no file matches.
     """
     path = Path(pattern).expanduser()
-    if path.is_file():  # ahead of globs: a name may hold brackets
+    if path.is_file():  # before globs: a name may contain brackets
         found = [str(path)]
     elif path.is_dir():
         found = [str(p) for p in path.iterdir() if p.suffix.lower() in RASTER_SUFFIXES]
@@ -122,7 +125,7 @@ def inspect(path: str) -> Raster:
 
 
 def is_georeferenced(path: str) -> bool:
-    """Whether GDAL reads it and it has a CRS."""
+    """Whether a file is a raster with a CRS."""
     try:
         with _open(path) as source:
             return source.crs is not None
@@ -143,7 +146,7 @@ def _open(path: str) -> Any:
 
 
 def project_bounds(crs: str, bounds: Bounds, target: str) -> Bounds:
-    """`bounds` of `crs` as an enclosing box in `target`; both as rasterio reads them."""
+    """The box in `target` that encloses `bounds` of `crs`; any CRS string of rasterio."""
     left, bottom, right, top = transform_bounds(
         CRS.from_user_input(crs), CRS.from_user_input(target), *bounds, densify_pts=21
     )
@@ -153,7 +156,7 @@ def project_bounds(crs: str, bounds: Bounds, target: str) -> Bounds:
 def project_points(
     crs: str, x: NDArray[np.float64], y: NDArray[np.float64], target: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Points of `crs` in `target`."""
+    """Transform points from `crs` to `target`."""
     xs, ys = transform(CRS.from_user_input(crs), CRS.from_user_input(target), x, y)
     return np.asarray(xs, np.float64), np.asarray(ys, np.float64)
 
@@ -161,8 +164,8 @@ def project_points(
 def metric_crs(raster: Raster) -> str:
     """ "EPSG:n" of a raster's own CRS where tiles can be cut in it, else of its UTM zone.
 
-    Geographic systems, units other than the metre, Web Mercator (whose metres are not the
-    ground's) and systems without an EPSG code get the UTM zone of the raster's centre.
+    The UTM zone of the raster's centre replaces a geographic CRS, units other than the metre, Web
+    Mercator (whose metres are not true on the ground) and a CRS without an EPSG code.
     """
     crs = CRS.from_user_input(raster.crs)
     code = crs.to_epsg()
@@ -181,7 +184,7 @@ def check_grid_crs(text: str) -> str:
     """ "EPSG:n" of a configured code.
 
     Raises:
-        UsageError: unknown, or not projected in metres.
+        UsageError: it is unknown, or not projected in metres.
     """
     try:
         crs = CRS.from_user_input(int(text) if text.isdigit() else text)
@@ -207,10 +210,10 @@ def _centre_lonlat(raster: Raster) -> tuple[float, float]:
 
 
 def check_zone(raster: Raster, crs: str) -> None:
-    """Refuse a raster far from where a fixed grid CRS is meant to be used.
+    """Refuse a raster far outside the area of use of a fixed grid CRS.
 
     Raises:
-        GeomatchError: its centre lies more than 6 degrees from the CRS's area of use.
+        GeomatchError: its centre is more than 6 degrees away from that area.
     """
     described = CRS.from_user_input(crs).to_dict(projjson=True)
     area = described.get("bbox")
@@ -223,13 +226,13 @@ def check_zone(raster: Raster, crs: str) -> None:
     outside = max(outside, area["south_latitude"] - lat, lat - area["north_latitude"])
     if outside > 6:
         raise GeomatchError(
-            f"{raster.path} is {outside:.0f} degrees from the area of the grid's {crs}",
-            "Grid each place in its own zone: --crs utm",
+            f"{raster.path} is {outside:.0f} degrees from the area of use of the grid's {crs}",
+            "Use the UTM zone of each place: --crs utm",
         )
 
 
-def ground_pixel(raster: Raster, crs: str) -> float:
-    """A raster's pixel size in metres, to three digits."""
+def ground_sample_distance(raster: Raster, crs: str) -> float:
+    """A raster's pixel size in metres of `crs`, to three significant digits."""
     with rasterio.open(raster.path) as source:
         pixels = source.width * source.height
     left, bottom, right, top = project_bounds(raster.crs, raster.bounds, crs)
@@ -237,10 +240,10 @@ def ground_pixel(raster: Raster, crs: str) -> float:
 
 
 def measure_stretch(rasters: Sequence[Raster], text: str) -> Stretch:
-    """The stretch `text` asks for: "MIN,MAX", or percentiles "2%,98%" over the collection.
+    """The stretch given as "MIN,MAX", or as percentiles "2%,98%" over all rasters.
 
     Raises:
-        UsageError: `text` is neither.
+        UsageError: `text` has another form.
     """
     parts = [part.strip() for part in text.split(",")]
     percent = [part.endswith("%") for part in parts]
@@ -248,18 +251,18 @@ def measure_stretch(rasters: Sequence[Raster], text: str) -> Stretch:
         low, high = (float(part.removesuffix("%")) for part in parts)
     except ValueError:
         low, high = math.nan, math.nan
-    sound = low < high < math.inf and low > -math.inf
+    is_valid = low < high < math.inf and low > -math.inf
     if any(percent):
-        sound = all(percent) and 0 <= low < high <= 100
-    if not sound:
-        raise UsageError(f"--stretch {text}: not of the form MIN,MAX or 2%,98%")
+        is_valid = all(percent) and 0 <= low < high <= 100
+    if not is_valid:
+        raise UsageError(f"--stretch {text} is neither MIN,MAX nor percentiles such as 2%,98%")
     bands = rasters[0].bands
     if not any(percent):
         return Stretch((low,) * bands, (high,) * bands)
     chosen = np.unique(np.linspace(0, len(rasters) - 1, STRETCH_FILES).astype(int))
     samples: list[list[NDArray[Any]]] = [[] for _ in range(bands)]
     for raster in (rasters[i] for i in chosen):
-        with _open(raster.path) as source, _naming(raster):
+        with _open(raster.path) as source, _read_errors(raster):
             shape = (min(source.height, STRETCH_SIDE), min(source.width, STRETCH_SIDE))
             for band in range(bands):
                 values = source.read(band + 1, out_shape=shape, masked=True).compressed()
@@ -269,8 +272,8 @@ def measure_stretch(rasters: Sequence[Raster], text: str) -> Stretch:
 
 
 @contextlib.contextmanager
-def _naming(raster: Raster) -> Iterator[None]:
-    """Tell which raster could not be read."""
+def _read_errors(raster: Raster) -> Iterator[None]:
+    """Name the raster in errors of reading it."""
     try:
         yield
     except RasterioError as error:
@@ -281,15 +284,15 @@ def _naming(raster: Raster) -> Iterator[None]:
 
 
 class GridReader:
-    """Reads cells of one grid CRS from the rasters of one year.
+    """Reads cells of a grid, in one CRS, from the rasters of one year.
 
-    Sheets are looked at in the order given; each fills what those before it left invalid.
+    Rasters are read in the order given; each fills the pixels that earlier ones left invalid.
 
     Args:
-        rasters: all with the same bands and dtype.
-        grid: the ground grid; `crs` is the CRS of the cells asked for ("EPSG:n").
-        nearest: nearest neighbour (labels) in place of bilinear (images).
-        stretch: to uint8, where the dtype is another.
+        rasters: all of the same bands and dtype.
+        crs: of the cells, "EPSG:n".
+        nearest: resample by nearest neighbour (labels) instead of bilinearly (images).
+        stretch: to uint8, for rasters of another dtype.
     """
 
     def __init__(
@@ -319,7 +322,7 @@ class GridReader:
         self._open.clear()
 
     def read(self, col: int, row: int) -> tuple[Pixels, NDArray[np.bool_], str]:
-        """One cell: pixels (size, size, bands), valid (size, size), name of its first sheet.
+        """One cell: pixels (size, size, bands), valid (size, size), name of its first raster.
 
         Raises:
             GeomatchError: a raster is damaged.
@@ -344,7 +347,7 @@ class GridReader:
 
     def _window(self, i: int, col: int, row: int) -> tuple[Pixels, NDArray[np.bool_]]:
         raster, grid = self._rasters[i], self._grid
-        with _naming(raster):
+        with _read_errors(raster):
             if i not in self._open:
                 self._open[i] = self._warp(i)
             _, vrt, first_col, last_row = self._open[i]
@@ -358,7 +361,7 @@ class GridReader:
         return np.moveaxis(data, 0, -1), mask
 
     def _warp(self, i: int) -> tuple[Any, WarpedVRT, int, int]:
-        """A view of a raster on the grid: (source, view, its first column, its last row)."""
+        """A raster warped onto the grid: (dataset, WarpedVRT, its first column, its last row)."""
         grid, raster = self._grid, self._rasters[i]
         cols, rows = grid.touching(self._bounds[i])
         first_col, last_row = int(cols.min()), int(rows.max())
@@ -378,7 +381,7 @@ class GridReader:
 
 
 def read_extent(path: str, crs: str, bounds: Bounds, gsd: float) -> NDArray[Any]:
-    """(bands, h, w) of a raster over `bounds` of `crs` at `gsd`, in its own dtype, bilinear."""
+    """A raster (bands, h, w) over `bounds` of `crs` at `gsd`: bilinear, in its own dtype."""
     left, bottom, right, top = bounds
     with (
         _open(path) as source,
@@ -395,20 +398,23 @@ def read_extent(path: str, crs: str, bounds: Bounds, gsd: float) -> NDArray[Any]
         return values
 
 
-def common_form(rasters: Iterable[Raster], what: str) -> tuple[int, str]:
-    """Bands and dtype of a collection.
+def common_format(rasters: Iterable[Raster], what: str) -> tuple[int, str]:
+    """The bands and dtype that all rasters have.
+
+    Args:
+        what: names the rasters in the error.
 
     Raises:
-        GeomatchError: they are not the same throughout.
+        GeomatchError: they differ.
     """
-    forms: dict[tuple[int, str], Raster] = {}
+    formats: dict[tuple[int, str], Raster] = {}
     for raster in rasters:
-        forms.setdefault((raster.bands, raster.dtype), raster)
-    if len(forms) > 1:
-        a, b = list(forms.values())[:2]
+        formats.setdefault((raster.bands, raster.dtype), raster)
+    if len(formats) > 1:
+        a, b = list(formats.values())[:2]
         raise GeomatchError(
             f"{what}: {a.name} has {a.bands} bands of {a.dtype}, "
             f"but {b.name} has {b.bands} of {b.dtype}",
             "Convert them alike with gdal_translate, or narrow the glob.",
         )
-    return next(iter(forms))
+    return next(iter(formats))

@@ -53,7 +53,7 @@ def choose_grid(wanted: config.GridConfig, collections: Sequence[Collection]) ->
             for image in collection.images:
                 rasters.check_zone(image, crs)
     stride = wanted.size if wanted.stride is None else wanted.stride
-    gsd = rasters.ground_pixel(first, metric) if wanted.gsd is None else wanted.gsd
+    gsd = rasters.ground_sample_distance(first, metric) if wanted.gsd is None else wanted.gsd
     if wanted.size < 8 or not 0 < gsd < math.inf or not 0 < stride <= wanted.size:
         raise UsageError(
             f"grid: size {wanted.size}, gsd {gsd}, stride {stride}",

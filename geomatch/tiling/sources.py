@@ -66,7 +66,7 @@ def _collection(
                 "Expand it first: gdal_translate -expand rgb IN OUT",
             )
         progress(f"reading headers of {source.year}", done, len(paths))
-    _, dtype = rasters.common_form(images, f"year {source.year}")
+    _, dtype = rasters.common_format(images, f"year {source.year}")
     drawn: Stretch | None = None
     if dtype != "uint8":
         if not stretch:
@@ -100,7 +100,7 @@ def _labels(source: config.SourceConfig) -> tuple[str | None, tuple[Raster, ...]
         labels.check_vector(paths[0])
         return paths[0], ()
     found = tuple(labels.inspect_raster(path) for path in paths)
-    rasters.common_form(found, f"labels of {source.year}")
+    rasters.common_format(found, f"labels of {source.year}")
     return None, found
 
 
