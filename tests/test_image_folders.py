@@ -272,7 +272,7 @@ def test_small_and_ignored_classes_are_left_out_and_told(tmp_path, project):
     assert table.classes == ("a", "b")
     assert notes[:2] == [
         "left out, ignored (1): d",
-        "left out, classes of fewer than 4 images (1): c (3)",
+        "left out, classes with fewer than 4 images (1): c (3)",
     ]
     with pytest.raises(UsageError, match="no class aa to ignore") as raised:
         make(project, root, ignore=["aa"])
@@ -295,8 +295,8 @@ def test_unreadable_images_are_left_out_and_named(tmp_path, project):
     manifest = project.tile_manifest()
     assert set(manifest.unreadable) == broken
     assert manifest.tiles == 12
-    told = next(note for note in notes if "not to be read" in note)
-    assert "not to be read (3): " in told
+    told = next(note for note in notes if "unreadable" in note)
+    assert "unreadable (3): " in told
     assert all(name in told for name in broken)
     held = pixels(project, table)
     np.testing.assert_array_equal(
@@ -310,8 +310,8 @@ def test_only_the_first_unreadable_images_are_named(tmp_path, project):
         (root / "a" / f"z{i}.png").write_text("")
     notes = []
     make(project, root, notes=notes)
-    told = next(note for note in notes if "not to be read" in note)
-    assert "not to be read (30): " in told
+    told = next(note for note in notes if "unreadable" in note)
+    assert "unreadable (30): " in told
     assert told.count(".png") == 5
 
 
@@ -365,17 +365,17 @@ GREY = np.zeros((4, 5, 5), np.uint8)
 @pytest.mark.parametrize(
     ("prepare", "name", "message", "hint"),
     [
-        (lambda tmp_path: None, "set", "set is not there", "geomatch tile"),
+        (lambda tmp_path: None, "set", "set does not exist", "geomatch tile"),
         (empty, "set", "has no class folders", "DIR/CLASS/"),
         (loose, "set", "has no class folders", "DIR/CLASS/"),
         (empty_class, "set", "class b holds no images", "--ignore b"),
         (npz(pictures=GREY, y=np.arange(4)), "set.npz", "holds pictures, y", "x and y"),
         (npz(x=GREY, y=np.arange(3)), "set.npz", "4 images, but 3 labels", "One label"),
         (npz(x=GREY / 255, y=np.arange(4)), "set.npz", "of float64", "uint8"),
-        (npz(x=GREY, y=np.arange(4) / 2), "set.npz", "labels of float64", "integers"),
+        (npz(x=GREY, y=np.arange(4) / 2), "set.npz", "labels of dtype float64", "integers"),
         (cut_gz, "x-images-idx3-ubyte.gz", "cannot be read", "Copy it again"),
-        (no_labels, "x-images-idx3-ubyte.gz", "no labels beside it", "x-labels-idx1-ubyte.gz"),
-        (short_idx, "x-images-idx3-ubyte", "cut short", "Copy it again"),
+        (no_labels, "x-images-idx3-ubyte.gz", "no label file beside it", "x-labels-idx1-ubyte.gz"),
+        (short_idx, "x-images-idx3-ubyte", "shorter or longer", "Copy it again"),
         (lambda tmp_path: (tmp_path / "set").write_text("hello"), "set", "neither a folder", ""),
     ],
 )
@@ -396,8 +396,8 @@ def test_an_empty_class_that_is_ignored_does_not_stand_in_the_way(tmp_path, proj
     ("paths", "message"),
     [
         (["test={}"], "no training images"),
-        (["train={}", "train={}"], "train is named twice"),
-        (["{}", "{}"], "train is named twice"),
+        (["train={}", "train={}"], "train is given twice"),
+        (["{}", "{}"], "train is given twice"),
     ],
 )
 def test_splits_that_cannot_be_meant(tmp_path, project, paths, message):
@@ -467,7 +467,7 @@ def test_images_without_a_partner_are_left_out_and_told(tmp_path, project):
     (newer / "c.png").unlink()
     notes = []
     assert make(project, pairs=[older, newer], notes=notes).classes == ("a", "b")
-    assert notes[0] == "left out, in 2010 alone (2): c, lonely"
+    assert notes[0] == "left out, only in 2010 (2): c, lonely"
 
 
 def test_the_order_of_years_does_not_hang_on_what_can_be_read(tmp_path, project):
@@ -485,7 +485,7 @@ def test_the_order_of_years_does_not_hang_on_what_can_be_read(tmp_path, project)
 def test_bad_pairs(tmp_path, project):
     older, newer = pair_folders(tmp_path, ["a"])
     (newer / "a.png").rename(newer / "z.png")
-    with pytest.raises(GeomatchError, match="has the name of one of"):
+    with pytest.raises(GeomatchError, match="has the same name as one of"):
         make(project, pairs=[older, newer])
     draw(older / "a.bmp")
     with pytest.raises(GeomatchError, match=r"holds a\.bmp and a\.png"):
@@ -558,7 +558,7 @@ def test_pairs_and_splits_on_the_command_line(tmp_path, project, monkeypatch):
 
 def test_two_kinds_of_images_are_refused(tmp_path, project):
     root = class_folders(tmp_path / "set", {"a": 4})
-    with pytest.raises(UsageError, match="more than one kind"):
+    with pytest.raises(UsageError, match="more than one kind of source"):
         make(project, root, pairs=[root, root])
 
 
@@ -585,7 +585,7 @@ def test_after_a_break_it_goes_on_to_the_same_tiles(tmp_path, monkeypatch):
     count.clear()
     notes = []
     table = make(broken, root, notes=notes)
-    assert "going on: 32 of 50 tiles were cut before" in notes
+    assert "resuming: 32 of 50 tiles are already cut" in notes
     assert count["read"] == 18
     assert table.ids() == expected.ids()
     made = broken.tile_manifest()
@@ -606,7 +606,7 @@ def test_what_was_read_of_files_that_changed_is_read_again(tmp_path, project, mo
     os.utime(root / "a" / "a_020.png", ns=(0, 0))
     notes = []
     held = pixels(project, make(project, root, notes=notes))
-    assert "going on: 16 of 30 tiles were cut before" in notes
+    assert "resuming: 16 of 30 tiles are already cut" in notes
     np.testing.assert_array_equal(held["a/a_020.png"], changed)
 
 

@@ -1,1 +1,1 @@
-"""The rooms of `geomatch.tile`: what is asked for, where it comes from, how it is cut."""
+"""The parts of `geomatch.tile`: sources, plan, shards, and images without georeferencing."""

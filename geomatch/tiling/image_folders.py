@@ -1,7 +1,7 @@
-"""What `tile` does for images without a ground: class folders, MNIST files, pairs of folders.
+"""`tile` for images without georeferencing: class folders, array files, pairs of folders.
 
-The name of a class folder is the place of its images, which have no year. Each folder of a pair is
-a year, and the images of one name show one place.
+In class folders and array files the class is the place, and images have no year. Each folder of a
+pair is a year, and images of the same name show the same place.
 """
 
 from __future__ import annotations
@@ -29,23 +29,25 @@ from geomatch.progress import ProgressCallback
 from geomatch.project import Project, fingerprint, replace_folder
 from geomatch.tiling import image_files, shards
 
-NAMED = 5
-"""How many of what is left out are named."""
+NAMES_SHOWN = 5
+"""How many names a message about images left out lists."""
 
-DRAWN = ("validation", "test")
+DRAWN_SPLITS = ("validation", "test")
+"""Splits drawn at random unless they are given."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An image of the set.
+class SourceImage:
+    """An image that was found, not yet read.
 
     Attributes:
-        name: its path within the set.
+        name: its path within the data set.
         label: its class.
+        path: its file, or the array file that it is in.
+        stamp: size and modification time of the file; None for a broken link.
         year: label of its year, "" without one.
-        split: code into `SPLITS`; None where it is to be drawn.
-        stamp: size and time of its file; None where there is none.
-        index: within a file of many.
+        split: index into `SPLITS`; None where it is drawn.
+        index: its position in an array file.
     """
 
     name: str
@@ -57,18 +59,17 @@ class Picture:
     index: int | None = None
 
 
-Classes = dict[str, list[Picture]]
-"""The images of each class."""
+ImagesByClass = dict[str, list[SourceImage]]
 
 
 @dataclass(frozen=True)
-class Album(shards.Shard):
-    """The images of a shard; `files` are the opened ones that hold many images."""
+class ImageShard(shards.Shard):
+    """A shard made of `images`; `files` are the array files, already read."""
 
-    images: Sequence[Picture]
+    images: Sequence[SourceImage]
     size: int
     channels: int
-    files: Mapping[Path, image_files.Arrays]
+    files: Mapping[Path, image_files.ArrayFile]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -78,13 +79,13 @@ class Album(shards.Shard):
         images = [[p.name, p.stamp] for p in self.images]
         return fingerprint([images, self.size, self.channels])
 
-    def read(self, picture: Picture) -> image_files.Pixels | str:
-        """(size, size, channels), or why the image cannot be read."""
-        if picture.index is not None:
-            pixels = self.files[picture.path].images[picture.index]
-            return image_files.square(pixels, self.size, self.channels)
+    def read(self, image: SourceImage) -> image_files.Pixels | str:
+        """The pixels (size, size, channels), or the reason why the image cannot be read."""
+        if image.index is not None:
+            pixels = self.files[image.path].images[image.index]
+            return image_files.centre_square(pixels, self.size, self.channels)
         try:
-            return image_files.read(picture.path, self.size, self.channels)
+            return image_files.read(image.path, self.size, self.channels)
         except image_files.BrokenImageError as error:
             return error.reason
 
@@ -100,23 +101,23 @@ def tile(
     """Make the tiles of `settings.images`; see `geomatch.tile.tile`.
 
     Raises:
-        GeomatchError: there are no images, or none that can be read.
+        GeomatchError: there are no images, or none can be read.
         UsageError: a setting makes no sense.
     """
     images = settings.images
     if settings.source or (images.folders and images.pairs):
         raise UsageError(
-            "images of more than one kind are named",
+            "more than one kind of source is given",
             "Use one of: YEAR=PATH or [[source]]; images.folders; images.pairs.",
         )
     partial = project.root / "tiles.partial"
     with project.lock("tiles"), ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        files: dict[Path, image_files.Arrays] = {}
+        files: dict[Path, image_files.ArrayFile] = {}
         if images.pairs:
-            classes = _pairs(_located(images.pairs, project), progress)
+            classes = _pairs(_existing_paths(images.pairs, project), progress)
         else:
             classes = _class_folders(images.folders, project, files)
-        found = _without(classes, images.ignore, progress)
+        found = _drop_ignored(classes, images.ignore, progress)
         size = settings.grid.size if _size_is_asked(project, overrides) else None
         chosen = [images.least, images.validation, images.test, settings.split.seed, size]
         items = [[p.name, p.label, p.year, p.split, p.stamp] for p in found]
@@ -124,29 +125,31 @@ def tile(
         if not force and shards.are_made(project, request):
             progress("tiles are up to date")
         else:
-            forms, unreadable = _inspect(found, files, pool, progress)
-            whole = [p for p in found if p.name not in unreadable]
+            shapes, unreadable = _inspect(found, files, pool, progress)
+            readable = [p for p in found if p.name not in unreadable]
             if not images.pairs:
-                whole = _large(whole, images.least, progress)
+                readable = _drop_small_classes(readable, images.least, progress)
             if size is None:
-                size = _common_size(forms[p.name] for p in whole) or settings.grid.size
-            channels = 1 if all(forms[p.name].grey for p in whole) else 3
-            split = _splits(whole, images, settings.split.seed)
+                size = _common_size(shapes[p.name] for p in readable) or settings.grid.size
+            channels = 1 if all(shapes[p.name].grey for p in readable) else 3
+            split = _draw_splits(readable, images, settings.split.seed)
             asked = TileRequest(source=(), set=tuple(overrides))
-            shards.prepare(partial, [len(whole), size, channels], asked, force)
+            shards.prepare(partial, [len(readable), size, channels], asked, force)
             rows = shard_rows(size, channels)
             work = [
-                Album(number, start, partial, whole[start : start + rows], size, channels, files)
-                for number, start in enumerate(range(0, len(whole), rows))
+                ImageShard(
+                    number, start, partial, readable[start : start + rows], size, channels, files
+                )
+                for number, start in enumerate(range(0, len(readable), rows))
             ]
             records = shards.cut(
-                work, lambda missing: _cut(missing, pool), "reading images", progress
+                work, lambda missing: _read_shards(missing, pool), "reading images", progress
             )
             for record in records:
                 unreadable |= record["unreadable"]
             years = tuple(dict.fromkeys(p.year for p in found))
-            table = _catalogue(whole, years, split, records, unreadable)
-            _tell(progress, "not to be read", unreadable)
+            table = _catalogue(readable, years, split, records, unreadable)
+            _announce_left_out(progress, "unreadable", unreadable)
             described = {
                 "grid": f"{size}px",
                 "crs": None,
@@ -176,119 +179,135 @@ def _size_is_asked(project: Project, overrides: Sequence[str]) -> bool:
     return "size" in in_file or any(o.split("=")[0].strip() == "grid.size" for o in overrides)
 
 
-def _located(paths: Sequence[str], project: Project) -> list[Path]:
-    """Paths from the project's folder.
+def _existing_paths(paths: Sequence[str], project: Project) -> list[Path]:
+    """Absolute paths, relative ones taken from the project's folder.
 
     Raises:
-        GeomatchError: one is not there.
+        GeomatchError: one does not exist.
     """
     found = [project.root.absolute() / Path(path).expanduser() for path in paths]
     for path in found:
         if not path.exists():
-            raise GeomatchError(f"{path} is not there", "Name the images again: geomatch tile.")
+            raise GeomatchError(f"{path} does not exist", "Give the images again: geomatch tile.")
     return found
 
 
-# Which images there are
+# Finding images
 
 
 def _class_folders(
-    named: Sequence[str], project: Project, files: dict[Path, image_files.Arrays]
-) -> Classes:
-    """Images of folders and of files of many, which are put into `files`.
+    named: Sequence[str], project: Project, files: dict[Path, image_files.ArrayFile]
+) -> ImagesByClass:
+    """Images of class folders and of array files.
 
     Args:
-        named: "PATH", or "SPLIT=PATH" of one or more splits, train among them. Splits that are
-            not named are drawn from train.
+        named: "PATH", or "SPLIT=PATH" of train and any other splits. Splits that are not named are
+            drawn from train.
+        files: array files are read into it.
+
+    Raises:
+        GeomatchError: a path does not exist, or is neither class folders nor an array file.
+        UsageError: a split is named twice, or train is not named.
     """
     given: dict[str, str] = {}
     for text in named:
         start, _, rest = text.partition("=")
-        split, where = (start, rest) if start in SPLITS else ("train", text)
+        split, location = (start, rest) if start in SPLITS else ("train", text)
         if split in given:
             raise UsageError(
-                f"{text}: {split} is named twice", "One folder or file of each: train=DIR test=DIR"
+                f"{text}: {split} is given twice",
+                "Give one folder or file per split: train=DIR test=DIR",
             )
-        given[split] = where
+        given[split] = location
     if "train" not in given:
-        raise UsageError("no training images are named", "Add train=PATH.")
-    found: Classes = {}
-    for split, path in zip(given, _located(list(given.values()), project), strict=True):
+        raise UsageError("no training images are given", "Add train=PATH.")
+    found: ImagesByClass = {}
+    for split, path in zip(given, _existing_paths(list(given.values()), project), strict=True):
         code = None if split == "train" else SPLITS.index(split)
         prefix = f"{split}/" if len(given) > 1 else ""
         images = _of_folder(path) if path.is_dir() else _of_file(path, files)
         for label, members in images.items():
-            mine = [replace(p, name=prefix + p.name, split=code) for p in members]
-            found.setdefault(label, []).extend(mine)
+            renamed = [replace(p, name=prefix + p.name, split=code) for p in members]
+            found.setdefault(label, []).extend(renamed)
     return found
 
 
-def _of_folder(root: Path) -> Classes:
+def _of_folder(root: Path) -> ImagesByClass:
     folders = [f for f in sorted(root.iterdir()) if f.is_dir() and not f.name.startswith(".")]
     if not folders:
         raise GeomatchError(
-            f"{root} has no class folders", "Images are expected in DIR/CLASS/, a folder a class."
+            f"{root} has no class folders",
+            "Images are expected in DIR/CLASS/, one folder per class.",
         )
     return {
-        folder.name: [_picture(path, root, folder.name) for path in image_files.listed(folder)]
+        folder.name: [
+            _source_image(path, root, folder.name) for path in image_files.list_images(folder)
+        ]
         for folder in folders
     }
 
 
-def _of_file(path: Path, files: dict[Path, image_files.Arrays]) -> Classes:
-    files[path] = image_files.arrays(path)
+def _of_file(path: Path, files: dict[Path, image_files.ArrayFile]) -> ImagesByClass:
+    files[path] = image_files.read_array_file(path)
     stamp = _stamp(path)
-    found: Classes = {}
+    found: ImagesByClass = {}
     for i, label in enumerate(files[path].classes):
-        picture = Picture(f"{label}/{i:05d}", label, path, stamp, index=i)
-        found.setdefault(label, []).append(picture)
+        image = SourceImage(f"{label}/{i:05d}", label, path, stamp, index=i)
+        found.setdefault(label, []).append(image)
     return found
 
 
-def _pairs(folders: Sequence[Path], progress: ProgressCallback) -> Classes:
-    """Images of the names that both folders hold."""
+def _pairs(folders: Sequence[Path], progress: ProgressCallback) -> ImagesByClass:
+    """Images whose names exist in both folders, by name.
+
+    Raises:
+        GeomatchError: a folder has no images, or no name is in both.
+        UsageError: not two folders of different names are given.
+    """
     if len(folders) != 2 or folders[0].resolve() == folders[1].resolve():
-        raise UsageError("images.pairs names two folders", "geomatch tile --pairs DIR_A DIR_B")
+        raise UsageError(
+            "images.pairs needs two different folders", "geomatch tile --pairs DIR_A DIR_B"
+        )
     names = [folder.name for folder in folders]
     if names[0] == names[1]:
         names = [f"{folder.parent.name}/{folder.name}" for folder in folders]
     if names[0] == names[1]:
         raise UsageError(
-            f"both folders are named {names[0]}", "Their names are the years: rename one."
+            f"both folders are named {names[0]}", "Their names become the years: rename one."
         )
     by_year = {year: _by_stem(folder, year) for folder, year in zip(folders, names, strict=True)}
     first, second = (set(by_year[year]) for year in names)
     if not first & second:
         raise GeomatchError(
-            f"no image of {folders[0]} has the name of one of {folders[1]}",
-            "A pair is two images with one path within their folders, whatever the suffix.",
+            f"no image of {folders[0]} has the same name as one of {folders[1]}",
+            "The images of a pair have the same path within their folders, whatever the suffix.",
         )
-    for year, lonely in zip(names, (first - second, second - first), strict=True):
-        _tell(progress, f"in {year} alone", sorted(lonely))
+    for year, unpaired in zip(names, (first - second, second - first), strict=True):
+        _announce_left_out(progress, f"only in {year}", sorted(unpaired))
     years = in_time_order(names)
     return {stem: [by_year[year][stem] for year in years] for stem in sorted(first & second)}
 
 
-def _by_stem(folder: Path, year: str) -> dict[str, Picture]:
+def _by_stem(folder: Path, year: str) -> dict[str, SourceImage]:
     if not folder.is_dir():
-        raise GeomatchError(f"{folder} is no folder", "geomatch tile --pairs DIR_A DIR_B")
-    found: dict[str, Picture] = {}
-    for path in image_files.listed(folder):
+        raise GeomatchError(f"{folder} is not a folder", "geomatch tile --pairs DIR_A DIR_B")
+    found: dict[str, SourceImage] = {}
+    for path in image_files.list_images(folder):
         stem = path.relative_to(folder).with_suffix("").as_posix()
         if stem in found:
             raise GeomatchError(
                 f"{folder} holds {found[stem].path.name} and {path.name}",
-                "One image of a name is expected: move the other away.",
+                "Names must be unique, whatever the suffix: move one of them away.",
             )
-        picture = _picture(path, folder, stem)
-        found[stem] = replace(picture, name=f"{year}/{picture.name}", year=year)
+        image = _source_image(path, folder, stem)
+        found[stem] = replace(image, name=f"{year}/{image.name}", year=year)
     if not found:
         raise GeomatchError(f"{folder} holds no images", "geomatch tile --pairs DIR_A DIR_B")
     return found
 
 
-def _picture(path: Path, root: Path, label: str) -> Picture:
-    return Picture(path.relative_to(root).as_posix(), label, path, _stamp(path))
+def _source_image(path: Path, root: Path, label: str) -> SourceImage:
+    return SourceImage(path.relative_to(root).as_posix(), label, path, _stamp(path))
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -298,19 +317,21 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return None
 
 
-def _without(classes: Classes, ignored: Sequence[str], progress: ProgressCallback) -> list[Picture]:
-    """The images of classes that are not ignored.
+def _drop_ignored(
+    classes: ImagesByClass, ignored: Sequence[str], progress: ProgressCallback
+) -> list[SourceImage]:
+    """The images of all classes but the ignored ones.
 
     Raises:
-        UsageError: there is no such class.
-        GeomatchError: another class is empty.
+        UsageError: an ignored class does not exist.
+        GeomatchError: a class that is not ignored has no images.
     """
     for name in ignored:
         if name not in classes:
             near = difflib.get_close_matches(name, classes, n=1, cutoff=0.4)
             hint = f"Did you mean {near[0]}?" if near else f"There are {len(classes)} classes."
             raise UsageError(f"there is no class {name} to ignore", hint)
-    _tell(progress, "ignored", ignored)
+    _announce_left_out(progress, "ignored", ignored)
     kept = {name: images for name, images in classes.items() if name not in ignored}
     for name, images in kept.items():
         if not images:
@@ -318,14 +339,16 @@ def _without(classes: Classes, ignored: Sequence[str], progress: ProgressCallbac
                 f"the folder of class {name} holds no images",
                 f"Remove it, or add: --ignore {name}",
             )
-    return [picture for images in kept.values() for picture in images]
+    return [image for images in kept.values() for image in images]
 
 
-def _large(found: list[Picture], least: int, progress: ProgressCallback) -> list[Picture]:
-    """The images of classes of at least so many."""
+def _drop_small_classes(
+    found: list[SourceImage], least: int, progress: ProgressCallback
+) -> list[SourceImage]:
+    """The images of classes that have at least `least` images."""
     counts = Counter(p.label for p in found)
     small = {name: str(n) for name, n in sorted(counts.items()) if n < least}
-    _tell(progress, f"classes of fewer than {least} images", small)
+    _announce_left_out(progress, f"classes with fewer than {least} images", small)
     if len(small) == len(counts):
         raise GeomatchError(
             f"no class has {least} images (the largest has {max(counts.values(), default=0)})",
@@ -334,75 +357,79 @@ def _large(found: list[Picture], least: int, progress: ProgressCallback) -> list
     return [p for p in found if p.label not in small]
 
 
-def _tell(progress: ProgressCallback, what: str, names: Sequence[str] | Mapping[str, str]) -> None:
-    """Say what is left out, and why: how many, and the first few."""
+def _announce_left_out(
+    progress: ProgressCallback, reason: str, names: Sequence[str] | Mapping[str, str]
+) -> None:
+    """Announce what is left out and why: how many, and the first few names."""
     if names:
-        reasons = names if isinstance(names, Mapping) else {}
-        told = [f"{n} ({reasons[n]})" if n in reasons else n for n in list(names)[:NAMED]]
-        more = ", ..." if len(names) > NAMED else ""
-        progress(f"left out, {what} ({len(names)}): {', '.join(told)}{more}")
+        details = names if isinstance(names, Mapping) else {}
+        shown = [f"{n} ({details[n]})" if n in details else n for n in list(names)[:NAMES_SHOWN]]
+        more = ", ..." if len(names) > NAMES_SHOWN else ""
+        progress(f"left out, {reason} ({len(names)}): {', '.join(shown)}{more}")
 
 
-# What they are like
+# Reading headers
 
 
 def _inspect(
-    found: list[Picture],
-    files: Mapping[Path, image_files.Arrays],
+    found: list[SourceImage],
+    files: Mapping[Path, image_files.ArrayFile],
     pool: ThreadPoolExecutor,
     progress: ProgressCallback,
-) -> tuple[dict[str, image_files.Form], dict[str, str]]:
-    """The form of each image, and why others cannot be read, by name."""
+) -> tuple[dict[str, image_files.ImageShape], dict[str, str]]:
+    """The shape of each image, and the reason why others cannot be read, by name."""
 
-    def look(picture: Picture) -> image_files.Form | str:
-        if picture.index is not None:
-            return files[picture.path].form
+    def inspect(image: SourceImage) -> image_files.ImageShape | str:
+        if image.index is not None:
+            return files[image.path].image_shape
         try:
-            return image_files.inspect(picture.path)
+            return image_files.inspect(image.path)
         except image_files.BrokenImageError as error:
             return error.reason
 
-    forms, unreadable = {}, {}
-    for done, (picture, form) in enumerate(zip(found, pool.map(look, found), strict=True), 1):
-        if isinstance(form, str):
-            unreadable[picture.name] = form
+    shapes, unreadable = {}, {}
+    for done, (image, shape) in enumerate(zip(found, pool.map(inspect, found), strict=True), 1):
+        if isinstance(shape, str):
+            unreadable[image.name] = shape
         else:
-            forms[picture.name] = form
+            shapes[image.name] = shape
         if done % 1000 == 0 or done == len(found):
-            progress("looking at images", done, len(found))
-    if not forms:
-        raise _nothing(unreadable)
-    return forms, unreadable
+            progress("reading image headers", done, len(found))
+    if not shapes:
+        raise _none_readable(unreadable)
+    return shapes, unreadable
 
 
-def _nothing(unreadable: Mapping[str, str]) -> GeomatchError:
-    name, reason = next(iter(unreadable.items()), ("", "there is none"))
+def _none_readable(unreadable: Mapping[str, str]) -> GeomatchError:
+    name, reason = next(iter(unreadable.items()), ("", "there are none"))
     return GeomatchError(
         f"none of the images can be read; {name}: {reason}",
-        "Look at the files, or copy them again.",
+        "Check the files, or copy them again.",
     )
 
 
-def _common_size(forms: Iterator[image_files.Form]) -> int | None:
-    """The side of images that are all square and alike."""
-    sides = {(form.width, form.height) for form in forms}
+def _common_size(shapes: Iterator[image_files.ImageShape]) -> int | None:
+    """The side of the images if all are squares of one size."""
+    sides = {(shape.width, shape.height) for shape in shapes}
     width, height = next(iter(sides))
     return width if len(sides) == 1 and width == height else None
 
 
-def _splits(found: list[Picture], images: config.ImagesConfig, seed: int) -> NDArray[np.int64]:
-    """(n,) split of each image: as given, or drawn within its class; of pairs, among all names.
+def _draw_splits(
+    found: list[SourceImage], images: config.ImagesConfig, seed: int
+) -> NDArray[np.int64]:
+    """(n,) split of each image: as given, or drawn within its class, or among all pairs.
 
     Raises:
-        UsageError: validation and test leave nothing to train on.
+        UsageError: validation and test leave no training images.
     """
     split = np.asarray([p.split or 0 for p in found], np.int64)
-    drawn = [name for name in DRAWN if SPLITS.index(name) not in split]
+    drawn = [name for name in DRAWN_SPLITS if SPLITS.index(name) not in split]
     groups: dict[str, dict[str, list[int]]] = {}
-    for i, picture in enumerate(found):
-        if picture.split is None:
-            group = "" if picture.year else picture.label
-            member = picture.label if picture.year else picture.name
+    for i, image in enumerate(found):
+        if image.split is None:
+            group = "" if image.year else image.label
+            member = image.label if image.year else image.name
             groups.setdefault(group, {}).setdefault(member, []).append(i)
     for group, members in groups.items():
         shares = {name: getattr(images, name) for name in drawn}
@@ -412,7 +439,7 @@ def _splits(found: list[Picture], images: config.ImagesConfig, seed: int) -> NDA
                 f"validation and test take all {len(members)} of {group or 'the pairs'}",
                 "Lower images.validation and images.test, or raise --least.",
             )
-        # Of its own seed, so that other classes change nothing.
+        # Each class has its own seed, so that its split does not depend on other classes.
         rng = np.random.default_rng([seed, *group.encode()])
         order = rng.permutation(len(members))
         rows = list(members.values())
@@ -424,24 +451,26 @@ def _splits(found: list[Picture], images: config.ImagesConfig, seed: int) -> NDA
     return split
 
 
-# Reading
+# Reading images
 
 
-def _cut(missing: list[Album], pool: ThreadPoolExecutor) -> Iterator[tuple[Album, shards.Record]]:
-    for album in missing:
-        pixels = np.zeros((len(album), album.size, album.size, album.channels), np.uint8)
+def _read_shards(
+    missing: list[ImageShard], pool: ThreadPoolExecutor
+) -> Iterator[tuple[ImageShard, shards.Record]]:
+    for shard in missing:
+        pixels = np.zeros((len(shard), shard.size, shard.size, shard.channels), np.uint8)
         unreadable = {}
-        for i, values in enumerate(pool.map(album.read, album.images)):
+        for i, values in enumerate(pool.map(shard.read, shard.images)):
             if isinstance(values, str):
-                unreadable[album.images[i].name] = values
+                unreadable[shard.images[i].name] = values
             else:
                 pixels[i] = values
-        valid = [float(p.name not in unreadable) for p in album.images]
-        yield album, album.write(pixels, valid=valid, unreadable=unreadable)
+        valid = [float(p.name not in unreadable) for p in shard.images]
+        yield shard, shard.write(pixels, valid=valid, unreadable=unreadable)
 
 
 def _catalogue(
-    found: list[Picture],
+    found: list[SourceImage],
     years: tuple[str, ...],
     split: NDArray[np.int64],
     records: Sequence[shards.Record],
@@ -449,20 +478,20 @@ def _catalogue(
 ) -> TileTable:
     valid = np.concatenate([np.asarray(r["valid"], np.float32) for r in records])
     if not valid.any():
-        raise _nothing(unreadable)
+        raise _none_readable(unreadable)
     n = len(found)
     names = [p.name for p in found]
     classes, label = np.unique([p.label for p in found], return_inverse=True)
-    nothing = np.zeros(n, np.int64)
+    no_cell = np.zeros(n, np.int64)
     return TileTable(
         grid=None,
         years=years,
         sources=tuple(names),
         classes=tuple(str(name) for name in classes),
         label=label.astype(np.int64),
-        epsg=nothing,
-        col=nothing,
-        row=nothing,
+        epsg=no_cell,
+        col=no_cell,
+        row=no_cell,
         year=np.asarray([years.index(p.year) for p in found], np.int64),
         split=split,
         source=np.arange(n, dtype=np.int64),

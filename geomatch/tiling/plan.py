@@ -1,4 +1,4 @@
-"""The plan: which cell of which year is which row of the store, made from headers alone."""
+"""The plan: which cell of which year goes into which row of the store, from headers alone."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from geomatch.progress import ProgressCallback
 from geomatch.tiling import sources
 from geomatch.tiling.sources import Collection
 
-MOST_CELLS = 1e8
-"""Of one raster: beyond, a unit was mistaken."""
+MAX_CELLS = 1e8
+"""Cells of one raster; more mean that a unit is wrong."""
 
 
 @dataclass(frozen=True)
 class TilePlan:
-    """Every tile that may be cut, as parallel arrays in the order of the store's rows."""
+    """Every tile to be cut, as parallel arrays in the order of the store's rows."""
 
     grid: Grid
     epsg: Ints
@@ -33,33 +33,33 @@ class TilePlan:
     split: Ints
 
 
-def choose_grid(wanted: config.GridConfig, collections: Sequence[Collection]) -> Grid:
-    """The ground grid asked for, what is left open taken from the first source.
+def choose_grid(settings: config.GridConfig, collections: Sequence[Collection]) -> Grid:
+    """The grid of the settings; what these leave open comes from the first raster.
 
     Raises:
-        GeomatchError: a source lies far outside the grid's CRS.
-        UsageError: the CRS or the sizes make no sense.
+        GeomatchError: a raster is far outside the area of the grid's CRS.
+        UsageError: the CRS, size, gsd or stride is invalid.
     """
     first = collections[0].images[0]
     metric = rasters.metric_crs(first)
-    if wanted.crs == "auto":
+    if settings.crs == "auto":
         crs = metric
-    elif wanted.crs == "utm":
+    elif settings.crs == "utm":
         crs = "utm"
     else:
-        crs = rasters.check_grid_crs(wanted.crs)
+        crs = rasters.check_grid_crs(settings.crs)
     if crs != "utm":
         for collection in collections:
             for image in collection.images:
                 rasters.check_zone(image, crs)
-    stride = wanted.size if wanted.stride is None else wanted.stride
-    gsd = rasters.ground_sample_distance(first, metric) if wanted.gsd is None else wanted.gsd
-    if wanted.size < 8 or not 0 < gsd < math.inf or not 0 < stride <= wanted.size:
+    stride = settings.size if settings.stride is None else settings.stride
+    gsd = rasters.ground_sample_distance(first, metric) if settings.gsd is None else settings.gsd
+    if settings.size < 8 or not 0 < gsd < math.inf or not 0 < stride <= settings.size:
         raise UsageError(
-            f"grid: size {wanted.size}, gsd {gsd}, stride {stride}",
-            "size is at least 8 px, gsd above 0, stride between 1 and size.",
+            f"grid: size {settings.size}, gsd {gsd}, stride {stride}",
+            "size must be at least 8 px, gsd above 0, and stride between 1 and size.",
         )
-    return Grid(crs, wanted.size, gsd, stride)
+    return Grid(crs, settings.size, gsd, stride)
 
 
 def make_plan(
@@ -68,15 +68,15 @@ def make_plan(
     collections: Sequence[Collection],
     progress: ProgressCallback,
 ) -> TilePlan:
-    """Every cell that a raster of a year touches, less those dropped between splits.
+    """Every cell that a raster of a year touches, but for those dropped between splits.
 
     Raises:
         GeomatchError: no ground is covered in two years.
-        UsageError: the split makes no sense.
+        UsageError: the split is invalid.
     """
     buffer = _buffer(settings.split, grid)
     cells: list[Ints] = []
-    over: dict[tuple[int, int, int], set[str]] = {}
+    covering: dict[tuple[int, int, int], set[str]] = {}  # paths of the rasters over each place
     for collection in collections:
         found = []
         for raster in collection.images:
@@ -84,61 +84,62 @@ def make_plan(
             found.append(touched)
             if settings.split.by == "source":
                 for cell in map(tuple, touched.tolist()):
-                    over.setdefault(cell, set()).add(raster.path)
+                    covering.setdefault(cell, set()).add(raster.path)
         cells.append(np.unique(np.concatenate(found), axis=0))
     table = np.concatenate(cells)
-    year = np.repeat(np.arange(len(cells)), [len(mine) for mine in cells])
+    year = np.repeat(np.arange(len(cells)), [len(of_year) for of_year in cells])
     places, place, counts = np.unique(table, axis=0, return_inverse=True, return_counts=True)
     if len(collections) > 1 and counts.max() < 2:
         raise GeomatchError(
             "no ground is covered in more than one year: "
             + "; ".join(f"{c.year} {_extent(c)}" for c in collections),
-            "Check the files' CRS and the years' paths.",
+            "Check the CRS of the files and the paths of the years.",
         )
-    split = _split(settings.split, grid, places, over)
+    split = _split(settings.split, grid, places, covering)
     epsg, col, row = places.T
     split = splits.keep_apart(grid, epsg, col, row, split, buffer)
     progress(f"grid {grid.id}: {len(places)} places, {np.sum(split < 0)} dropped between splits")
-    own = split[place.reshape(-1)]
-    # Tiles of one shard are of one year where they can be, and lie together on the ground, so
-    # that they share open files.
+    tile_split = split[place.reshape(-1)]
+    # Tiles of a shard are close together and, where possible, of one year, so that they share open
+    # files.
     epsg, col, row = table.T
     order = np.lexsort((col, row, col // 16, row // 16, epsg, year))
-    order = order[own[order] >= 0]
-    return TilePlan(grid, epsg[order], col[order], row[order], year[order], own[order])
+    order = order[tile_split[order] >= 0]
+    return TilePlan(grid, epsg[order], col[order], row[order], year[order], tile_split[order])
 
 
 def _cells_of(raster: Raster, grid: Grid, buffer: float) -> Ints:
-    """(n, 3) EPSG code, column and row of the cells a raster's box touches.
+    """(n, 3) EPSG code, column and row of the cells that a raster's bounding box touches.
 
-    Where each place has its own zone, cells nearer than `buffer` metres to the zone's border are
-    left out, so that no ground is in cells of two zones.
+    In a "utm" grid, cells nearer than `buffer` metres to the border of their zone are left out, so
+    that no ground is in cells of two zones.
 
     Raises:
-        UsageError: they are beyond number.
+        UsageError: there are more than `MAX_CELLS`.
     """
     found = []
     for code in _zones(raster) if grid.crs == "utm" else [int(grid.crs.removeprefix("EPSG:"))]:
         crs = f"EPSG:{code}"
         box = rasters.project_bounds(raster.crs, raster.bounds, crs)
         count = (box[2] - box[0]) * (box[3] - box[1]) / grid.step**2
-        if count > MOST_CELLS:
+        if count > MAX_CELLS:
             raise UsageError(
                 f"{raster.name} would make {count:.3g} tiles of {grid.side:g} m",
-                "Check grid.gsd (metres a pixel) and grid.stride.",
+                "Check grid.gsd (metres per pixel) and grid.stride.",
             )
         col, row = grid.touching(box)
         epsg = np.full(len(col), code, np.int64)
         if grid.crs == "utm":
             grown = grid.bounds(col, row) + buffer * np.array([-1, -1, 1, 1])
             corners = footprints.rings(epsg, grown, footprints.CRS84)
-            mine = (utm_epsg(corners[..., 0], corners[..., 1]) == code).all(axis=1)
-            epsg, col, row = epsg[mine], col[mine], row[mine]
+            inside = (utm_epsg(corners[..., 0], corners[..., 1]) == code).all(axis=1)
+            epsg, col, row = epsg[inside], col[inside], row[inside]
         found.append(np.stack([epsg, col, row], axis=1))
     return np.concatenate(found)
 
 
 def _zones(raster: Raster) -> list[int]:
+    """EPSG codes of the UTM zones that a raster's bounding box touches."""
     left, bottom, right, top = rasters.project_bounds(raster.crs, raster.bounds, "OGC:CRS84")
     lon = np.append(np.arange(left, right, 6.0), right)
     zones = [utm_epsg(lon, np.full(len(lon), lat)) for lat in (bottom, top)]
@@ -155,25 +156,28 @@ def _extent(collection: Collection) -> str:
 
 
 def _split(
-    wanted: config.SplitConfig, grid: Grid, places: Ints, over: dict[tuple[int, int, int], set[str]]
+    settings: config.SplitConfig,
+    grid: Grid,
+    places: Ints,
+    covering: dict[tuple[int, int, int], set[str]],
 ) -> Ints:
     epsg, col, row = places.T
-    if wanted.by == "blocks":
-        return splits.by_blocks(grid, epsg, col, row, wanted.block, wanted.seed)
-    if wanted.by == "source":
-        names = [sorted(over[tuple(cell)]) for cell in places.tolist()]
-        return splits.by_source(names, wanted.validation, wanted.test)
+    if settings.by == "blocks":
+        return splits.by_blocks(grid, epsg, col, row, settings.block, settings.seed)
+    if settings.by == "source":
+        names = [sorted(covering[tuple(cell)]) for cell in places.tolist()]
+        return splits.by_source(names, settings.validation, settings.test)
     crs = footprints.file_crs(grid)
     validation, test = (
         labels.read_areas(sources.area_files(names), crs)
-        for names in (wanted.validation, wanted.test)
+        for names in (settings.validation, settings.test)
     )
     return splits.by_areas(footprints.rings(epsg, grid.bounds(col, row), crs), validation, test)
 
 
-def _buffer(wanted: config.SplitConfig, grid: Grid) -> float:
-    if wanted.buffer is None:
-        return grid.side if wanted.by == "blocks" else 0.0
-    if not 0 <= wanted.buffer < math.inf:
-        raise UsageError(f"split.buffer = {wanted.buffer}", "Metres, 0 or more, are expected.")
-    return wanted.buffer
+def _buffer(settings: config.SplitConfig, grid: Grid) -> float:
+    if settings.buffer is None:
+        return grid.side if settings.by == "blocks" else 0.0
+    if not 0 <= settings.buffer < math.inf:
+        raise UsageError(f"split.buffer = {settings.buffer}", "It must be 0 or more metres.")
+    return settings.buffer

@@ -1,7 +1,7 @@
-"""Tiles made shard by shard in `tiles.partial/`, so that a killed `tile` goes on.
+"""Tiles are made shard by shard in `tiles.partial/`, so that a killed `tile` can resume.
 
-Each shard has a record, written after its pixels, that says what it was made from. When all are
-there, what was made takes the place of `tiles/`.
+Each shard has a record, written after its pixels, of what it was made from. The complete result
+replaces `tiles/`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Shard(ABC):
-    """Rows `start` onwards of the store, which are made at once."""
+    """Consecutive rows of the store, from `start`, that are made together."""
 
     number: int
     start: int
@@ -41,7 +41,7 @@ class Shard(ABC):
     @property
     @abstractmethod
     def key(self) -> str:
-        """What the shard's pixels depend on: a record with another key is of no use."""
+        """Fingerprint of what the pixels depend on; a record with another key is stale."""
 
     @property
     def record(self) -> Path:
@@ -52,7 +52,7 @@ class Shard(ABC):
         return self.folder / "tiles" / "pixels.zarr"
 
     def write(self, pixels: Pixels, **columns: Any) -> Record:
-        """Write the pixels, then the record, with further `columns` (a value for each tile)."""
+        """Write the pixels, then the record, which also holds `columns` (a value for each tile)."""
         TileStore.open(self.pixels).write(self.start, pixels)
         digest = fingerprint(pixels.tobytes())
         record = {"key": self.key, "digest": digest, **columns}
@@ -64,15 +64,15 @@ S = TypeVar("S", bound=Shard)
 
 
 def prepare(partial: Path, shape: Sequence[int], asked: TileRequest, force: bool) -> None:
-    """Make the unfinished folder, or keep the one whose store has the same shape.
+    """Create the folder of unfinished tiles, or keep it if its store has the same shape.
 
     Args:
         shape: rows, size and channels of the store.
-        asked: what was asked for, so that it can be asked for again.
-        force: keep nothing.
+        asked: the requested sources and overrides, recorded so that `tile` can repeat them.
+        force: start from scratch.
     """
     path, pixels = partial / "plan.json", partial / "tiles" / "pixels.zarr"
-    # Killed while the folder took its place, what is left are records of pixels that moved.
+    # A kill while the result was moved into place leaves records without pixels.
     if force or not pixels.exists() or _asked_shape(path) != [*shape]:
         shutil.rmtree(partial, ignore_errors=True)
         (partial / "shards").mkdir(parents=True)
@@ -90,7 +90,7 @@ def cut(
     task: str,
     progress: ProgressCallback,
 ) -> list[Record]:
-    """Make the shards that are not there yet; the records of all, in order."""
+    """Make the missing shards and return the records of all, in order."""
     records: dict[int, Record] = {}
     for shard in shards:
         if shard.record.exists():
@@ -101,7 +101,7 @@ def cut(
     total = sum(map(len, shards))
     kept = done = total - sum(map(len, missing))
     if records and missing:
-        progress(f"going on: {done} of {total} tiles were cut before")
+        progress(f"resuming: {done} of {total} tiles are already cut")
     started = time.monotonic()
     for shard, record in make(missing):
         records[shard.number] = record
@@ -115,7 +115,7 @@ def finish(folder: Path, table: TileTable, records: Sequence[Record], **describe
     """Write the catalogue and, last, the manifest.
 
     Args:
-        described: fields of `TileManifest` beside counts, fingerprint and version.
+        described: fields of `TileManifest` other than counts, fingerprint and version.
     """
     table.save(folder / "tiles.parquet", *footprints.file_geometry(table.grid))
     contents: list[Any] = [
@@ -140,7 +140,7 @@ def finish(folder: Path, table: TileTable, records: Sequence[Record], **describe
 
 
 def are_made(project: Project, request: str) -> bool:
-    """Whether the project's tiles are those of this request, and whole."""
+    """Whether the project's tiles are complete and made by this request."""
     try:
         manifest = project.tile_manifest()
         geoparquet.read_footer(project.catalogue, "geomatch", "geomatch tile")

@@ -1,4 +1,4 @@
-"""Sources: the imagery and label files of each year, with their headers read and compared."""
+"""Sources: imagery, labels and change masks of each year, with headers read and compared."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ from geomatch.progress import ProgressCallback
 
 @dataclass(frozen=True)
 class Collection:
-    """The imagery and labels of one year, and masks of what changed."""
+    """The files of one year.
+
+    Attributes:
+        images: georeferenced rasters, all of the same bands and dtype.
+        labels: label rasters; empty if there are none or they are a `vector` file.
+        stretch: scales the images to uint8; None if they are uint8.
+        placement: "real", or "fictitious" where coordinates are made up.
+        changed: masks of changed ground.
+    """
 
     year: str
     images: tuple[Raster, ...]
@@ -30,23 +38,23 @@ class Collection:
 
 
 def collect(settings: config.Config, progress: ProgressCallback) -> list[Collection]:
-    """Every year's collection, in time order.
+    """Inspect the files of every year, in time order.
 
     Raises:
-        GeomatchError: a file is missing or damaged, or a collection is not of one form.
-        UsageError: a year is named twice, or a stretch is wanted.
+        GeomatchError: a file is missing or damaged, or files of a year differ in bands or dtype.
+        UsageError: a year is invalid, has no images or is given twice, or a stretch is missing.
     """
     years = [source.year for source in settings.source]
     for source in settings.source:
         if not source.year or re.search(r"[@/\\\s]", source.year):
             raise UsageError(
-                f"source: {source.year!r} is no name of a year",
+                f"source: {source.year!r} is not a valid year",
                 "Give each source a year, without '@', slashes or white space.",
             )
         if not source.images:
             raise UsageError(f"source {source.year} has no images", f"Add {source.year}=PATH.")
     if len(set(years)) != len(years):
-        raise UsageError("a year is named twice", "Give each year one folder or glob.")
+        raise UsageError("a year is given twice", "Give each year one folder or glob.")
     by_year = {source.year: source for source in settings.source}
     return [
         _collection(by_year[year], settings.grid.stretch, progress) for year in in_time_order(years)
@@ -62,26 +70,26 @@ def _collection(
         images.append(rasters.inspect(path))
         if images[-1].palette:
             raise GeomatchError(
-                f"{path} holds indices of a colour table",
+                f"{path} contains indices of a colour table",
                 "Expand it first: gdal_translate -expand rgb IN OUT",
             )
         progress(f"reading headers of {source.year}", done, len(paths))
     _, dtype = rasters.common_format(images, f"year {source.year}")
-    drawn: Stretch | None = None
+    measured: Stretch | None = None
     if dtype != "uint8":
         if not stretch:
             raise UsageError(
                 f"year {source.year}: {images[0].name} is {dtype}, tiles are uint8",
-                "Say how to stretch it: --stretch 2%,98% or --stretch MIN,MAX",
+                "Give a stretch: --stretch 2%,98% or --stretch MIN,MAX",
             )
-        drawn = rasters.measure_stretch(images, stretch)
+        measured = rasters.measure_stretch(images, stretch)
     vector, label_rasters = _labels(source)
     return Collection(
         source.year,
         tuple(images),
         label_rasters,
         vector,
-        drawn,
+        measured,
         source.placement,
         _masks(source),
     )
@@ -95,7 +103,7 @@ def _labels(source: config.SourceConfig) -> tuple[str | None, tuple[Raster, ...]
         if len(paths) > 1:
             raise GeomatchError(
                 f"labels of {source.year}: {len(paths)} vector files match",
-                "Put them as layers into one GeoPackage: ogr2ogr -update all.gpkg FILE",
+                "Merge them as layers of one GeoPackage: ogr2ogr -update all.gpkg FILE",
             )
         labels.check_vector(paths[0])
         return paths[0], ()
@@ -121,10 +129,10 @@ def _masks(source: config.SourceConfig) -> tuple[Raster, ...]:
 
 
 def channels(collections: Sequence[Collection]) -> tuple[int, int]:
-    """(image, label) channels.
+    """Number of (image, label) channels.
 
     Raises:
-        GeomatchError: years differ in bands.
+        GeomatchError: years differ in bands, or in label channels.
     """
     first = collections[0].images[0]
     for collection in collections[1:]:
@@ -135,17 +143,19 @@ def channels(collections: Sequence[Collection]) -> tuple[int, int]:
                 f"{first.name} ({collections[0].year}) has {first.bands}",
                 "Give every year the same bands, for example: gdal_translate -b 1 -b 2 -b 3",
             )
-    drawn = {1 if c.vector else c.labels[0].bands for c in collections if c.vector or c.labels}
-    if len(drawn) > 1:
+    label_bands = {
+        1 if c.vector else c.labels[0].bands for c in collections if c.vector or c.labels
+    }
+    if len(label_bands) > 1:
         raise GeomatchError(
-            "label layers of some years have one channel, of others three",
+            "label layers have one channel in some years and three in others",
             "Convert them alike.",
         )
-    return first.bands, drawn.pop() if drawn else 0
+    return first.bands, label_bands.pop() if label_bands else 0
 
 
 def area_stamps(split: config.SplitConfig) -> list[Any]:
-    """Sizes and times of the polygon files that set splits apart."""
+    """Paths, sizes and modification times of the polygon files that define the splits."""
     if split.by != "file":
         return []
     stats = [(path, os.stat(path)) for path in area_files((*split.validation, *split.test))]
@@ -153,20 +163,20 @@ def area_stamps(split: config.SplitConfig) -> list[Any]:
 
 
 def area_files(names: Sequence[str]) -> list[str]:
-    """The polygon files that paths or globs of a split name.
+    """The polygon files that paths or globs of a split match.
 
     Raises:
-        GeomatchError: one names none.
+        GeomatchError: one matches no file.
     """
     return [path for name in names for path in rasters.find(name, "split")]
 
 
 def facts(collection: Collection) -> Any:
-    """What identifies a year's files: their paths, sizes and times, and how they are read."""
-    drawn = collection.vector and [collection.vector, os.stat(collection.vector).st_mtime_ns]
+    """What tiles of a year depend on: paths, sizes and times of its files, how they are read."""
+    vector = collection.vector and [collection.vector, os.stat(collection.vector).st_mtime_ns]
     return [
         [(r.path, r.stamp) for r in (*collection.images, *collection.labels, *collection.changed)],
-        drawn,
+        vector,
         collection.stretch and asdict(collection.stretch),
         collection.year,
         collection.placement,
