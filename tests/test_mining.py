@@ -10,13 +10,13 @@ from small_project import hand_made_classes, hand_made_tiles
 
 from geomatch.data.ground_truth import Task, are_neutral, tasks
 from geomatch.training.mining import (
-    Hardest,
+    HardestTriplets,
     Mined,
     candidate_triplets,
     hard_queries,
     join,
     matches,
-    on_the_ground,
+    nearest_on_ground,
     wrong_neighbours,
 )
 
@@ -62,7 +62,7 @@ def test_a_query_is_hard_whose_match_is_not_among_the_first_two():
         (13, 23, [20, 21, 22, 24]),
         (14, 24, [25, 20, 21]),
     ]
-    assert (hard.asked, hard.hard) == (5, 3)
+    assert (hard.examined, hard.hard) == (5, 3)
     assert hard.share == pytest.approx(3 / 5)
 
 
@@ -108,7 +108,7 @@ def test_wrong_neighbours_are_kept_of_queries_that_found_their_match_too():
     ]
     np.testing.assert_allclose(found.hardness, [0.7 - 0.9, 0.2, 0.4, 0.7, 0.4], rtol=1e-5)
     # The first query's match is nearest; of the others a wrong tile is.
-    assert (found.asked, found.hard) == (5, 4)
+    assert (found.examined, found.hard) == (5, 4)
     assert found.share == pytest.approx(4 / 5)
 
 
@@ -146,7 +146,7 @@ def test_of_classes_any_tile_of_the_class_is_found():
     np.testing.assert_allclose(hard.hardness, [0.5, 0.3, 0.3], rtol=1e-6)
     found = wrong_neighbours(task, match, near, scores, own)
     assert found.query.tolist() == list(range(7))
-    assert (found.asked, found.hard) == (7, 7)
+    assert (found.examined, found.hard) == (7, 7)
 
 
 def test_a_match_of_several_is_of_the_class_and_never_the_query_itself():
@@ -182,7 +182,7 @@ def test_join_pads_and_adds_up():
     assert both.negatives.shape == (4, 5)
     assert both.negatives[3].tolist() == [20, 21, -1, -1, -1]
     np.testing.assert_allclose(both.hardness, [0.4, 0.7, 0.4, 0.7], rtol=1e-5)
-    assert (both.asked, both.hard) == (6, 4)
+    assert (both.examined, both.hard) == (6, 4)
 
 
 def test_join_of_nothing():
@@ -195,10 +195,10 @@ def test_join_of_nothing():
 @pytest.mark.parametrize("hard", [mined(), join([], 5)], ids=["some", "none"])
 def test_what_is_saved_is_loaded(hard, tmp_path):
     # Neighbours are kept of queries that are not hard, too.
-    hard = dataclasses.replace(hard, asked=hard.asked + 7)
+    hard = dataclasses.replace(hard, examined=hard.examined + 7)
     hard.save(tmp_path / "hard.parquet")
     found = Mined.load(tmp_path / "hard.parquet")
-    assert (found.asked, found.hard) == (hard.asked, hard.hard)
+    assert (found.examined, found.hard) == (hard.examined, hard.hard)
     for name in ("query", "match", "negatives", "hardness"):
         mine, theirs = getattr(found, name), getattr(hard, name)
         assert mine.dtype == (np.float32 if name == "hardness" else np.int64)
@@ -227,7 +227,7 @@ def scattered(seed=0, stride=4):
 def test_the_nearest_places_on_other_ground(stride):
     tiles = scattered(stride=stride)
     k = 6
-    found = on_the_ground(tiles, k)
+    found = nearest_on_ground(tiles, k)
     place = tiles.places()
     whole = {p for p in place.tolist() if (place == p).sum() == 2}
     assert sorted(place[found.query].tolist()) == sorted(whole)
@@ -254,7 +254,7 @@ def test_places_without_so_many_others_have_fewer():
     # Three places of one zone, the first two of which overlap, and a lonely one in another.
     tiles = hand_made_tiles([0, 1, 9, 4] * 2, [0] * 8, [0] * 4 + [1] * 4, stride=4)
     tiles = dataclasses.replace(tiles, epsg=np.array([32630, 32630, 32630, 32631] * 2))
-    found = on_the_ground(tiles, 3)
+    found = nearest_on_ground(tiles, 3)
     near = dict(zip(tiles.col[found.query].tolist(), found.negatives.tolist(), strict=True))
     place = {col: [int(tiles.col[n]) if n >= 0 else -1 for n in row] for col, row in near.items()}
     assert place == {0: [9, -1, -1], 1: [9, -1, -1], 9: [1, 0, -1], 4: [-1, -1, -1]}
@@ -326,7 +326,7 @@ def some_triplets(count, seed=0):
 
 def taken(count, share, sizes, margin=0.1, seed=(0,), of=0):
     """What is taken of triplets that are added in parts of these sizes."""
-    found = Hardest(count, share, margin, seed)
+    found = HardestTriplets(count, share, margin, seed)
     triplets, hardness = some_triplets(sum(sizes), of)
     start = 0
     for size in sizes:
@@ -342,9 +342,9 @@ def test_the_hardest_are_those_of_a_full_sort(sizes):
     np.testing.assert_array_equal(found.match, found.query + len(hardness))
     np.testing.assert_array_equal(found.negatives, found.query[:, None] + 2 * len(hardness))
     np.testing.assert_array_equal(found.hardness, np.sort(hardness)[::-1][:20])
-    assert found.asked == len(hardness)
+    assert found.examined == len(hardness)
     assert found.hard == sum(h + np.float32(0.1) > 0 for h in hardness)
-    assert 0 < found.hard < found.asked
+    assert 0 < found.hard < found.examined
 
 
 def test_beside_the_hardest_some_are_drawn_from_all_others():

@@ -207,7 +207,7 @@ def test_hard_queries_of_the_newer_year_by_brute_force(
             wanted[query] = match, [t for t in order[:k] if t != match]
     assert 3 < len(wanted) < 24
     assert found.query.tolist() == list(wanted)
-    assert (found.asked, found.hard) == (24, len(wanted))
+    assert (found.examined, found.hard) == (24, len(wanted))
     for query, match, negatives, hardness in zip(
         found.query, found.match, found.negatives.tolist(), found.hardness, strict=True
     ):
@@ -256,7 +256,7 @@ def test_the_hardest_triplets_by_brute_force(round_of, tiled, vectors, squared):
     rows = zip(found.query, found.match, found.negatives[:, 0], strict=True)
     for triplet, value in zip(rows, found.hardness, strict=True):
         assert hardness[triplet] == pytest.approx(value, rel=1e-3)
-    assert found.asked == 24 * 23
+    assert found.examined == 24 * 23
     assert found.hard == sum(value + 0.25 > 0 for value in hardness.values())
     assert 0 < found.share < 1
 
@@ -329,7 +329,7 @@ def test_classes_are_mined_by_brute_force(round_of, tiled, vectors, rule):
         others = [t for t in order if t != query]
         if not any(label[t] == label[query] for t in others[:1]):
             wanted[query] = [t for t in others if label[t] != label[query]]
-    assert found.asked == len(mine) == 48
+    assert found.examined == len(mine) == 48
     negatives = [row[row >= 0].tolist() for row in found.negatives]
     assert dict(zip(found.query.tolist(), negatives, strict=True)) == wanted
 

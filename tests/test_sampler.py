@@ -10,7 +10,7 @@ from small_project import finish, hand_made_classes, hand_made_tiles, python
 
 from geomatch import config
 from geomatch.training.mining import Mined
-from geomatch.training.sampler import Sampler, ramp, whole
+from geomatch.training.sampler import Sampler, compares_whole_batch, ramp
 
 pytest_plugins = ["small_fixtures"]
 
@@ -348,7 +348,10 @@ def test_hard_samples_come_in_slowly_where_they_are_ramped(tiles, grounded):
     ],
 )
 def test_some_losses_compare_batches_as_a_whole(loss, rule, wanted):
-    assert whole(config.TrainConfig(loss=loss), config.MiningConfig(rule=rule)) == wanted
+    assert (
+        compares_whole_batch(config.TrainConfig(loss=loss), config.MiningConfig(rule=rule))
+        == wanted
+    )
 
 
 FEW_NEGATIVES = """

@@ -29,7 +29,7 @@ from geomatch.nn.step import (
     with_params,
 )
 from geomatch.nn.trunks import TRUNKS, BasicBlock, ResNet, Trunk
-from geomatch.training.sampler import whole
+from geomatch.training.sampler import compares_whole_batch
 
 pytest_plugins = ["small_fixtures"]
 
@@ -89,7 +89,7 @@ def prepared(settings):
 
 
 def stepping(model, settings, match_rule=MATCH_RULE):
-    views = settings.train.views if whole(settings.train, settings.mining) else 0
+    views = settings.train.views if compares_whole_batch(settings.train, settings.mining) else 0
     return make_step(model, settings, FORM, match_rule, COURSE, views)
 
 

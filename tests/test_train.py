@@ -37,7 +37,7 @@ from geomatch.tile import tile
 from geomatch.train import train
 from geomatch.training import rounds, setup
 from geomatch.training.mining import Mined
-from geomatch.training.setup import settle
+from geomatch.training.setup import resolve
 
 pytest_plugins = ["small_fixtures"]
 
@@ -125,7 +125,7 @@ def test_the_loss_falls_and_places_are_found(trained):
 def test_a_run_leaves_its_settings_figures_and_hard_pairs(trained):
     folder = trained.project.run("run1")
     wanted, form, manifest = read_run(folder)
-    begun = settle(settings(), trained.project.root)
+    begun = resolve(settings(), trained.project.root)
     assert (wanted.model, wanted.train) == (begun.model, begun.train)
     assert (wanted.train.dtype, wanted.model.stage) == ("float32", 4)
     assert (form.size, form.image_channels, form.label_channels) == (32, 3, 0)
@@ -142,7 +142,7 @@ def test_a_run_leaves_its_settings_figures_and_hard_pairs(trained):
     for line in mined:
         hard = Mined.load(folder / "mining" / f"{line['step']:08d}.parquet")
         # The newer year is asked for in the older: 24 places.
-        assert hard.asked == 24
+        assert hard.examined == 24
         assert hard.share == line["train/hard_share"]
 
 
@@ -399,7 +399,7 @@ def test_a_broken_run_goes_on_as_if_nothing_had_been(often, monkeypatch, steps):
     assert saved == steps[-1] // 2 * 2
     notes = Notes()
     train(often, settings(), run=name, progress=notes)
-    assert f"run {name}: going on from step {saved} of 18" in notes
+    assert f"run {name}: resuming from step {saved} of 18" in notes
     assert (often.run(name) / "finished.json").exists()
     assert_same_run(often, name, often, "whole")
 
@@ -544,7 +544,7 @@ def test_more_epochs_give_the_run_that_it_would_have_been(tiled, trained, copied
     train(project, settings("train.epochs=2"))
     assert (project.run("run1") / "finished.json").exists()
     result = train(project, settings(), progress=notes)
-    assert "run run1: going on from step 12 of 18" in notes
+    assert "run run1: resuming from step 12 of 18" in notes
     assert result == trained.trained
     assert_same_run(project, "run1", trained.project, "run1")
     assert read_run(project.run("run1"))[0].train.epochs == 3

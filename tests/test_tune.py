@@ -212,7 +212,7 @@ def test_a_search_that_was_broken_off_goes_on_with_its_trial(tiled, copied, monk
     found = tune(project, wanted, progress=notes)
     # The same run, with the same settings, from where it was.
     assert runs[2] == "tune-001"
-    assert "run tune-001: going on from step 8 of 12" in notes
+    assert "run tune-001: resuming from step 8 of 12" in notes
     after, _, same = read_run(project.run("tune-001"))
     assert (after, same.id) == (before, manifest.id)
     assert [trial.run for trial in found.trials] == runs[:2] + runs[3:]

@@ -266,7 +266,7 @@ def _pairs(folders: Sequence[Path], progress: ProgressCallback) -> ImagesByClass
     """
     if len(folders) != 2 or folders[0].resolve() == folders[1].resolve():
         raise UsageError(
-            "images.pairs needs two different folders", "geomatch tile --pairs DIR_A DIR_B"
+            "images.pairs needs two folders that differ", "geomatch tile --pairs DIR_A DIR_B"
         )
     names = [folder.name for folder in folders]
     if names[0] == names[1]:

@@ -1,1 +1,1 @@
-"""The rooms of `geomatch.train`: setup, rounds, batches and mining."""
+"""The parts of `geomatch.train`: setup, batches, validation rounds, mining, metrics."""

@@ -1,4 +1,4 @@
-"""Mined samples: what the current descriptors still get wrong, as tile indices and hardness."""
+"""Hard mining: the samples that the current descriptors still get wrong, as tile indices."""
 
 from __future__ import annotations
 
@@ -21,31 +21,32 @@ Float32Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Mined:
-    """Samples of one round as parallel arrays of tile indices.
+    """Mined samples of one round, as parallel arrays of tile indices.
 
     Attributes:
-        query: (n,) tile that is asked for.
+        query: (n,) query or anchor.
         match: (n,) a tile of the same place.
-        negatives: (n, k) tiles of other places, nearest first, then -1.
-        hardness: (n,) by how much the nearest of them is nearer than the match.
-        asked: how many queries (or triplets) were looked at; `hard` of them are still hard.
+        negatives: (n, k) tiles of other places, nearest first, padded with -1.
+        hardness: (n,) by how much the nearest negative is nearer than the match.
+        examined: number of queries (or triplets) examined.
+        hard: number of those that are hard.
     """
 
     query: Ints
     match: Ints
     negatives: Ints
     hardness: Float32Array
-    asked: int
+    examined: int
     hard: int
 
     @property
     def share(self) -> float | None:
-        """Share of what was looked at that is still hard."""
-        return self.hard / self.asked if self.asked else None
+        """Share of the examined samples that are hard; None if none were examined."""
+        return self.hard / self.examined if self.examined else None
 
     def save(self, path: Path) -> None:
-        """Write Parquet, a row a sample."""
-        counts = {"asked": self.asked, "hard": self.hard, "k": self.negatives.shape[1]}
+        """Write Parquet, one row per sample."""
+        counts = {"asked": self.examined, "hard": self.hard, "k": self.negatives.shape[1]}
         columns = {
             "query": self.query,
             "match": self.match,
@@ -72,11 +73,11 @@ class Mined:
         )
 
 
-# By nearest neighbours
+# Nearest neighbours
 
 
 def matches(task: Task, seed: Sequence[int]) -> Ints:
-    """(q,) position in the database of a match of each query: drawn, where there are several."""
+    """(q,) database position of a match of each query, drawn at random where there are several."""
     if task.truth is not None:
         return task.truth
     rng = np.random.default_rng(list(seed))
@@ -84,7 +85,7 @@ def matches(task: Task, seed: Sequence[int]) -> Ints:
     places = task.database_place[order]
     start = np.searchsorted(places, task.query_place, "left")
     count = np.searchsorted(places, task.query_place, "right") - start
-    # A query is searched itself: its own place in the order, from which others are counted.
+    # The query is in the database, too: count on from its own position among its class.
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
     own = np.empty(len(task.queries), np.int64)
@@ -100,20 +101,21 @@ def hard_queries(
     match_scores: Float32Array,
     within: int,
 ) -> Mined:
-    """S1's rule: hard is a query with no tile of its place among its first `within` neighbours.
+    """Queries with no tile of their place among their first `within` neighbours.
 
-    Its negatives are its neighbours less those of its place and less neutral tiles.
+    Their negatives are their neighbours without tiles of their place and neutral tiles. After
+    Khokhlova et al. 2020 (ICIP).
 
     Args:
-        match: (q,) position in the database of a match of each query.
-        near: (q, k) positions in the database, nearest first; -1 where there is none.
-        scores: (q, k) of the neighbours, higher is nearer.
+        match: (q,) database position of a match of each query.
+        near: (q, k) database positions of the neighbours, nearest first, padded with -1.
+        scores: (q, k) of the neighbours; higher is nearer.
         match_scores: (q,) of the matches.
     """
     right, wrong = _right_and_wrong(task, near)
-    # Neutral tiles do not push the match down.
-    place = np.cumsum(right | wrong, axis=1)
-    found = (right & (place <= within)).any(axis=1)
+    # Neutral tiles do not count in the rank.
+    rank = np.cumsum(right | wrong, axis=1)
+    found = (right & (rank <= within)).any(axis=1)
     kept = ~np.asarray(found) & np.asarray(wrong.any(axis=1))
     return _mined(task, match, near, scores, match_scores, wrong, kept)
 
@@ -121,9 +123,9 @@ def hard_queries(
 def wrong_neighbours(
     task: Task, match: Ints, near: Ints, scores: Float32Array, match_scores: Float32Array
 ) -> Mined:
-    """The wrong neighbours of every query that has any; hard are those with one before the match.
+    """The wrong neighbours of every query; hard queries have one that is nearer than the match.
 
-    Args: as `hard_queries`.
+    Args: as for `hard_queries`.
     """
     _, wrong = _right_and_wrong(task, near)
     any_wrong = np.asarray(wrong.any(axis=1))
@@ -132,12 +134,12 @@ def wrong_neighbours(
 
 
 def _right_and_wrong(task: Task, near: Ints) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """(q, k) which neighbours are matches, and which are of other places."""
+    """(q, k) which neighbours are matches, and which are negatives."""
     size = max(len(task.database), 1)
     keys = np.arange(len(task.queries))[:, None] * size + near
     counts = (near >= 0) & ~np.isin(keys, task.neutral[0] * size + task.neutral[1])
-    same = task.database_place[near] == task.query_place[:, None]
-    return same & counts, ~same & counts
+    same_place = task.database_place[near] == task.query_place[:, None]
+    return same_place & counts, ~same_place & counts
 
 
 def _mined(
@@ -150,7 +152,7 @@ def _mined(
     kept: NDArray[np.bool_],
 ) -> Mined:
     rows = np.flatnonzero(kept)
-    # Wrong answers first, in their order.
+    # Negatives first, in their order.
     order = np.argsort(~wrong[rows], axis=1, kind="stable")
     negatives = np.take_along_axis(task.database[near[rows]], order, axis=1)
     counts = wrong[rows].sum(axis=1, keepdims=True)
@@ -168,7 +170,7 @@ def _mined(
 
 
 def join(parts: Sequence[Mined], k: int) -> Mined:
-    """The samples of several parts, each with its first `k` negatives, or padded to as many."""
+    """The samples of all parts, each with its first `k` negatives, padded with -1."""
     none = np.empty(0, np.int64)
     empty = Mined(none, none, np.empty((0, k), np.int64), np.empty(0, np.float32), 0, 0)
     arrays = [
@@ -181,7 +183,7 @@ def join(parts: Sequence[Mined], k: int) -> Mined:
         match,
         negatives,
         hardness.astype(np.float32),
-        sum(part.asked for part in parts),
+        sum(part.examined for part in parts),
         sum(part.hard for part in parts),
     )
 
@@ -191,42 +193,42 @@ def _padded(negatives: Ints, k: int) -> Ints:
     return np.pad(negatives, ((0, 0), (0, k - negatives.shape[1])), constant_values=-1)
 
 
-# By the ground
+# Distance on the ground
 
 
-def on_the_ground(tiles: TileTable, k: int) -> Mined:
-    """The k places nearest to each place that share no ground with it, before anything is learnt.
+def nearest_on_ground(tiles: TileTable, k: int) -> Mined:
+    """The k places nearest to each place that share no ground with it: samples before training.
 
-    Places of different zones are far from each other. What is hard is not known.
+    Places of different zones count as far apart. Hardness is unknown: 0.
     """
     table = by_place(tiles)
     places = table[(table >= 0).sum(axis=1) >= 2]
     first = places.max(axis=1)
     parts = []
     for zone in np.unique(tiles.epsg[first]):
-        mine = first[tiles.epsg[first] == zone]
-        cells = np.stack([tiles.col[mine], tiles.row[mine]], axis=1)
-        # Those that overlap a place, and itself, are at most so many.
+        anchors = first[tiles.epsg[first] == zone]
+        cells = np.stack([tiles.col[anchors], tiles.row[anchors]], axis=1)
+        # At most (2 reach + 1)^2 cells overlap a place, itself included.
         reach = tiles.grid.reach if tiles.grid else 0
-        wanted = min(len(mine), k + (2 * reach + 1) ** 2)
-        near = KDTree(cells).query(cells, wanted)[1].reshape(len(mine), -1)
-        apart = ~are_neutral(tiles, mine[:, None], mine[near])
+        count = min(len(anchors), k + (2 * reach + 1) ** 2)
+        near = KDTree(cells).query(cells, count)[1].reshape(len(anchors), -1)
+        apart = ~are_neutral(tiles, anchors[:, None], anchors[near])
         order = np.argsort(~apart, axis=1, kind="stable")[:, :k]
-        chosen = np.take_along_axis(mine[near], order, axis=1)
+        chosen = np.take_along_axis(anchors[near], order, axis=1)
         negatives = np.where(np.take_along_axis(apart, order, axis=1), chosen, -1)
-        none = np.zeros(len(mine), np.float32)
-        parts.append(Mined(mine, mine, negatives, none, 0, 0))
+        unknown = np.zeros(len(anchors), np.float32)
+        parts.append(Mined(anchors, anchors, negatives, unknown, 0, 0))
     return join(parts, k)
 
 
-# By loss
+# Ranking by loss
 
 
-def candidate_triplets(tiles: TileTable, each: int, seed: Sequence[int]) -> Iterator[Ints]:
-    """(3, n) anchors, positives and negatives, `each` of every place, other places in turn.
+def candidate_triplets(tiles: TileTable, per_place: int, seed: Sequence[int]) -> Iterator[Ints]:
+    """Triplets of each place: (3, n) anchors, positives and negatives, n at most `per_place`.
 
-    As S2 draws them: for each ordered pair of classes a number of triplets. Of dated tiles the
-    negative is of the positive's year.
+    Negatives come from all other places in turn: for each ordered pair of classes, a number of
+    triplets. Negatives of dated tiles are of the positive's year.
     """
     rng = np.random.default_rng(list(seed))
     place = tiles.places()
@@ -238,11 +240,11 @@ def candidate_triplets(tiles: TileTable, each: int, seed: Sequence[int]) -> Iter
     if others < 1:
         return
     for i in np.flatnonzero(sizes > 1):
-        first = rng.integers(sizes[i], size=each)
-        second = (first + rng.integers(1, sizes[i], size=each)) % sizes[i]
+        first = rng.integers(sizes[i], size=per_place)
+        second = (first + rng.integers(1, sizes[i], size=per_place)) % sizes[i]
         anchor, positive = order[starts[i] + first], order[starts[i] + second]
-        turns, rest = divmod(each, others)
-        # The last turn is drawn alone: a territory has far more places than are asked for.
+        turns, rest = divmod(per_place, others)
+        # The last, incomplete turn is drawn alone: a territory has far more places than triplets.
         drawn = [rng.permutation(others) for _ in range(turns)]
         other = np.concatenate([*drawn, rng.choice(others, rest, replace=False)])
         other += other >= i
@@ -250,45 +252,45 @@ def candidate_triplets(tiles: TileTable, each: int, seed: Sequence[int]) -> Iter
             negative = order[starts[other] + rng.integers(sizes[other])]
         else:
             negative = table[place[order[starts[other]]], tiles.year[positive]]
-        fits = (negative >= 0) & ~are_neutral(tiles, anchor, negative)
-        yield np.stack([anchor, positive, negative])[:, fits]
+        is_negative = (negative >= 0) & ~are_neutral(tiles, anchor, negative)
+        yield np.stack([anchor, positive, negative])[:, is_negative]
 
 
-class Hardest:
-    """S2's rule: the triplets of the largest loss, and beside them some drawn from all.
+class HardestTriplets:
+    """Selects triplets by rank of their loss: the hardest, and others drawn from the rest.
 
     Args:
-        count: how many are taken.
-        share: of them that are the hardest.
-        margin: of the loss; a triplet is hard where its loss is above 0.
+        count: number of triplets to select.
+        share: of these, the share that are the hardest.
+        margin: of the triplet loss; a triplet is hard where its loss is above 0.
     """
 
     def __init__(self, count: int, share: float, margin: float, seed: Sequence[int]) -> None:
         self._top, self._drawn = round(share * count), count - round(share * count)
         self._margin = margin
         self._rng = np.random.default_rng(list(seed))
-        # Rows of anchor, positive, negative; of hardness and of a random number.
+        # Rows: anchor, positive, negative; and hardness, a random number.
         self._triplets = np.empty((3, 0), np.int64)
         self._values = np.empty((2, 0), np.float32)
-        self._asked = self._hard = 0
+        self._examined = self._hard = 0
 
     def add(self, triplets: Ints, hardness: Float32Array) -> None:
-        """Look at further triplets (3, n).
+        """Examine further triplets (3, n).
 
         Args:
-            hardness: (n,) distance to the positive less that to the negative.
+            hardness: (n,) distance to the positive minus distance to the negative.
         """
         values = np.stack([hardness, self._rng.random(len(hardness), np.float32)])
         self._triplets = np.concatenate([self._triplets, triplets], axis=1)
         self._values = np.concatenate([self._values, values], axis=1)
-        self._asked += len(hardness)
+        self._examined += len(hardness)
         self._hard += int((hardness + self._margin > 0).sum())
-        # Only so many can be taken in the end: a territory has far more candidates.
+        # Drop what cannot be selected any more: a territory has far more candidates.
         if self._triplets.shape[1] > 8 * (self._top + self._drawn):
-            kept = self._chosen()
+            kept = self._selected()
             self._triplets, self._values = self._triplets[:, kept], self._values[:, kept]
 
-    def _chosen(self) -> Ints:
+    def _selected(self) -> Ints:
         hardness, drawn = self._values
         order = np.argsort(-hardness, kind="stable")
         rest = order[self._top :]
@@ -297,8 +299,8 @@ class Hardest:
         )
 
     def result(self) -> Mined:
-        """What was taken, the hardest first."""
-        chosen = self._chosen()
-        anchor, positive, negative = self._triplets[:, chosen]
-        hardness = self._values[0, chosen]
-        return Mined(anchor, positive, negative[:, None], hardness, self._asked, self._hard)
+        """The selected triplets, hardest first."""
+        selected = self._selected()
+        anchor, positive, negative = self._triplets[:, selected]
+        hardness = self._values[0, selected]
+        return Mined(anchor, positive, negative[:, None], hardness, self._examined, self._hard)

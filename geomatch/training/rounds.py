@@ -1,4 +1,4 @@
-"""Rounds: what a run does between epochs. It measures itself, mines, and draws what it learns."""
+"""Rounds between epochs: validation, mining, and pictures of descriptors and batches."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ from geomatch.search import exact
 from geomatch.search.protocol import map5, retrieve
 from geomatch.training import mining
 from geomatch.training.mining import Mined
-from geomatch.training.sampler import Sampler, ramp, whole
+from geomatch.training.sampler import Sampler, compares_whole_batch, ramp
 
 BATCH = 32
 SAMPLE = 2000
-"""Queries of each year that a round's mAP@5 is measured on at the most; also tiles of a frame."""
+"""At most so many queries per year for mAP@5, and tiles in a picture of descriptors."""
 SHOWN = 4
-"""Anchors of a batch that are shown."""
+"""Anchors per batch in the pictures."""
 TRIPLET: list[tuple[str, bool | None]] = [("anchor", None), ("positive", True), ("negative", False)]
-"""What tiles of a batch are, and whether they are of the anchor's place."""
+"""Roles of tiles in a batch, and whether they are of the anchor's place."""
 WEIGHTS = 100_000
-"""Weights of a part that a histogram is of, at the most."""
+"""At most so many weights per histogram."""
 
 Float32Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Validator:
-    """What rounds are made with.
+    """What all rounds of a run share.
 
     Attributes:
-        splits: tiles by the name of their split: "train" and "validation", and others that are
-            measured or drawn. Only "train" is mined.
+        splits: tiles by name of split: "train", "validation", and others to be measured or
+            pictured. Only "train" is mined.
         folder: of the run.
     """
 
@@ -62,17 +62,17 @@ class Validator:
     folder: Path
 
     def mines(self, step: int, total: int) -> bool:
-        """Whether there is something to mine at `step`."""
-        asked = self.settings.mining
-        return asked.by_rounds and step < total and (step > 0 or asked.rule != "knn")
+        """Whether a round at `step` of `total` mines."""
+        mining = self.settings.mining
+        return mining.by_rounds and step < total and (step > 0 or mining.rule != "knn")
 
     def round(self, state: State, step: int, epoch: int, progress: ProgressCallback) -> Round:
-        """The round at `step`, with its weights."""
+        """The round at `step`, with the weights of `state`."""
         return Round(self, state, step, epoch, progress)
 
 
 class Round:
-    """One round; each split is described once, when first asked for."""
+    """One round; the descriptors of a split are computed once, when first needed."""
 
     def __init__(
         self, validator: Validator, state: State, step: int, epoch: int, progress: ProgressCallback
@@ -85,24 +85,26 @@ class Round:
 
     @property
     def rate(self) -> float:
-        """Tiles described a second."""
+        """Tiles described per second."""
         return self._count / self._seconds if self._seconds else 0.0
 
     def map5(self, split: str) -> float | None:
         """mAP@5 of a split, None where it has no queries.
 
-        At most `SAMPLE` queries of each year are asked for, among all of the split's tiles.
+        Queries are at most `SAMPLE` tiles of each year; the database is the whole split.
         """
         tiles = self._validator.splits[split]
-        asking = np.zeros(len(tiles), bool)
+        is_query = np.zeros(len(tiles), bool)
         for year in range(len(tiles.years)):
-            own = np.flatnonzero(tiles.year == year)
-            asking[np.random.default_rng(year).permutation(own)[:SAMPLE]] = True
-        asked = tasks(tiles, asking, np.ones(len(tiles), bool))
-        return map5(retrieve(self._vectors(split), asked, self._metric)) if asked else None
+            of_year = np.flatnonzero(tiles.year == year)
+            is_query[np.random.default_rng(year).permutation(of_year)[:SAMPLE]] = True
+        retrievals = tasks(tiles, is_query, np.ones(len(tiles), bool))
+        if not retrievals:
+            return None
+        return map5(retrieve(self._vectors(split), retrievals, self._metric))
 
     def draw(self) -> None:
-        """A picture of descriptors in two dimensions, if asked for."""
+        """Save a picture of the descriptors in two dimensions, if `train.frames` names a split."""
         split = self._settings.train.frames
         if split:
             from geomatch.report.projection import frame
@@ -116,20 +118,20 @@ class Round:
             frame(self._vectors(split)[chosen], groups[chosen], title, path, names=names)
 
     def mine(self) -> Mined:
-        """What the training tiles still get wrong, by the run's rule."""
+        """The samples that the run's rule finds among the training tiles."""
         tiles, rule = self._validator.splits["train"], self._settings.mining
         if rule.rule == "ranked":
             return self._ranked(tiles)
         if rule.rule == "neighbours" and not self._step and tiles.grid is not None:
-            return mining.on_the_ground(tiles, rule.k)
+            return mining.nearest_on_ground(tiles, rule.k)
         vectors, seed = self._vectors("train"), (self._settings.train.seed, self._step)
         everything = np.ones(len(tiles), bool)
-        # Without years a query is searched itself, and comes first.
+        # Without years the query is in the database, too, and comes first.
         k = rule.k if tiles.dated else rule.k + 1
         parts = []
         for task in tasks(tiles, everything, everything):
             if task.years[0] < task.years[1]:
-                continue  # S1 asks for the newer year in the older
+                continue  # Khokhlova et al. 2020 (ICIP) search the newer year in the older
             found = list(
                 exact.search(
                     vectors, task.queries, task.database, k, self._metric, rule.exact_up_to
@@ -138,19 +140,19 @@ class Round:
             near = np.concatenate([positions for _, _, positions in found])
             scores = np.concatenate([products for _, products, _ in found])
             match = mining.matches(task, seed)
-            own = exact.products(vectors, task.queries, task.database[match], self._metric)
+            match_scores = exact.products(vectors, task.queries, task.database[match], self._metric)
             if rule.rule == "knn":
                 within = rule.truth_within
-                parts.append(mining.hard_queries(task, match, near, scores, own, within))
+                parts.append(mining.hard_queries(task, match, near, scores, match_scores, within))
             else:
-                parts.append(mining.wrong_neighbours(task, match, near, scores, own))
+                parts.append(mining.wrong_neighbours(task, match, near, scores, match_scores))
         return mining.join(parts, rule.k)
 
     def _ranked(self, tiles: TileTable) -> Mined:
         settings, vectors = self._settings, self._vectors("train")
         rule, seed = settings.mining, (settings.train.seed, self._step)
         share = ramp(rule, float(self._epoch))
-        hardest = mining.Hardest(rule.hardest, share, margin(settings), (*seed, 1))
+        hardest = mining.HardestTriplets(rule.hardest, share, margin(settings), (*seed, 1))
         for triplets in mining.candidate_triplets(tiles, rule.candidates, seed):
             anchor, positive, negative = (vectors[rows] for rows in triplets)
             near, far = (np.square(anchor - other).sum(axis=1) for other in (positive, negative))
@@ -165,11 +167,14 @@ class Round:
         return self._described[split]
 
     def _describe(self, split: str) -> Float32Array:
-        """(n, d) descriptors of a split, in a file of no name: a territory's outgrow memory."""
+        """(n, d) descriptors of a split.
+
+        They are in an unnamed file, since those of a whole territory do not fit in memory.
+        """
         tiles, validator = self._validator.splits[split], self._validator
         starts = range(0, len(tiles), BATCH)
         batches = (validator.store.read(tiles.store_row[start : start + BATCH]) for start in starts)
-        begun, done = time.monotonic(), 0
+        started, done = time.monotonic(), 0
         vectors = np.empty((0, 1), np.float32)
         for part in describe(validator.model, self._state.variables, batches, BATCH):
             if not done:
@@ -178,26 +183,26 @@ class Round:
                     vectors = np.memmap(file, np.float32, "w+", shape=shape)
             vectors[done : done + len(part)] = part
             done += len(part)
-            rate = done / (time.monotonic() - begun)
+            rate = done / (time.monotonic() - started)
             self._progress(f"describing {split}", done, len(tiles), f"{rate:.0f} tiles/s")
         self._count += done
-        self._seconds += time.monotonic() - begun
+        self._seconds += time.monotonic() - started
         return vectors
 
 
 class Examples:
-    """Shows what a run learns from: some anchors of a batch, augmented as its step has them."""
+    """Pictures of what a run trains on: some anchors of a batch, augmented as in its step."""
 
     def __init__(self, sampler: Sampler, settings: config.Config, form: TileForm) -> None:
         self._sampler, self._form = sampler, form
-        views = settings.train.views if whole(settings.train, settings.mining) else 0
+        views = settings.train.views if compares_whole_batch(settings.train, settings.mining) else 0
         match_rule = MatchRule(sampler.tiles.dated, 0)
         self._augmented = jax.jit(partial(augmented, settings, form, match_rule, views))
         anchor, positive, _ = TRIPLET
         self._roles = [anchor, *[positive] * (views - 1)] if views else [*TRIPLET]
         self._roles += [(f"hard {name}", right) for name, right in TRIPLET]
-        # Codes of classes are near black.
-        self._light = np.uint8(255 // (settings.model.label_classes or 255))
+        # Class indices would look black.
+        self._label_scale = np.uint8(255 // (settings.model.label_classes or 255))
 
     def rows(
         self,
@@ -206,18 +211,18 @@ class Examples:
         tiles: NDArray[np.uint8],
         places: NDArray[np.int32],
     ) -> list[list[Thumbnail]]:
-        """A row of images for each anchor, and one of labels where there are some.
+        """A row of images per anchor and, with label channels, a row of labels.
 
         Args:
-            tiles, places: what the first device is given at `step`; see `make_step`.
+            tiles, places: the first device's part of the batch at `step`; see `make_step`.
         """
-        changed, _ = self._augmented(tiles, places, np.uint32(step), np.uint32(0))
-        shown = np.asarray(changed[:, :SHOWN])
+        augmented_tiles, _ = self._augmented(tiles, places, np.uint32(step), np.uint32(0))
+        shown = np.asarray(augmented_tiles[:, :SHOWN])
         drawn = self._sampler.draw(step, mined)[:, : shown.shape[1]]
         rows, split = [], self._form.image_channels
         for pixels, tile in zip(shown.swapaxes(0, 1), drawn.T, strict=True):
             names = self._sampler.tiles.select(tile).ids()
-            # Before something is mined, the last roles are missing.
+            # Before the first mining, the last roles are missing.
             columns = list(zip(pixels, names, self._roles, strict=False))
             rows.append(
                 [
@@ -228,7 +233,7 @@ class Examples:
             if self._form.label_channels:
                 rows.append(
                     [
-                        Thumbnail(x[..., split:] * self._light, ("labels",), right)
+                        Thumbnail(x[..., split:] * self._label_scale, ("labels",), right)
                         for x, _, (_, right) in columns
                     ]
                 )
@@ -236,7 +241,7 @@ class Examples:
 
 
 def weights(params: Any) -> dict[str, Float32Array]:
-    """Weights by part and kind, as "weights/trunk/kernel": at most `WEIGHTS` of each, drawn."""
+    """Samples of at most `WEIGHTS` weights per part and kind, such as "weights/trunk/kernel"."""
     kinds: dict[str, list[Float32Array]] = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
         path = [name for name in param_groups.path_of(keys) if name != "encoder"]

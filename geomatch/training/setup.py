@@ -1,4 +1,4 @@
-"""Begin: the settings and the weights that a run starts from."""
+"""Setup: the settings and the weights that a run starts from."""
 
 from __future__ import annotations
 
@@ -29,53 +29,53 @@ from geomatch.search.exact import unit
 from geomatch.training.whitening import whitening
 
 TABLES = ("model", "train", "mining", "augment")
-"""What a run's configuration consists of, beside the years it sees."""
+"""Tables that make up a run's configuration, with the years of its split."""
 
 AUTO: dict[str, dict[str, Any]] = {
     "model": {"stage": 0, "stride_in": "auto", "epsilon": 0.0, "preprocessing": "auto"},
     "train": {"dtype": "auto"},
 }
-"""Settings left to the weights, the trunk or the machine."""
+"""Values that leave a setting to the initial weights, the trunk or the machine."""
 
 IMAGENET = "imagenet"
 
 WHITENING_VIEWS = 8192
-"""A PCA is fitted on at most so many training tiles, their flips and turns counted."""
+"""A PCA is fitted on at most so many training tiles, counting flips and turns."""
 
 BATCH = 32
 
 
-def settle(
+def resolve(
     settings: config.Config, root: Path, before: config.Config | None = None
 ) -> config.Config:
-    """`settings` with nothing left to be chosen.
+    """`settings` with every automatic value resolved.
 
     Args:
         root: folder that `train.init` is relative to.
-        before: of a run that was begun, whose choices stay.
+        before: settings of the run to be resumed, whose values are kept.
 
     Raises:
         UsageError: the trunk has no such stage.
         GeomatchError: the weights cannot be read.
     """
     if before is not None:
-        return _adopt(settings, before)
+        return _adopt_values(settings, before)
     model, training = settings.model, settings.train
     if training.init:
         weights = initial_weights(settings, root)
         chosen = {key: getattr(weights, key) for key in ("stride_in", "epsilon", "preprocessing")}
-        asked = replace(settings, model=replace(model, **chosen))
-        model = _adopt(settings, asked).model
+        of_weights = replace(settings, model=replace(model, **chosen))
+        model = _adopt_values(settings, of_weights).model
     dtype = "float32" if training.dtype == "auto" else training.dtype
     return replace(settings, model=resolved(model), train=replace(training, dtype=dtype))
 
 
-def _adopt(settings: config.Config, other: config.Config) -> config.Config:
-    """`settings`, with the choices of `other` where they leave one."""
+def _adopt_values(settings: config.Config, other: config.Config) -> config.Config:
+    """`settings` with the values of `other` in place of automatic ones."""
     for table, defaults in AUTO.items():
-        mine, theirs = getattr(settings, table), getattr(other, table)
-        open_keys = [key for key, value in defaults.items() if getattr(mine, key) == value]
-        changed = replace(mine, **{key: getattr(theirs, key) for key in open_keys})
+        own, given = getattr(settings, table), getattr(other, table)
+        automatic = [key for key, value in defaults.items() if getattr(own, key) == value]
+        changed = replace(own, **{key: getattr(given, key) for key in automatic})
         settings = replace(settings, **{table: changed})
     return settings
 
@@ -84,7 +84,7 @@ def initial_weights(settings: config.Config, root: Path) -> Weights:
     """The weights that `train.init` names.
 
     Raises:
-        GeomatchError: there are none for this trunk, or they do not fit it.
+        GeomatchError: there are none for this trunk, or they do not fit.
     """
     if settings.train.init == IMAGENET:
         return packaged_weights(settings.model.trunk)
@@ -107,7 +107,7 @@ def manifest(settings: config.Config, form: TileForm, tiles: TileManifest) -> Ru
 
 
 def form_of(tiles: TileManifest) -> TileForm:
-    """What a network needs to know of tiles."""
+    """The form of tiles."""
     return TileForm(tiles.size, tiles.channels.image, tiles.channels.label)
 
 
@@ -120,14 +120,14 @@ def initial(
     store: TileStore,
     progress: ProgressCallback,
 ) -> State:
-    """Seeded weights, the trunk's of `train.init`, and a whitening head fitted.
+    """The state at step 0: random weights, the trunk of `train.init`, and a fitted PCA head.
 
     Args:
-        settings: settled.
-        training: training tiles alone.
+        settings: resolved.
+        training: training tiles only.
 
     Raises:
-        GeomatchError: weights that do not fit, or too few tiles for the head.
+        GeomatchError: the weights do not fit, or there are too few tiles for the PCA.
     """
     state = initial_state(model, settings, form)
     if settings.train.init:
@@ -138,24 +138,24 @@ def initial(
 
 
 def _with_trunk(state: State, weights: Weights, settings: config.Config) -> State:
-    """`state` with the weights of its trunk, of which those past its last stage are left out."""
+    """`state` with the trunk's `weights`; those beyond its last stage are left out."""
 
-    def chosen(mine: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-        encoder = mine.get("encoder", {})
-        trunk = {name: theirs[name] for name in encoder.get("trunk", {})}
-        return {**mine, "encoder": {**encoder, "trunk": trunk}} if trunk else mine
+    def replaced(initial: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+        encoder = initial.get("encoder", {})
+        trunk = {name: given[name] for name in encoder.get("trunk", {})}
+        return {**initial, "encoder": {**encoder, "trunk": trunk}} if trunk else initial
 
     return with_params(
         state,
         settings,
-        chosen(state.params, weights.params),
-        chosen(state.batch_stats, weights.batch_stats),
+        replaced(state.params, weights.params),
+        replaced(state.batch_stats, weights.batch_stats),
     )
 
 
 @dataclass(frozen=True)
 class _Features:
-    """Stands for a network in `describe`: what it gives its head."""
+    """Stands in for the network in `describe`: the features before the head."""
 
     model: Siamese
 
@@ -171,7 +171,8 @@ def _whitened(
     store: TileStore,
     progress: ProgressCallback,
 ) -> State:
-    # Flips and turns of few tiles make a covariance that holds elsewhere, too.
+    """`state` with the PCA head fitted on training tiles."""
+    # With few tiles, flips and turns make a covariance that generalises.
     rng = np.random.default_rng(settings.train.seed)
     flips, turns = 1 + settings.augment.flips, 1 + 3 * settings.augment.turns
     drawn = np.sort(rng.permutation(turns * flips * len(training))[:WHITENING_VIEWS])
@@ -200,10 +201,10 @@ def pretrained(
     tiles: TileTable,
     progress: ProgressCallback,
 ) -> Path:
-    """The folder of the encoder that needs no training, made where it is not there.
+    """The folder of an encoder that needs no training, created if absent or stale.
 
-    A coarse grid of a middle stage of an ImageNet trunk, whitened on the training tiles: layout
-    is what tells places apart.
+    Features of a middle stage of an ImageNet trunk, pooled on a coarse grid and whitened on the
+    training tiles: spatial layout distinguishes places.
 
     Raises:
         GeomatchError: the weights are not installed, or there are too few training tiles.
@@ -219,23 +220,25 @@ def pretrained(
         centre=True,
         label_classes=settings.model.label_classes,
     )
-    wanted = replace(
+    resolved_settings = replace(
         settings, model=model, train=config.TrainConfig(epochs=0, init=IMAGENET, dtype="float32")
     )
-    wanted = settle(wanted, project.root)
+    resolved_settings = resolve(resolved_settings, project.root)
     form = form_of(described)
-    about = manifest(wanted, form, described)
+    about = manifest(resolved_settings, form, described)
     folder = project.pretrained / IMAGENET
     if _is_of(folder / "config.json", about):
         return folder
     partial = folder.with_name(f"{IMAGENET}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    network = build(wanted, form)
+    network = build(resolved_settings, form)
     training = tiles.select(tiles.split == SPLITS.index("train"))
     if not len(training):
-        raise GeomatchError("there are no training tiles to whiten on", "See: geomatch info")
+        raise GeomatchError(
+            "there are no training tiles to fit the whitening on", "See: geomatch info"
+        )
     store = TileStore.open(project.pixels)
-    state = initial(network, wanted, form, project.root, training, store, progress)
+    state = initial(network, resolved_settings, form, project.root, training, store, progress)
     with Checkpoints(partial / "checkpoints") as checkpoints:
         checkpoints.save(0, state, None)
     write_record(partial / "config.json", about)
@@ -244,7 +247,7 @@ def pretrained(
 
 
 def _is_of(path: Path, about: RunManifest) -> bool:
-    """Whether the manifest in `path` says the same, but for the id drawn for it."""
+    """Whether the manifest in `path` is the same as `about`, except for the random id."""
     if not path.exists():
         return False
     before = read_record(path, RunManifest, "geomatch embed --model imagenet")

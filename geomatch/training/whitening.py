@@ -18,14 +18,14 @@ def whitening(
 
     Args:
         vectors: (n, d).
-        groups: (n,) each is centred by its own mean first: what all tiles of a year share is no
-            property of a place.
+        groups: (n,) such as years. Each is centred by its own mean first: what all tiles of a year
+            have in common says nothing about the place.
 
     Returns:
-        Kernel (d, size) and bias (size,), which centres by the mean of all.
+        Kernel (d, size) and bias (size,); the bias centres by the mean of all vectors.
 
     Raises:
-        GeomatchError: there are fewer vectors, or fewer values in each, than `size`.
+        GeomatchError: there are too few vectors, or fewer than `size` values in each.
     """
     most = min(len(vectors) - 1, vectors.shape[1])
     if size > most:
@@ -37,10 +37,10 @@ def whitening(
     mean = vectors.mean(axis=0)
     centred = vectors.copy()
     for group in np.unique(groups):
-        # In float64: what rounding leaves of a mean would pass for a direction, and be blown up.
+        # In float64: rounding errors of the mean would become a component and be amplified.
         centred[groups == group] -= vectors[groups == group].mean(axis=0, dtype=np.float64)
     fitted = PCA(size, svd_solver="randomized", random_state=0).fit(centred)
-    # A value that never varies is left at zero rather than blown up.
+    # A component without variance becomes zero instead of being amplified.
     deviation = np.sqrt(fitted.explained_variance_)
     inverse = np.where(deviation > 1e-6 * deviation[0], 1 / np.maximum(deviation, 1e-30), 0.0)
     kernel = (fitted.components_.T * inverse).astype(np.float32)

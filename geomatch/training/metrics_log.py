@@ -1,0 +1,56 @@
+"""The metrics of a run, as `metrics.jsonl` and as TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from geomatch.project import replacing
+from geomatch.report.tensorboard import Board
+
+VALIDATION = "validation/map@5"
+
+
+class MetricsLog:
+    """Writes metrics, after cutting what an interrupted run left.
+
+    Args:
+        folder: of the run.
+        last: step of the last checkpoint, -1 without one. Metrics, events, mined samples and
+            figures of later steps are removed.
+    """
+
+    def __init__(self, folder: Path, last: int) -> None:
+        self._path = folder / "metrics.jsonl"
+        self.scores: list[float] = []
+        """mAP@5 on validation of every round so far."""
+        if self._path.exists():
+            with replacing(self._path) as temporary, temporary.open("w") as kept:
+                for line in self._path.read_text(encoding="utf-8").splitlines(keepends=True):
+                    # A line truncated by a kill is later than any checkpoint.
+                    if not line.endswith("\n") or json.loads(line)["step"] > last:
+                        break
+                    kept.write(line)
+                    self._keep_score(json.loads(line))
+        for file in (*folder.glob("mining/*.parquet"), *folder.glob("figures/*.png")):
+            if int(file.stem) > last:
+                file.unlink()
+        self._events, self._last = folder / "events", last
+
+    def __enter__(self) -> MetricsLog:
+        self.board = Board(self._events, self._last + 1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.board.close()
+
+    def _keep_score(self, metrics: dict[str, float | None]) -> None:
+        if (score := metrics.get(VALIDATION)) is not None:
+            self.scores.append(score)
+
+    def write(self, step: int, metrics: dict[str, float | None]) -> None:
+        """Append the metrics of `step`."""
+        self._keep_score(metrics)
+        with self._path.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps({"step": step, **metrics}) + "\n")
+        self.board.scalars(step, metrics)

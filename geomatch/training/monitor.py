@@ -1,0 +1,140 @@
+"""Loss, speed and time left of a run, measured and shown as it goes."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from geomatch import config
+from geomatch.data.tiles import TileTable
+from geomatch.errors import DivergedError
+from geomatch.nn.optimizers import schedule
+from geomatch.progress import ProgressCallback, duration
+from geomatch.training.mining import Mined
+from geomatch.training.sampler import Sampler
+
+SHOW_SECONDS = 0.2
+"""Time between progress values."""
+SHOWN_STEPS = 20
+"""Steps that the loss shown as progress is averaged over."""
+
+
+class Monitor:
+    """Measures a run and shows its progress.
+
+    Args:
+        total: steps of the run.
+        splits: tiles by name of split, all described in every round.
+        scores: mAP@5 on validation of every round, as they are appended.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        settings: config.Config,
+        splits: dict[str, TileTable],
+        sampler: Sampler,
+        scores: list[float],
+        progress: ProgressCallback,
+    ) -> None:
+        self._total, self._per_epoch = total, sampler.steps_per_epoch
+        self._settings, self._splits, self._sampler = settings, splits, sampler
+        self._learning_rate = schedule(settings.train, total, self._per_epoch)
+        self._scores, self._progress = scores, progress
+        self._since_log: list[jax.Array] = []
+        self._previous: jax.Array | None = None
+        self._recent: deque[NDArray[np.float32]] = deque(maxlen=SHOWN_STEPS)
+        self._images = self._timed_steps = 0
+        self._timed_from = self._shown_at = 0.0
+        self._images_per_s = self._described_per_s = 0.0
+
+    def validated(
+        self, step: int, described_per_s: float, score: float | None, mined: Mined | None
+    ) -> None:
+        """Note that a validation round ended; `score` is its mAP@5."""
+        self._described_per_s = described_per_s
+        self._timed_from = 0.0
+        if score is not None:
+            text = f"{score:.3f} (best {max(self._scores):.3f})"
+            self._progress(f"epoch {-(-step // self._per_epoch)}: validation mAP@5 {text}")
+        if self._total:
+            self._show(step, mined)
+
+    def stepped(self, step: int, metrics: jax.Array, images: int, mined: Mined | None) -> None:
+        """Note that a step was dispatched to the device; its `metrics` may still be computed."""
+        self._since_log.append(metrics)
+        # Waiting for the previous step keeps the device busy with this one.
+        if self._previous is not None:
+            self._recent.append(np.asarray(self._previous)[0])
+        self._previous = metrics
+        now = time.monotonic()
+        if self._timed_from:
+            self._images += images
+            self._timed_steps += 1
+            self._images_per_s = self._images / (now - self._timed_from)
+        else:
+            # The first step after the start or a round compiles or waits: it is not timed.
+            self._timed_from, self._images = now, 0
+        if now - self._shown_at > SHOW_SECONDS and step < self._total:
+            self._shown_at = now
+            self._show(step, mined)
+
+    def _show(self, step: int, mined: Mined | None) -> None:
+        loss, hard = np.mean(self._recent, axis=0) if self._recent else (np.nan, np.nan)
+        if not np.isfinite(hard) and mined is not None and mined.share is not None:
+            hard = mined.share
+        timed, scores = self._timed_steps >= 3, self._scores
+        values = {
+            "epoch": f"{-(-step // self._per_epoch)} of {self._settings.train.epochs}",
+            "time left": duration(self._seconds_left(step)) if timed else "-",
+            "images/s": f"{self._images_per_s:.1f}" if timed else "-",
+            "loss": f"{loss:.4f}" if np.isfinite(loss) else "-",
+            "learning rate": f"{float(self._learning_rate(max(0, step - 1))):.2e}",
+            "hard samples": f"{100 * hard:.1f} %" if np.isfinite(hard) else "-",
+            "validation mAP@5": f"{scores[-1]:.3f}" if scores else "-",
+            "best mAP@5": f"{max(scores):.3f}" if scores else "-",
+        }
+        self._progress("training", step, self._total, values=values)
+
+    def _seconds_left(self, step: int) -> float:
+        """Seconds to the end, including rounds of validation and mining."""
+        mining, train = self._settings.mining, self._settings.train
+        before, after = self._sampler.roles(hard=False), self._sampler.roles(hard=True)
+        first_mining = min(self._total, mining.every * self._per_epoch)
+        plain = max(0, first_mining - step) if mining.rule == "knn" else self._total - step
+        images = (plain * before + (self._total - step - plain) * after) * train.batch
+        seconds = images / self._images_per_s
+        if self._described_per_s:
+            described = {*self._splits} - ({"train"} if not mining.by_rounds else set())
+            tiles = sum(len(self._splits[split]) for split in described)
+            rounds = -(-(self._total - step) // (self._per_epoch * mining.every))
+            seconds += rounds * tiles / self._described_per_s
+        return seconds
+
+    def metrics(self, step: int) -> dict[str, float | None]:
+        """Metrics averaged over the steps since the last call.
+
+        Raises:
+            DivergedError: the loss became NaN or infinite.
+        """
+        loss, hard = np.mean([np.asarray(m)[0] for m in self._since_log], axis=0).tolist()
+        self._since_log.clear()
+        if not np.isfinite(loss):
+            raise DivergedError(
+                f"the loss became {loss} near step {step}",
+                "Lower train.lr; float32 is more stable than bfloat16.",
+            )
+        elapsed = time.monotonic() - self._timed_from
+        metrics: dict[str, float | None] = {
+            "epoch": step / self._per_epoch,
+            "train/loss": loss,
+            "train/lr": float(self._learning_rate(step - 1)),
+            "train/images_per_s": self._images / elapsed if self._images else None,
+        }
+        if np.isfinite(hard):
+            metrics["train/hard_share"] = hard
+        return metrics
