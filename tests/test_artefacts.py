@@ -31,7 +31,7 @@ from geomatch.project import FORMAT, Project, read_json, replacing, write_json
 from geomatch.query import query
 from geomatch.runs import load_encoder, read_run
 from geomatch.train import train
-from geomatch.training.setup import resolve
+from geomatch.training.setup import resolve_settings
 
 pytest_plugins = ["small_fixtures"]
 
@@ -308,7 +308,7 @@ def test_info_names_the_next_command_at_each_stage(tiled, trained, copied):
 
 def test_a_run_s_settings_are_its_own(trained):
     wanted, _, manifest = read_run(trained.project.run("run1"))
-    assert wanted.model == resolve(settings(), trained.project.root).model
+    assert wanted.model == resolve_settings(settings(), trained.project.root).model
     assert manifest.gsd == 1.0
     encoding = load_encoder(trained.project, "run1@18", None)
     assert (encoding.name, encoding.step, encoding.dimension) == ("run1@18", 18, 192)

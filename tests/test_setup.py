@@ -60,7 +60,7 @@ def trunk(variables):
 
 def random_trunk(project, seed=5):
     """Weights of a resnet10 that was never trained, as a file's would be."""
-    wanted = setup.resolve(settings("train.seed=5"), project.root)
+    wanted = setup.resolve_settings(settings("train.seed=5"), project.root)
     model = build(wanted, setup.form_of(project.tile_manifest()))
     state = setup.initial_state(model, wanted, setup.form_of(project.tile_manifest()))
     parts = (part["encoder"]["trunk"] for part in (state.params, state.batch_stats))
@@ -185,7 +185,7 @@ def test_what_is_set_beats_what_the_file_says(tiled, copied):
     project = copied(tiled)
     write_weights(project.root / "mine.safetensors", random_trunk(project))
     options = ["train.init=mine.safetensors", "model.preprocessing=none"]
-    told = setup.resolve(settings(*options), project.root)
+    told = setup.resolve_settings(settings(*options), project.root)
     assert (told.model.preprocessing, told.model.stride_in) == ("none", "1x1")
 
 

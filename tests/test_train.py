@@ -37,7 +37,7 @@ from geomatch.tile import tile
 from geomatch.train import train
 from geomatch.training import rounds, setup
 from geomatch.training.mining import Mined
-from geomatch.training.setup import resolve
+from geomatch.training.setup import resolve_settings
 
 pytest_plugins = ["small_fixtures"]
 
@@ -125,7 +125,7 @@ def test_the_loss_falls_and_places_are_found(trained):
 def test_a_run_leaves_its_settings_figures_and_hard_pairs(trained):
     folder = trained.project.run("run1")
     wanted, form, manifest = read_run(folder)
-    begun = resolve(settings(), trained.project.root)
+    begun = resolve_settings(settings(), trained.project.root)
     assert (wanted.model, wanted.train) == (begun.model, begun.train)
     assert (wanted.train.dtype, wanted.model.stage) == ("float32", 4)
     assert (form.size, form.image_channels, form.label_channels) == (32, 3, 0)

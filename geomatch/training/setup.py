@@ -45,7 +45,7 @@ WHITENING_VIEWS = 8192
 BATCH = 32
 
 
-def resolve(
+def resolve_settings(
     settings: config.Config, root: Path, before: config.Config | None = None
 ) -> config.Config:
     """`settings` with every automatic value resolved.
@@ -220,25 +220,25 @@ def pretrained(
         centre=True,
         label_classes=settings.model.label_classes,
     )
-    resolved_settings = replace(
+    encoder_settings = replace(
         settings, model=model, train=config.TrainConfig(epochs=0, init=IMAGENET, dtype="float32")
     )
-    resolved_settings = resolve(resolved_settings, project.root)
+    encoder_settings = resolve_settings(encoder_settings, project.root)
     form = form_of(described)
-    about = manifest(resolved_settings, form, described)
+    about = manifest(encoder_settings, form, described)
     folder = project.pretrained / IMAGENET
     if _is_of(folder / "config.json", about):
         return folder
     partial = folder.with_name(f"{IMAGENET}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    network = build(resolved_settings, form)
+    network = build(encoder_settings, form)
     training = tiles.select(tiles.split == SPLITS.index("train"))
     if not len(training):
         raise GeomatchError(
             "there are no training tiles to fit the whitening on", "See: geomatch info"
         )
     store = TileStore.open(project.pixels)
-    state = initial(network, resolved_settings, form, project.root, training, store, progress)
+    state = initial(network, encoder_settings, form, project.root, training, store, progress)
     with Checkpoints(partial / "checkpoints") as checkpoints:
         checkpoints.save(0, state, None)
     write_record(partial / "config.json", about)
