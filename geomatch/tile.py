@@ -37,11 +37,11 @@ from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project, fingerprint, read_json, replace_folder
 from geomatch.tiling import image_folders, shards, sources
 from geomatch.tiling.plan import TilePlan, choose_grid, make_plan
-from geomatch.tiling.sources import Collection
+from geomatch.tiling.sources import YearSource
 
 
 @dataclass(frozen=True)
-class Cells(shards.Shard):
+class CellShard(shards.Shard):
     """The work of one process at one time."""
 
     grid: Grid
@@ -50,7 +50,7 @@ class Cells(shards.Shard):
     col: Ints
     row: Ints
     year: Ints
-    collections: dict[int, Collection]
+    year_sources: dict[int, YearSource]
 
     def __len__(self) -> int:
         return len(self.col)
@@ -58,7 +58,7 @@ class Cells(shards.Shard):
     @property
     def key(self) -> str:
         cells = [a.tolist() for a in (self.epsg, self.col, self.row, self.year)]
-        used = {year: sources.facts(collection) for year, collection in self.collections.items()}
+        used = {year: sources.identity(source) for year, source in self.year_sources.items()}
         return fingerprint([cells, used, asdict(self.grid), self.channels])
 
 
@@ -95,30 +95,30 @@ def tile(
     settings = config.located(settings, project.root)
     partial = project.root / "tiles.partial"
     with project.lock("tiles"):
-        collections = sources.collect(settings, progress)
-        channels = sources.channels(collections)
-        grid = choose_grid(settings.grid, collections)
+        year_sources = sources.collect(settings, progress)
+        channels = sources.channels(year_sources)
+        grid = choose_grid(settings.grid, year_sources)
         request = fingerprint(
             [
                 asdict(grid),
                 config.as_dict(settings)["split"],
                 sources.area_stamps(settings.split),
                 settings.grid.min_valid,
-                [sources.facts(c) for c in collections],
+                [sources.identity(c) for c in year_sources],
             ]
         )
         if not force and shards.are_made(project, request):
             progress("tiles are up to date")
         else:
-            plan = make_plan(settings, grid, collections, progress)
+            plan = make_plan(settings, grid, year_sources, progress)
             sources_asked = tuple(config.as_dict(settings)["source"])
             asked = TileRequest(source=sources_asked, set=tuple(overrides))
             shards.prepare(partial, [len(plan.col), grid.size, sum(channels)], asked, force)
-            work = _shards(plan, partial, channels, collections)
+            work = _shards(plan, partial, channels, year_sources)
             cut = functools.partial(_cut, workers or os.cpu_count() or 1)
             records = shards.cut(work, cut, "cutting tiles", progress)
-            table = _catalogue(plan, collections, records, settings.grid.min_valid)
-            described = _description(grid, collections, channels)
+            table = _catalogue(plan, year_sources, records, settings.grid.min_valid)
+            described = _description(grid, year_sources, channels)
             shards.finish(
                 partial / "tiles", table, records, request=request, asked=asked, **described
             )
@@ -136,11 +136,11 @@ def asked_before(project: Project) -> TileRequest:
 
 
 def _shards(
-    plan: TilePlan, folder: Path, channels: tuple[int, int], collections: Sequence[Collection]
-) -> list[Cells]:
+    plan: TilePlan, folder: Path, channels: tuple[int, int], year_sources: Sequence[YearSource]
+) -> list[CellShard]:
     rows = shard_rows(plan.grid.size, sum(channels))
     # Boxes of images, labels and masks of each year, by zone.
-    boxes: list[tuple[Boxes, Boxes, Boxes]] = [({}, {}, {}) for _ in collections]
+    boxes: list[tuple[Boxes, Boxes, Boxes]] = [({}, {}, {}) for _ in year_sources]
     found = []
     for number, start in enumerate(range(0, len(plan.col), rows)):
         part = slice(start, start + rows)
@@ -148,15 +148,15 @@ def _shards(
         bounds = plan.grid.bounds(col, row)
         needed = {}
         for code in np.unique(year).tolist():
-            collection, mine = collections[code], year == code
+            source, mine = year_sources[code], year == code
             needed[code] = replace(
-                collection,
-                images=_near(collection.images, boxes[code][0], epsg[mine], bounds[mine]),
-                labels=_near(collection.labels, boxes[code][1], epsg[mine], bounds[mine]),
-                changed=_near(collection.changed, boxes[code][2], epsg[mine], bounds[mine]),
+                source,
+                images=_near(source.images, boxes[code][0], epsg[mine], bounds[mine]),
+                labels=_near(source.labels, boxes[code][1], epsg[mine], bounds[mine]),
+                changed=_near(source.changed, boxes[code][2], epsg[mine], bounds[mine]),
             )
         found.append(
-            Cells(number, start, folder, plan.grid, channels, epsg, col, row, year, needed)
+            CellShard(number, start, folder, plan.grid, channels, epsg, col, row, year, needed)
         )
     return found
 
@@ -183,7 +183,7 @@ def _near(
 # Cutting
 
 
-def _cut(workers: int, missing: list[Cells]) -> Iterator[tuple[Cells, shards.Record]]:
+def _cut(workers: int, missing: list[CellShard]) -> Iterator[tuple[CellShard, shards.Record]]:
     workers = min(workers, len(missing))
     if workers <= 1:
         yield from ((shard, _cut_shard(shard)) for shard in missing)
@@ -193,7 +193,7 @@ def _cut(workers: int, missing: list[Cells]) -> Iterator[tuple[Cells, shards.Rec
     try:
         # A territory has many thousands of shards: keep only a few queued.
         waiting = iter(missing)
-        running: dict[Future[shards.Record], Cells] = {}
+        running: dict[Future[shards.Record], CellShard] = {}
         with _interrupts_ignored():  # for the workers to inherit while they start
             for shard in itertools.islice(waiting, 4 * workers):
                 running[pool.submit(_cut_shard, shard)] = shard
@@ -235,7 +235,7 @@ def _watch(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _cut_shard(shard: Cells) -> shards.Record:
+def _cut_shard(shard: CellShard) -> shards.Record:
     """Read a shard's cells, write its pixels, then its record."""
     size, (bands, drawn) = shard.grid.size, shard.channels
     pixels = np.zeros((len(shard.col), size, size, bands + drawn), np.uint8)
@@ -243,13 +243,13 @@ def _cut_shard(shard: Cells) -> shards.Record:
     names = [""] * len(shard.col)
     changed: list[float | None] = [None] * len(shard.col)
     for (code, epsg), rows in _groups(shard):
-        collection, crs = shard.collections[code], f"EPSG:{epsg}"
+        source, crs = shard.year_sources[code], f"EPSG:{epsg}"
         with contextlib.ExitStack() as stack:
             images = stack.enter_context(
-                GridReader(collection.images, shard.grid, crs, stretch=collection.stretch)
+                GridReader(source.images, shard.grid, crs, stretch=source.stretch)
             )
-            read_labels = _label_reader(stack, collection, shard, rows, crs)
-            read_share = _share_reader(stack, collection, shard, crs)
+            read_labels = _label_reader(stack, source, shard, rows, crs)
+            read_share = _share_reader(stack, source, shard, crs)
             for i in rows:
                 col, row = int(shard.col[i]), int(shard.row[i])
                 values, mask, names[i] = images.read(col, row)
@@ -261,35 +261,35 @@ def _cut_shard(shard: Cells) -> shards.Record:
     return shard.write(pixels, valid=valid.tolist(), source=names, changed=changed)
 
 
-def _groups(shard: Cells) -> Iterator[tuple[tuple[int, int], Ints]]:
+def _groups(shard: CellShard) -> Iterator[tuple[tuple[int, int], Ints]]:
     keys = np.stack([shard.year, shard.epsg], axis=1)
     for year, epsg in np.unique(keys, axis=0).tolist():
         yield (year, epsg), np.flatnonzero((shard.year == year) & (shard.epsg == epsg))
 
 
 def _label_reader(
-    stack: contextlib.ExitStack, collection: Collection, shard: Cells, rows: Ints, crs: str
+    stack: contextlib.ExitStack, source: YearSource, shard: CellShard, rows: Ints, crs: str
 ) -> Callable[[int, int], rasters.Pixels] | None:
     """A function of column and row that gives a cell's labels, 0 where there are none."""
-    if collection.vector is not None:
+    if source.vector is not None:
         bounds = shard.grid.bounds(shard.col[rows], shard.row[rows])
         low, high = bounds[:, :2].min(axis=0), bounds[:, 2:].max(axis=0)
         box = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
-        return labels.VectorReader(collection.vector, shard.grid, crs, box).read
-    if collection.labels:
-        reader = stack.enter_context(GridReader(collection.labels, shard.grid, crs, nearest=True))
+        return labels.VectorReader(source.vector, shard.grid, crs, box).read
+    if source.labels:
+        reader = stack.enter_context(GridReader(source.labels, shard.grid, crs, nearest=True))
         return lambda col, row: reader.read(col, row)[0]
     return None
 
 
 def _share_reader(
-    stack: contextlib.ExitStack, collection: Collection, shard: Cells, crs: str
+    stack: contextlib.ExitStack, source: YearSource, shard: CellShard, crs: str
 ) -> Callable[[int, int], float | None]:
     """A function of column and row that gives a cell's share of changed ground, None if unknown."""
-    if not collection.changed:
+    if not source.changed:
         return lambda col, row: None
-    reader = stack.enter_context(GridReader(collection.changed, shard.grid, crs, nearest=True))
-    boxes = np.asarray([rasters.project_bounds(m.crs, m.bounds, crs) for m in collection.changed])
+    reader = stack.enter_context(GridReader(source.changed, shard.grid, crs, nearest=True))
+    boxes = np.asarray([rasters.project_bounds(m.crs, m.bounds, crs) for m in source.changed])
 
     def share(col: int, row: int) -> float | None:
         cell = shard.grid.bounds(np.asarray(col), np.asarray(row))
@@ -305,7 +305,7 @@ def _share_reader(
 
 def _catalogue(
     plan: TilePlan,
-    collections: Sequence[Collection],
+    year_sources: Sequence[YearSource],
     records: Sequence[shards.Record],
     min_valid: float,
 ) -> TileTable:
@@ -321,7 +321,7 @@ def _catalogue(
         )
     return TileTable(
         grid=plan.grid,
-        years=tuple(c.year for c in collections),
+        years=tuple(c.year for c in year_sources),
         sources=tuple(str(name) for name in sources),
         classes=(),
         label=np.full(len(plan.col), -1, np.int64),
@@ -333,14 +333,14 @@ def _catalogue(
         source=source.reshape(-1).astype(np.int64),
         valid=valid,
         store_row=np.arange(len(plan.col), dtype=np.int64),
-        changed=changed if any(c.changed for c in collections) else None,
+        changed=changed if any(c.changed for c in year_sources) else None,
     ).select(kept)
 
 
 def _description(
-    grid: Grid, collections: Sequence[Collection], channels: tuple[int, int]
+    grid: Grid, year_sources: Sequence[YearSource], channels: tuple[int, int]
 ) -> dict[str, Any]:
-    fictitious = any(c.placement == "fictitious" for c in collections)
+    fictitious = any(c.placement == "fictitious" for c in year_sources)
     return {
         "grid": grid.id,
         "crs": grid.crs,
@@ -355,6 +355,6 @@ def _description(
                 labels=c.vector or len(c.labels),
                 stretch=asdict(c.stretch) if c.stretch else None,
             )
-            for c in collections
+            for c in year_sources
         },
     }

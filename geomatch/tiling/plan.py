@@ -15,7 +15,7 @@ from geomatch.geo.grid import Grid, Ints, utm_epsg
 from geomatch.geo.rasters import Raster
 from geomatch.progress import ProgressCallback
 from geomatch.tiling import sources
-from geomatch.tiling.sources import Collection
+from geomatch.tiling.sources import YearSource
 
 MAX_CELLS = 1e8
 """Cells of one raster; more mean that a unit is wrong."""
@@ -33,14 +33,14 @@ class TilePlan:
     split: Ints
 
 
-def choose_grid(settings: config.GridConfig, collections: Sequence[Collection]) -> Grid:
+def choose_grid(settings: config.GridConfig, year_sources: Sequence[YearSource]) -> Grid:
     """The grid of the settings; what these leave open comes from the first raster.
 
     Raises:
         GeomatchError: a raster is far outside the area of the grid's CRS.
         UsageError: the CRS, size, gsd or stride is invalid.
     """
-    first = collections[0].images[0]
+    first = year_sources[0].images[0]
     metric = rasters.metric_crs(first)
     if settings.crs == "auto":
         crs = metric
@@ -49,8 +49,8 @@ def choose_grid(settings: config.GridConfig, collections: Sequence[Collection]) 
     else:
         crs = rasters.check_grid_crs(settings.crs)
     if crs != "utm":
-        for collection in collections:
-            for image in collection.images:
+        for source in year_sources:
+            for image in source.images:
                 rasters.check_zone(image, crs)
     stride = settings.size if settings.stride is None else settings.stride
     gsd = rasters.ground_sample_distance(first, metric) if settings.gsd is None else settings.gsd
@@ -65,7 +65,7 @@ def choose_grid(settings: config.GridConfig, collections: Sequence[Collection]) 
 def make_plan(
     settings: config.Config,
     grid: Grid,
-    collections: Sequence[Collection],
+    year_sources: Sequence[YearSource],
     progress: ProgressCallback,
 ) -> TilePlan:
     """Every cell that a raster of a year touches, but for those dropped between splits.
@@ -77,9 +77,9 @@ def make_plan(
     buffer = _buffer(settings.split, grid)
     cells: list[Ints] = []
     covering: dict[tuple[int, int, int], set[str]] = {}  # paths of the rasters over each place
-    for collection in collections:
+    for source in year_sources:
         found = []
-        for raster in collection.images:
+        for raster in source.images:
             touched = _cells_of(raster, grid, buffer)
             found.append(touched)
             if settings.split.by == "source":
@@ -89,10 +89,10 @@ def make_plan(
     table = np.concatenate(cells)
     year = np.repeat(np.arange(len(cells)), [len(of_year) for of_year in cells])
     places, place, counts = np.unique(table, axis=0, return_inverse=True, return_counts=True)
-    if len(collections) > 1 and counts.max() < 2:
+    if len(year_sources) > 1 and counts.max() < 2:
         raise GeomatchError(
             "no ground is covered in more than one year: "
-            + "; ".join(f"{c.year} {_extent(c)}" for c in collections),
+            + "; ".join(f"{c.year} {_extent(c)}" for c in year_sources),
             "Check the CRS of the files and the paths of the years.",
         )
     split = _split(settings.split, grid, places, covering)
@@ -146,9 +146,9 @@ def _zones(raster: Raster) -> list[int]:
     return [int(z) for z in np.unique(zones)]
 
 
-def _extent(collection: Collection) -> str:
+def _extent(source: YearSource) -> str:
     boxes = np.asarray(
-        [rasters.project_bounds(r.crs, r.bounds, "OGC:CRS84") for r in collection.images]
+        [rasters.project_bounds(r.crs, r.bounds, "OGC:CRS84") for r in source.images]
     )
     left, bottom = boxes[:, :2].min(axis=0)
     right, top = boxes[:, 2:].max(axis=0)

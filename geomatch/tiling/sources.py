@@ -17,7 +17,7 @@ from geomatch.progress import ProgressCallback
 
 
 @dataclass(frozen=True)
-class Collection:
+class YearSource:
     """The files of one year.
 
     Attributes:
@@ -37,7 +37,7 @@ class Collection:
     changed: tuple[Raster, ...] = ()
 
 
-def collect(settings: config.Config, progress: ProgressCallback) -> list[Collection]:
+def collect(settings: config.Config, progress: ProgressCallback) -> list[YearSource]:
     """Inspect the files of every year, in time order.
 
     Raises:
@@ -57,13 +57,11 @@ def collect(settings: config.Config, progress: ProgressCallback) -> list[Collect
         raise UsageError("a year is given twice", "Give each year one folder or glob.")
     by_year = {source.year: source for source in settings.source}
     return [
-        _collection(by_year[year], settings.grid.stretch, progress) for year in in_time_order(years)
+        _inspect(by_year[year], settings.grid.stretch, progress) for year in in_time_order(years)
     ]
 
 
-def _collection(
-    source: config.SourceConfig, stretch: str, progress: ProgressCallback
-) -> Collection:
+def _inspect(source: config.SourceConfig, stretch: str, progress: ProgressCallback) -> YearSource:
     paths = rasters.find(source.images, f"year {source.year}")
     images = []
     for done, path in enumerate(paths, 1):
@@ -84,7 +82,7 @@ def _collection(
             )
         measured = rasters.measure_stretch(images, stretch)
     vector, label_rasters = _labels(source)
-    return Collection(
+    return YearSource(
         source.year,
         tuple(images),
         label_rasters,
@@ -128,23 +126,23 @@ def _masks(source: config.SourceConfig) -> tuple[Raster, ...]:
     return found
 
 
-def channels(collections: Sequence[Collection]) -> tuple[int, int]:
+def channels(year_sources: Sequence[YearSource]) -> tuple[int, int]:
     """Number of (image, label) channels.
 
     Raises:
         GeomatchError: years differ in bands, or in label channels.
     """
-    first = collections[0].images[0]
-    for collection in collections[1:]:
-        other = collection.images[0]
+    first = year_sources[0].images[0]
+    for source in year_sources[1:]:
+        other = source.images[0]
         if other.bands != first.bands:
             raise GeomatchError(
-                f"{other.name} ({collection.year}) has {other.bands} bands, "
-                f"{first.name} ({collections[0].year}) has {first.bands}",
+                f"{other.name} ({source.year}) has {other.bands} bands, "
+                f"{first.name} ({year_sources[0].year}) has {first.bands}",
                 "Give every year the same bands, for example: gdal_translate -b 1 -b 2 -b 3",
             )
     label_bands = {
-        1 if c.vector else c.labels[0].bands for c in collections if c.vector or c.labels
+        1 if c.vector else c.labels[0].bands for c in year_sources if c.vector or c.labels
     }
     if len(label_bands) > 1:
         raise GeomatchError(
@@ -171,13 +169,13 @@ def area_files(names: Sequence[str]) -> list[str]:
     return [path for name in names for path in rasters.find(name, "split")]
 
 
-def facts(collection: Collection) -> Any:
+def identity(source: YearSource) -> Any:
     """What tiles of a year depend on: paths, sizes and times of its files, how they are read."""
-    vector = collection.vector and [collection.vector, os.stat(collection.vector).st_mtime_ns]
+    vector = source.vector and [source.vector, os.stat(source.vector).st_mtime_ns]
     return [
-        [(r.path, r.stamp) for r in (*collection.images, *collection.labels, *collection.changed)],
+        [(r.path, r.stamp) for r in (*source.images, *source.labels, *source.changed)],
         vector,
-        collection.stretch and asdict(collection.stretch),
-        collection.year,
-        collection.placement,
+        source.stretch and asdict(source.stretch),
+        source.year,
+        source.placement,
     ]
