@@ -31,7 +31,7 @@ Pixels = NDArray[np.uint8]
 
 RASTER_SUFFIXES = {".tif", ".tiff", ".jp2", ".vrt", ".img", ".png", ".jpg", ".jpeg", ".gti"}
 STRETCH_FILES, STRETCH_SIDE = 256, 256
-"""A percentile stretch samples at most so many files, each reduced to so many pixels a side."""
+"""A percentile stretch samples at most 256 files, each reduced to at most 256 pixels a side."""
 
 
 @dataclass(frozen=True)

@@ -73,14 +73,14 @@ def prepare(partial: Path, shape: Sequence[int], asked: TileRequest, force: bool
     """
     path, pixels = partial / "plan.json", partial / "tiles" / "pixels.zarr"
     # A kill while the result was moved into place leaves records without pixels.
-    if force or not pixels.exists() or _asked_shape(path) != [*shape]:
+    if force or not pixels.exists() or _recorded_shape(path) != [*shape]:
         shutil.rmtree(partial, ignore_errors=True)
         (partial / "shards").mkdir(parents=True)
     write_json(path, {"shape": [*shape], "asked": asked.as_json()})
     TileStore.create(pixels, *shape)
 
 
-def _asked_shape(path: Path) -> Any:
+def _recorded_shape(path: Path) -> Any:
     return read_json(path, "geomatch tile --force")["shape"] if path.exists() else None
 
 

@@ -1,4 +1,4 @@
-"""Sources: imagery, labels and change masks of each year, with headers read and compared."""
+"""The imagery, labels and change masks of each year; headers are read and compared."""
 
 from __future__ import annotations
 

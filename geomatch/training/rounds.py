@@ -34,13 +34,13 @@ from geomatch.training.sampler import Sampler, compares_whole_batch, ramp
 
 BATCH = 32
 SAMPLE = 2000
-"""At most so many queries per year for mAP@5, and tiles in a picture of descriptors."""
+"""Maximum number of queries per year for mAP@5, and of tiles in a picture of descriptors."""
 SHOWN = 4
 """Anchors per batch in the pictures."""
 TRIPLET: list[tuple[str, bool | None]] = [("anchor", None), ("positive", True), ("negative", False)]
 """Roles of tiles in a batch, and whether they are of the anchor's place."""
 WEIGHTS = 100_000
-"""At most so many weights per histogram."""
+"""Maximum number of weights per histogram."""
 
 Float32Array = NDArray[np.float32]
 

@@ -1,4 +1,4 @@
-"""Setup: the settings and the weights that a run starts from."""
+"""Setup: the settings and weights that a run starts from."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ AUTO: dict[str, dict[str, Any]] = {
 IMAGENET = "imagenet"
 
 WHITENING_VIEWS = 8192
-"""A PCA is fitted on at most so many training tiles, counting flips and turns."""
+"""Maximum number of training tiles, counting flips and turns, that the PCA is fitted on."""
 
 BATCH = 32
 
@@ -93,12 +93,12 @@ def initial_weights(settings: config.Config, root: Path) -> Weights:
 
 def manifest(settings: config.Config, form: TileForm, tiles: TileManifest) -> RunManifest:
     """The manifest of a new run."""
-    mine = replace(config.Config(), **{t: getattr(settings, t) for t in TABLES})
-    mine = replace(mine, split=config.SplitConfig(years=settings.split.years))
+    recorded = replace(config.Config(), **{t: getattr(settings, t) for t in TABLES})
+    recorded = replace(recorded, split=config.SplitConfig(years=settings.split.years))
     return RunManifest(
         geomatch=__version__,
         jax=jax.__version__,
-        settings={t: config.as_dict(mine)[t] for t in (*TABLES, "split")},
+        settings={t: config.as_dict(recorded)[t] for t in (*TABLES, "split")},
         form=asdict(form),
         id=secrets.token_hex(8),
         gsd=tiles.gsd,
