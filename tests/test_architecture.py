@@ -234,7 +234,7 @@ def test_no_drawer_for_odds_and_ends() -> None:
     [
         (("config", "project", "errors", "progress", "cli.commands"), HEAVY),
         (("data.tiles", "data.store", "data.ground_truth", "data.embeddings"), {"jax", "rasterio"}),
-        (("training.sampler", "training.mining"), {"jax", "rasterio"}),
+        (("training.sampler", "training.mining", "training.feed"), {"jax", "rasterio"}),
         (("search.exact", "search.metrics", "search.flat", "search.protocol"), {"jax", "rasterio"}),
         (("geo.grid",), HEAVY - {"numpy"}),
         (("tile",), {"jax", "flax", "faiss", "sklearn"}),
