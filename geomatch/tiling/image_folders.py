@@ -102,7 +102,7 @@ def tile(
 
     Raises:
         GeomatchError: there are no images, or none can be read.
-        UsageError: a setting makes no sense.
+        UsageError: a setting is invalid.
     """
     images = settings.images
     if settings.source or (images.folders and images.pairs):
