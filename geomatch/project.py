@@ -217,7 +217,7 @@ def read_record(path: Path, kind: type[R], command: str) -> R:
     try:
         return kind.from_json(read_json(path, command))
     except KeyError as error:
-        raise StaleError(f"{path} does not say {error}", f"Run: {command}") from error
+        raise StaleError(f"{path} lacks the field {error}", f"Run: {command}") from error
 
 
 def read_json(path: Path, command: str) -> dict[str, Any]:

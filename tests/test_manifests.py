@@ -118,7 +118,7 @@ def test_the_json_of_tiles_is_what_other_programs_read():
 @pytest.mark.parametrize("kind", [TileManifest, RunManifest, EmbeddingManifest, IndexManifest])
 def test_a_manifest_that_lacks_a_field_is_stale(tmp_path, kind):
     write_json(tmp_path / "manifest.json", {"geomatch": "0"})
-    with pytest.raises(StaleError, match="does not say") as failed:
+    with pytest.raises(StaleError, match="lacks the field") as failed:
         read_record(tmp_path / "manifest.json", kind, "geomatch tile")
     assert failed.value.hint == "Run: geomatch tile"
 

@@ -13,7 +13,14 @@ from sklearn.metrics import (
 
 from geomatch.search import metrics
 from geomatch.search.exact import neighbours, unit
-from geomatch.search.metrics import mean, median, rank_relevant, rank_truth, recall_at, within
+from geomatch.search.metrics import (
+    mean,
+    median,
+    rank_relevant,
+    rank_truth,
+    recall_at,
+    reciprocal_rank_at,
+)
 
 NONE = (np.empty(0, np.int64), np.empty(0, np.int64))
 
@@ -207,8 +214,8 @@ def test_a_query_that_is_no_number_answers_nothing():
 
 def test_figures_by_hand():
     rank = np.array([1, 2, 5, 6, 10, 11])
-    assert mean(within(rank, 5)) == pytest.approx((1 + 1 / 2 + 1 / 5) / 6)
-    assert mean(within(rank, 1)) == pytest.approx(1 / 6)
+    assert mean(reciprocal_rank_at(rank, 5)) == pytest.approx((1 + 1 / 2 + 1 / 5) / 6)
+    assert mean(reciprocal_rank_at(rank, 1)) == pytest.approx(1 / 6)
     assert recall_at(rank, 1) == pytest.approx(1 / 6)
     assert recall_at(rank, 5) == pytest.approx(3 / 6)
     assert recall_at(rank, 10) == pytest.approx(5 / 6)
@@ -240,7 +247,7 @@ def test_relevant_items_within_a_depth_equal_scikit_learn_s():
 
 def test_figures_of_nothing_are_undefined():
     none = np.empty(0, np.int64)
-    assert mean(within(none, 5)) is None
+    assert mean(reciprocal_rank_at(none, 5)) is None
     assert recall_at(none, 5) is None
     assert median(none) is None
 
@@ -253,7 +260,7 @@ def test_map_equals_scikit_learn_s():
     relevant[np.arange(12), truth] = 1
     wanted = label_ranking_average_precision_score(relevant, queries @ database.T)
     rank = rank_truth(queries, database, truth, NONE).rank
-    assert mean(within(rank, 30)) == pytest.approx(wanted, rel=1e-6)
+    assert mean(reciprocal_rank_at(rank, 30)) == pytest.approx(wanted, rel=1e-6)
 
 
 def test_unit_keeps_directions_and_leaves_zeros():
@@ -354,7 +361,7 @@ def test_one_relevant_tile_is_ranked_as_the_one_match(broken):
     one = rank_truth(queries, database, truth, neutral)
     several = rank_relevant(queries, database, truth, database_place, neutral)
     np.testing.assert_array_equal(several.rank, one.rank)
-    assert mean(several.ap_at) == pytest.approx(mean(within(one.rank, 5)))
+    assert mean(several.ap_at) == pytest.approx(mean(reciprocal_rank_at(one.rank, 5)))
     assert mean(several.ap) == pytest.approx((1 / one.rank).mean())
     if not broken:
         np.testing.assert_array_equal(several.first == truth, one.rank == 1)

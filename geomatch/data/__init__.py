@@ -1,1 +1,1 @@
-"""What was cut: the tile catalogue, its pixels, what counts as a match, and batches of it."""
+"""Data between the stages: tiles, pixels, ground truth, embeddings, results of queries."""

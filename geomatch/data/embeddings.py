@@ -1,4 +1,4 @@
-"""Descriptors of tiles: parallel arrays, saved as GeoParquet after the geoembeddings convention."""
+"""Descriptors of tiles, saved as GeoParquet that follows the geoembeddings convention."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from geomatch.errors import StaleError
 from geomatch.manifests import EmbeddingManifest, IndexManifest
 
 FOOTER = "geomatch"
-"""Key of the file's metadata that holds the manifest."""
+"""Key of the manifest in the file's metadata."""
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Descriptors (n, d) float32, a row for each tile of the catalogue, in its order."""
+    """Descriptors (n, d) float32, one row per tile, in the order of the catalogue."""
 
     vectors: NDArray[np.float32]
     manifest: EmbeddingManifest
@@ -49,22 +49,22 @@ class Embeddings:
 
 
 def read_manifest(path: Path) -> EmbeddingManifest:
-    """The manifest in an embeddings file.
+    """Read the manifest from an embeddings file.
 
     Raises:
-        StaleError: the file is damaged, or of an older version.
+        StaleError: the file is damaged or of an older version.
     """
     try:
         return EmbeddingManifest.from_json(geoparquet.read_footer(path, FOOTER, "geomatch embed"))
     except KeyError as error:
-        raise StaleError(f"{path} does not say {error}", "Run: geomatch embed") from error
+        raise StaleError(f"{path} lacks the field {error}", "Run: geomatch embed") from error
 
 
 def check_index(index: IndexManifest, path: Path) -> None:
-    """Check that an index was made from the embeddings in `path`, where those still exist.
+    """Check that an index was made from the embeddings in `path`, if those still exist.
 
     Raises:
-        StaleError: they were made again since.
+        StaleError: the embeddings were made again since.
     """
     if path.exists() and read_manifest(path).fingerprint != index.embeddings:
         raise StaleError(
@@ -73,10 +73,10 @@ def check_index(index: IndexManifest, path: Path) -> None:
 
 
 def centres(parts: Iterable[NDArray[np.float32]], tiles: TileTable) -> NDArray[np.float32]:
-    """(years, d) mean descriptor of each year's training tiles; of all its tiles without such.
+    """Mean descriptor (years, d) of each year's training tiles, or of all its tiles if it has none.
 
     Args:
-        parts: (n_i, d), all of `tiles` in order.
+        parts: (n_i, d) descriptors, together those of all `tiles` in order.
     """
     sums: NDArray[np.floating] | float = 0.0
     counts, start = np.zeros((2, len(tiles.years))), 0
@@ -84,7 +84,7 @@ def centres(parts: Iterable[NDArray[np.float32]], tiles: TileTable) -> NDArray[n
     for part in parts:
         rows = slice(start, start + len(part))
         start = rows.stop
-        # (2, years, n): training tiles, and all tiles, of each year.
+        # (2, years, n): membership in each year, of training tiles and of all tiles.
         of_year = tiles.year[rows] == np.arange(len(tiles.years))[:, None]
         member = np.stack([of_year & training[rows], of_year]).astype(np.float32)
         sums, counts = sums + member @ part, counts + member.sum(axis=2)
@@ -100,10 +100,10 @@ def write(
     crs: dict[str, Any] | None,
     manifest: EmbeddingManifest,
 ) -> None:
-    """Write descriptors part by part, in bounded memory.
+    """Write descriptors part by part in bounded memory.
 
     Args:
-        parts: (n_i, d) float32, all of `tiles` in order.
+        parts: (n_i, d) float32 descriptors, together those of all `tiles` in order.
         footprint, crs: see `TileTable.save`.
     """
     schema = pa.schema(

@@ -19,7 +19,7 @@ BBOX = pa.struct([(name, pa.float64()) for name in ("xmin", "ymin", "xmax", "yma
 
 
 def geometry_columns(rings: NDArray[np.float64] | None, n: int) -> dict[str, pa.Array]:
-    """`geometry` and `bbox` columns of n closed rings (n, 5, 2), null without them."""
+    """Columns `geometry` and `bbox` of n closed rings (n, 5, 2); null without rings."""
     if rings is None:
         return {"geometry": pa.nulls(n, pa.binary()), "bbox": pa.nulls(n, BBOX)}
     low, high = rings.min(axis=1), rings.max(axis=1)
@@ -37,11 +37,11 @@ def write(
     crs: dict[str, Any] | None,
     footer: dict[str, dict[str, Any]],
 ) -> None:
-    """Write tables of one schema, a row group each, in bounded memory.
+    """Write tables of one schema, one row group each, in bounded memory.
 
     Args:
         crs: PROJJSON of the geometry; None means OGC:CRS84, the format's default.
-        footer: further JSON metadata by key.
+        footer: additional JSON metadata by key.
     """
     box = {name: ["bbox", name] for name in ("xmin", "ymin", "xmax", "ymax")}
     column: dict[str, Any] = {
@@ -51,7 +51,7 @@ def write(
     }
     if crs is not None:
         column["crs"] = crs
-    # 1.1.0 and no later: readers in use refuse 2.0.
+    # Not later than 1.1.0: readers in use refuse 2.0.
     geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
     metadata = {key: json.dumps(value) for key, value in {"geo": geo, **footer}.items()}
     with pq.ParquetWriter(path, schema.with_metadata(metadata), compression="zstd") as writer:
@@ -60,10 +60,10 @@ def write(
 
 
 def read_footer(path: Path, key: str, command: str) -> dict[str, Any]:
-    """JSON metadata that `write` left under `key`.
+    """Read the JSON metadata that `write` stored under `key`.
 
     Raises:
-        StaleError: the file is damaged or not one of ours; `command` makes it anew.
+        StaleError: the file is damaged or was not written by geomatch; `command` makes it again.
     """
     try:
         metadata = pq.read_schema(path).metadata or {}

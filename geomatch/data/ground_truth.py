@@ -1,8 +1,8 @@
 """The one definition of a match, for training and for evaluation alike.
 
-Same cell in another year: positive. Same cell in the same year, or an overlapping cell in any
-year: neutral, neither a match nor its opposite. All the rest: negative. Without years a place is
-a class: the same class is positive, the tile itself neutral.
+The same cell in another year is positive. The same cell in the same year and an overlapping cell
+in any year are neutral: neither positive nor negative. All other tiles are negative. Without
+years, a place is a class: the same class is positive, and the tile itself is neutral.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Ints = NDArray[np.int64]
 
 
 def by_place(tiles: TileTable) -> Ints:
-    """(places, years) index of the tile of each place in each year, -1 where there is none."""
+    """Index (places, years) of the tile of each place in each year, -1 if it has none."""
     place = tiles.places()
     table = np.full((int(place.max(initial=-1)) + 1, len(tiles.years)), -1, np.int64)
     table[place, tiles.year] = np.arange(len(tiles))
@@ -27,16 +27,17 @@ def by_place(tiles: TileTable) -> Ints:
 
 @dataclass(frozen=True)
 class Task:
-    """Queries of one year against a database of another, all as indices into a TileTable.
+    """Queries of one year against a database of another, as indices into a TileTable.
 
     Attributes:
-        years: codes of the queries' year and of the database's.
+        years: codes of the year of the queries and of the year of the database.
         queries: (q,) tiles that have a match in the database.
-        database: (d,) tiles searched.
-        query_place, database_place: (q,), (d,) codes of their places; without years, what is of
-            the query's place and not neutral is a match.
-        truth: (q,) position in `database` of each query's one match; None without years.
-        neutral: positions in `database` to leave out, as parallel (query, position) arrays.
+        database: (d,) tiles that are searched.
+        query_place, database_place: (q,), (d,) codes of their places. Without years, every tile of
+            the query's place that is not neutral is a match.
+        truth: (q,) position in `database` of the single match of each query; None without years.
+        neutral: positions in `database` to leave out of the ranking, as parallel arrays (query,
+            position).
     """
 
     years: tuple[int, int]
@@ -54,65 +55,68 @@ def tasks(
     database: NDArray[np.bool_],
     same_year: bool = False,
 ) -> list[Task]:
-    """Every ordered pair of years that has queries; without years, one task of all tiles.
+    """One task per ordered pair of years that has queries; without years, one task in all.
 
     Args:
-        queries: (n,) which tiles may ask.
-        database: (n,) which tiles are searched.
-        same_year: search the queries' own year too; there the place itself is neutral.
+        queries: (n,) mask of the tiles that may be queries.
+        database: (n,) mask of the tiles that are searched.
+        same_year: also search the year of the queries, where their own place is neutral.
     """
     place = tiles.places()
     if not tiles.dated:
-        return _of_classes(place, queries, database)
+        return _class_tasks(place, queries, database)
     found = []
     for a in range(len(tiles.years)):
+        in_a = tiles.year == a
         for b in range(len(tiles.years)):
             if a == b:
                 continue
-            own = (tiles.year == a) if same_year else np.zeros(len(tiles), bool)
-            searched = np.flatnonzero(database & ((tiles.year == b) | own))
-            asking = np.flatnonzero(queries & (tiles.year == a))
-            truth = _position(place, searched, tiles.year[searched] == b)[place[asking]]
-            asking, truth = asking[truth >= 0], truth[truth >= 0]
-            if not len(asking):
+            in_b = tiles.year == b
+            searched = np.flatnonzero(database & (in_b | in_a if same_year else in_b))
+            rows = np.flatnonzero(queries & in_a)
+            truth = _positions(place, searched, in_b[searched])[place[rows]]
+            rows, truth = rows[truth >= 0], truth[truth >= 0]
+            if not len(rows):
                 continue
-            rows, positions = overlapping(tiles, asking, searched)
-            self_found = _position(place, searched, tiles.year[searched] == a)[place[asking]]
-            itself = np.flatnonzero(self_found >= 0)
+            neighbours, neighbour_at = overlapping(tiles, rows, searched)
+            self_at = _positions(place, searched, in_a[searched])[place[rows]]
+            itself = np.flatnonzero(self_at >= 0)
             neutral = (
-                np.concatenate([rows, itself]),
-                np.concatenate([positions, self_found[itself]]),
+                np.concatenate([neighbours, itself]),
+                np.concatenate([neighbour_at, self_at[itself]]),
             )
-            places = place[asking], place[searched]
-            found.append(Task((a, b), asking, searched, *places, truth, neutral))
+            places = place[rows], place[searched]
+            found.append(Task((a, b), rows, searched, *places, truth, neutral))
     return found
 
 
-def _of_classes(place: Ints, queries: NDArray[np.bool_], database: NDArray[np.bool_]) -> list[Task]:
-    """The task of every tile that has another of its class in the database."""
-    held = np.bincount(place[database], minlength=int(place.max(initial=-1)) + 1)
-    asking = np.flatnonzero(queries & (held[place] > database))
-    if not len(asking):
+def _class_tasks(
+    place: Ints, queries: NDArray[np.bool_], database: NDArray[np.bool_]
+) -> list[Task]:
+    """The task of every query with another tile of its class in the database."""
+    count = np.bincount(place[database], minlength=int(place.max(initial=-1)) + 1)
+    rows = np.flatnonzero(queries & (count[place] > database))
+    if not len(rows):
         return []
     searched = np.flatnonzero(database)
-    itself = np.flatnonzero(database[asking])
-    neutral = itself, np.searchsorted(searched, asking[itself])
-    return [Task((0, 0), asking, searched, place[asking], place[searched], None, neutral)]
+    itself = np.flatnonzero(database[rows])
+    neutral = itself, np.searchsorted(searched, rows[itself])
+    return [Task((0, 0), rows, searched, place[rows], place[searched], None, neutral)]
 
 
-def _position(place: Ints, searched: Ints, among: NDArray[np.bool_]) -> Ints:
-    """Position in `searched` of each place's tile `among` them, -1 where there is none."""
+def _positions(place: Ints, searched: Ints, mask: NDArray[np.bool_]) -> Ints:
+    """Position (places,) in `searched` of each place's tile where `mask` holds, -1 if none."""
     position = np.full(int(place.max(initial=-1)) + 1, -1, np.int64)
-    where = np.flatnonzero(among)
+    where = np.flatnonzero(mask)
     position[place[searched[where]]] = where
     return position
 
 
 def overlapping(tiles: TileTable, queries: Ints, database: Ints) -> tuple[Ints, Ints]:
-    """Pairs of a query and a database position whose cells overlap without being the same.
+    """Pairs of a query and a database tile whose cells overlap but are not the same.
 
     Returns:
-        Parallel arrays: index into `queries`, position in `database`.
+        Parallel arrays: positions in `queries` and in `database`.
     """
     reach = 0 if tiles.grid is None else tiles.grid.reach
     if not reach or not len(database):
@@ -125,10 +129,10 @@ def overlapping(tiles: TileTable, queries: Ints, database: Ints) -> tuple[Ints, 
         for dr in range(-reach, reach + 1):
             if dc == dr == 0:
                 continue
-            wanted = _keys(tiles, tiles.col + dc, tiles.row + dr)[queries]
-            # A database of one year holds a cell once; of several, up to once a year.
-            low = np.searchsorted(ordered, wanted, "left")
-            high = np.searchsorted(ordered, wanted, "right")
+            shifted = _keys(tiles, tiles.col + dc, tiles.row + dr)[queries]
+            # A database holds each cell at most once per year.
+            low = np.searchsorted(ordered, shifted, "left")
+            high = np.searchsorted(ordered, shifted, "right")
             for extra in range(int((high - low).max(initial=0))):
                 hit = np.flatnonzero(low + extra < high)
                 rows.append(hit)
@@ -140,7 +144,7 @@ def overlapping(tiles: TileTable, queries: Ints, database: Ints) -> tuple[Ints, 
 
 
 def are_neutral(tiles: TileTable, a: Ints, b: Ints) -> NDArray[np.bool_]:
-    """(n,) whether tiles `a` and `b` (indices, broadcast) lie on common ground, or in one class."""
+    """Whether tiles `a` and `b` (indices, broadcast) share some ground, or a class."""
     if tiles.grid is None:
         same: NDArray[np.bool_] = tiles.label[a] == tiles.label[b]
         return same
@@ -154,7 +158,7 @@ def are_neutral(tiles: TileTable, a: Ints, b: Ints) -> NDArray[np.bool_]:
 
 
 def _keys(tiles: TileTable, col: Ints, row: Ints) -> Ints:
-    """One integer a cell. Cells of the Earth at a metre a step stay far below 2**26."""
+    """One integer per cell. Even at one metre per step, |col| and |row| stay far below 2**26."""
     zone = np.unique(tiles.epsg, return_inverse=True)[1].reshape(-1)
     keys: Ints = (zone.astype(np.int64) << 54) + ((col + 2**26) << 27) + (row + 2**26)
     return keys

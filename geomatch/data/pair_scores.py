@@ -1,4 +1,4 @@
-"""Scores of pairs of tiles, from which a threshold and probabilities come."""
+"""Scores of pairs of tiles, from which thresholds and probabilities are estimated."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from geomatch.errors import StaleError
 
 @dataclass(frozen=True)
 class ScoredPairs:
-    """Pairs of one split, kept beside the embeddings that scored them.
+    """Scores of pairs of one split, stored beside the embeddings they were computed from.
 
     Attributes:
         same: (n,) scores of pairs of the same place.
-        other: (n,) of pairs of other places.
-        split: that they were drawn from.
-        embeddings: fingerprint.
+        other: (n,) scores of pairs of different places.
+        split: the split that the pairs were drawn from.
+        embeddings: fingerprint of the embeddings.
     """
 
     same: NDArray[np.float32]
@@ -30,11 +30,11 @@ class ScoredPairs:
 
     @staticmethod
     def beside(embeddings: Path) -> Path:
-        """Where the pairs of an embeddings file are."""
+        """The path of the pairs of an embeddings file."""
         return embeddings.with_suffix(".npz")
 
     def save(self, path: Path) -> None:
-        """Write NumPy's format."""
+        """Write a compressed .npz file."""
         with path.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **asdict(self))
 
@@ -43,7 +43,7 @@ class ScoredPairs:
         """Read what `save` wrote.
 
         Raises:
-            StaleError: the file is damaged, or not there.
+            StaleError: the file is damaged or missing.
         """
         try:
             with np.load(path) as found:

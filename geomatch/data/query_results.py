@@ -1,4 +1,4 @@
-"""What each query of an evaluation found: parallel arrays, saved as Parquet."""
+"""Results of the queries of an evaluation: parallel arrays, saved as Parquet."""
 
 from __future__ import annotations
 
@@ -43,27 +43,28 @@ SCHEMA = pa.schema(
         ("top_rows", pa.list_(pa.int64())),
     ]
 )
-"""Of the file. `place` is the cell, or the class, `distance_m` of the first answer; null is what is
-undefined. `row`, `match_row` and `top_rows` are rows of the catalogue."""
+"""`place` is the cell or the class, `distance_m` that of the first answer; undefined values are
+null. `row`, `match_row` and `top_rows` are rows of the catalogue."""
 
 LISTS = ("rows", "scores", "distances_m")
-"""Columns of the file with a value for each answer, `top_rows` and so on."""
+"""Columns with one value per answer, as `top_rows`."""
 
 
 @dataclass(frozen=True)
 class QueryTable:
-    """Queries as parallel arrays of length n; tiles are rows of the catalogue.
+    """Queries as parallel arrays of length n; tiles are given as rows of the catalogue.
 
-    Split, year and place of a query are those of its tile; the year searched is its match's.
+    A query has the split, year and place of its tile; the year searched is that of its match.
 
     Attributes:
-        tile: (n,) that asks.
-        match: (n,) the tile of its place in the year searched; of several, the best one.
-        match_score: (n,) higher is better: cosine similarity, or negative distance.
-        rank: (n,) of the match.
-        top: (n, k) the first answers in order, then -1. The match stands behind what ties with it.
-        top_score: (n, k) their scores, then NaN.
-        distance_m: (n, k) metres from the query's centre to those of its first answers; NaN without
+        tile: (n,) the query's tile.
+        match: (n,) the tile of its place in the year searched; the best one of several.
+        match_score: (n,) cosine similarity, or negative distance: higher is better.
+        rank: (n,) rank of the match.
+        top: (n, k) the first answers in order of rank, padded with -1. The match comes after
+            answers that tie with it.
+        top_score: (n, k) their scores, padded with NaN.
+        distance_m: (n, k) metres between the centres of the query and of these answers; NaN without
             a real place.
         lon, lat: (n,) degrees; NaN without a ground.
     """
@@ -87,7 +88,7 @@ class QueryTable:
 
     @classmethod
     def join(cls, parts: Sequence[QueryTable]) -> QueryTable:
-        """The queries of several tables, in order; there may be none."""
+        """Concatenate tables, of which there may be none."""
         none, nothing = np.empty(0, np.int64), np.empty(0)
         scores = np.empty(0, np.float32)
         empty = cls(
@@ -105,7 +106,7 @@ class QueryTable:
         return cls(*(np.concatenate([getattr(t, f.name) for t in tables]) for f in fields(cls)))
 
     def save(self, path: Path, tiles: TileTable) -> None:
-        """Write Parquet, in blocks."""
+        """Write Parquet in blocks of `ROW_GROUP` rows."""
         metadata = {"top": str(self.top.shape[1])}
         with pq.ParquetWriter(path, SCHEMA.with_metadata(metadata), compression="zstd") as writer:
             for start in range(0, len(self), ROW_GROUP):
@@ -114,7 +115,7 @@ class QueryTable:
 
     def arrow(self, tiles: TileTable) -> pa.Table:
         """The columns of the file."""
-        asking, matching = tiles.select(self.tile), tiles.select(self.match)
+        query_tiles, matches = tiles.select(self.tile), tiles.select(self.match)
         found = self.top >= 0
         answers = tiles.select(self.top[found])
         first = np.full(len(self), None, object)
@@ -122,13 +123,13 @@ class QueryTable:
         offsets = pa.array(np.concatenate([[0], found.sum(axis=1).cumsum()]), pa.int32())
         years = np.asarray([year or None for year in tiles.years], object)
         columns = {
-            "id": asking.ids(),
-            "place": asking.cells(),
-            "split": np.asarray(SPLITS, object)[asking.split],
-            "year": years[asking.year],
-            "database_year": years[matching.year],
+            "id": query_tiles.ids(),
+            "place": query_tiles.cells(),
+            "split": np.asarray(SPLITS, object)[query_tiles.split],
+            "year": years[query_tiles.year],
+            "database_year": years[matches.year],
             "rank": self.rank,
-            "match": matching.ids(),
+            "match": matches.ids(),
             "match_score": _or_null(self.match_score),
             "first": first,
             "first_score": _or_null(self.top_score[:, 0]),
@@ -149,7 +150,7 @@ class QueryTable:
         """Read what `save` wrote.
 
         Raises:
-            StaleError: the file is damaged, or not there.
+            StaleError: the file is damaged or missing.
         """
         names = ["row", "match_row", "match_score", "rank", "lon", "lat"]
         try:
@@ -178,4 +179,5 @@ class QueryTable:
 
 
 def _or_null(values: NDArray[np.floating]) -> pa.Array:
+    """Values with null in place of NaN."""
     return pa.array(values, from_pandas=True)

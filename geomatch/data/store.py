@@ -1,4 +1,4 @@
-"""The pixels of tiles: a sharded Zarr v3 array, one chunk a tile, through tensorstore."""
+"""The pixels of tiles: a sharded Zarr v3 array, one chunk per tile, through tensorstore."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SHARD_BYTES = 32 * 2**20
 
 
 def shard_rows(size: int, channels: int) -> int:
-    """Tiles of one shard: a power of two whose pixels fit `SHARD_BYTES`, 16 to 512."""
+    """Tiles per shard: a power of two from 16 to 512 whose pixels fit in `SHARD_BYTES`."""
     fitting = SHARD_BYTES // (size * size * channels)
     return int(np.clip(2 ** int(np.log2(max(fitting, 1))), 16, 512))
 
 
 class TileStore:
-    """uint8 (n, h, w, c); rows never written read as zeros."""
+    """A uint8 array (n, h, w, c) on disk; rows that were never written read as zeros."""
 
     def __init__(self, array: Any) -> None:
         self._array = array
@@ -35,7 +35,7 @@ class TileStore:
 
     @classmethod
     def create(cls, path: Path, rows: int, size: int, channels: int) -> TileStore:
-        """A new store, or the one of the same shape that is there already."""
+        """Create a store, or open an existing one of the same shape."""
         chunk = [1, size, size, channels]
         codecs = [
             {
@@ -68,10 +68,10 @@ class TileStore:
 
     @classmethod
     def open(cls, path: Path) -> TileStore:
-        """An existing store.
+        """Open an existing store.
 
         Raises:
-            StaleError: it is missing or damaged.
+            StaleError: the store is missing or damaged.
         """
         try:
             return cls(ts.open(_spec(path), open=True).result())
@@ -79,21 +79,21 @@ class TileStore:
             raise StaleError(f"{path} cannot be read: {error}", "Run: geomatch tile") from error
 
     def write(self, start: int, pixels: Pixels) -> None:
-        """Write whole shards from row `start` on; one writer a shard.
+        """Write whole shards from row `start` on; each shard has one writer.
 
         Raises:
-            GeomatchError: the disk refuses.
+            GeomatchError: the pixels cannot be written (disk full, no permission).
         """
         try:
             self._array[start : start + len(pixels)].write(pixels).result()
         except (ValueError, OSError) as error:
             raise GeomatchError(
                 f"pixels cannot be written: {_short(error)}",
-                "Free space (or check permissions), then run the same command again.",
+                "Free space or check permissions, then run the same command again.",
             ) from error
 
     def read(self, rows: NDArray[np.int64]) -> Pixels:
-        """(len(rows), h, w, c), in the order of `rows`.
+        """Read pixels (len(rows), h, w, c) in the order of `rows`.
 
         Raises:
             GeomatchError: a shard is damaged.
@@ -111,7 +111,7 @@ def _spec(path: Path) -> dict[str, Any]:
     return {
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": str(path.resolve())},
-        # Shards are read a tile at a time: keep no copy of what was read.
+        # Shards are read one tile at a time: do not cache what was read.
         "context": {"cache_pool": {"total_bytes_limit": 0}},
     }
 

@@ -41,24 +41,24 @@ SCHEMA = pa.schema(
 ROW_GROUP = 65_536
 
 Footprint = Callable[[NDArray[np.int64], Float64Array], Float64Array]
-"""(EPSG codes (n,), bounds (n, 4)) to closed rings (n, 5, 2) in the CRS of the file."""
+"""Maps EPSG codes (n,) and bounds (n, 4) to closed rings (n, 5, 2) in the CRS of the file."""
 
 
 @dataclass(frozen=True)
 class TileTable:
-    """Tiles as parallel arrays of length n, in the order of the store.
+    """Tiles as parallel arrays of length n, in the order of the pixel store.
 
     Attributes:
-        grid: the ground grid; None for images without a ground, whose place is their class.
-        years: labels in time order, `("",)` where there are none; `year` holds their codes.
+        grid: the grid on the ground; None for images without a ground, whose place is their class.
+        years: labels in time order, `("",)` without years; `year` holds their codes.
         sources: file names; `source` holds their codes.
         classes: names; `label` holds their codes, -1 on the ground.
-        epsg: code of the CRS that each tile's cell is counted in; 0 without a ground.
+        epsg: EPSG code of the CRS of each tile's cell; 0 without a ground.
         col, row: the cell; 0 without a ground.
         split: code into `SPLITS`.
         valid: share of valid pixels.
         store_row: position in the pixel store.
-        changed: share of changed ground, NaN where no mask says so; None without any mask.
+        changed: share of changed ground, NaN where no mask covers it; None without masks.
     """
 
     grid: Grid | None
@@ -86,13 +86,13 @@ class TileTable:
 
     @property
     def dated(self) -> bool:
-        """Whether tiles are of years."""
+        """Whether tiles have years."""
         return self.years != ("",)
 
     def cells(self) -> list[str]:
-        """Each tile's place: "col_row", with the EPSG code before it in a "utm" grid.
+        """The place of each tile: "COL_ROW", or "EPSG_COL_ROW" in a "utm" grid.
 
-        Without a ground, its class.
+        Without a ground, the place is the class.
         """
         if self.grid is None:
             return [self.classes[code] for code in self.label.tolist()]
@@ -102,14 +102,14 @@ class TileTable:
         return [f"{e}_{c}_{r}" for e, (c, r) in zip(self.epsg.tolist(), pairs, strict=True)]
 
     def ids(self) -> list[str]:
-        """Each tile's name: "CELL@YEAR"; without years, the image's path within its set."""
+        """The id of each tile: "CELL@YEAR"; without years, the image's path within its set."""
         if not self.dated:
             return [self.sources[code] for code in self.source.tolist()]
         years = [self.years[code] for code in self.year.tolist()]
         return [f"{cell}@{year}" for cell, year in zip(self.cells(), years, strict=True)]
 
     def places(self) -> NDArray[np.int64]:
-        """(n,) code of each tile's place; tiles of one cell, or class, share it."""
+        """Code (n,) of the place of each tile, the same for all tiles of a cell or class."""
         return self.label if self.grid is None else self._cell_codes
 
     @cached_property
@@ -118,19 +118,19 @@ class TileTable:
         return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
     def bounds(self) -> Float64Array:
-        """(n, 4) in metres of each tile's own CRS; NaN without a ground."""
+        """Bounds (n, 4) in metres in the CRS of each tile; NaN without a ground."""
         if self.grid is None:
             return np.full((len(self), 4), np.nan)
         return self.grid.bounds(self.col, self.row)
 
     def centres(self) -> Float64Array:
-        """(n, 2) in metres of each tile's own CRS; NaN without a ground."""
+        """Centres (n, 2) in metres in the CRS of each tile; NaN without a ground."""
         if self.grid is None:
             return np.full((len(self), 2), np.nan)
         return self.grid.centres(self.col, self.row)
 
     def arrow(self, footprint: Footprint | None, rows: slice = slice(None)) -> pa.Table:
-        """The catalogue's columns of `rows`; null is what tiles do not have."""
+        """The catalogue's columns for `rows`; null where tiles lack a value."""
         part = self.select(np.arange(len(self))[rows])
         n = len(part)
         years = np.asarray([year or None for year in part.years], object)[part.year]
@@ -164,7 +164,7 @@ class TileTable:
 
         Args:
             footprint: None without a ground.
-            crs: PROJJSON of what `footprint` gives, None for CRS84.
+            crs: PROJJSON of the CRS of the footprints; None for CRS84.
         """
         starts = range(0, len(self), ROW_GROUP)
         grid = None if self.grid is None else asdict(self.grid)
@@ -215,12 +215,12 @@ class TileTable:
             source=source,
             valid=table["valid"].to_numpy(),
             store_row=table["store_row"].to_numpy(),
-            changed=_shares(table),
+            changed=_changed(table),
         )
 
 
-def _shares(table: pa.Table) -> NDArray[np.float32] | None:
-    """Shares of changed ground, None where there are none."""
+def _changed(table: pa.Table) -> NDArray[np.float32] | None:
+    """The column `changed`, None if all of it is null."""
     if table["changed"].null_count == len(table):
         return None
     shares: NDArray[np.float32] = table["changed"].to_numpy()
@@ -230,21 +230,30 @@ def _shares(table: pa.Table) -> NDArray[np.float32] | None:
 def _codes(
     column: pa.ChunkedArray, order: Sequence[str] | None = None
 ) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """A string column as (its values, codes), in the given order of values if any."""
+    """The distinct values of a string column, and its codes into them.
+
+    Args:
+        order: all values in the order of their codes; by default the order of appearance.
+
+    Raises:
+        GeomatchError: the column has other values than `order`.
+    """
     encoded = column.combine_chunks().dictionary_encode()
     values = tuple(encoded.dictionary.to_pylist())
     codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     if order is None:
         return values, codes
     if unknown := set(values) - set(order):
-        raise GeomatchError(f"the catalogue holds {', '.join(unknown)}", "Run: geomatch tile")
+        raise GeomatchError(
+            f"the catalogue has unknown values: {', '.join(unknown)}", "Run: geomatch tile"
+        )
     place = {value: i for i, value in enumerate(order)}
     position = np.asarray([place[v] for v in values], np.int64)
     return tuple(order), position[codes] if len(codes) else codes
 
 
 def date_of(label: str) -> np.datetime64 | None:
-    """The start of the year, month or day that a label names ("2015", "2015-06-03"), or None."""
+    """The first day of the year, month or day in a label ("2015", "2015-06-03"), or None."""
     match = re.fullmatch(r"(\d{4})(?:-?(\d{2})(?:-?(\d{2}))?)?", label)
     if match is None:
         return None
@@ -256,7 +265,7 @@ def date_of(label: str) -> np.datetime64 | None:
 
 
 def in_time_order(labels: Sequence[str]) -> tuple[str, ...]:
-    """Labels by date where every one names a date, otherwise as given."""
+    """Labels sorted by date if all of them are dates, otherwise in the order given."""
     dates = [date_of(label) for label in labels]
     if any(date is None for date in dates):
         return tuple(labels)

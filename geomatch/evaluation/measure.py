@@ -34,7 +34,7 @@ from geomatch.geo.splits import block_side, blocks_of
 from geomatch.progress import ProgressCallback
 from geomatch.search import exact, metrics
 from geomatch.search.exact import Metric
-from geomatch.search.metrics import DEPTHS, Precision
+from geomatch.search.metrics import DEPTHS, MultiMatchRanking
 from geomatch.search.protocol import Outcome, all_ranks, precisions5, retrieve
 
 ANCHORS = 20_000
@@ -331,7 +331,7 @@ def _of_classes(
     tiles: TileTable, outcomes: list[Outcome], found: QueryTable, values: Float64Array
 ) -> ClassFolderMetrics:
     """Mean average precision of all queries, and metrics of each class that has some."""
-    several = [o.ranking for o in outcomes if isinstance(o.ranking, Precision)]
+    several = [o.ranking for o in outcomes if isinstance(o.ranking, MultiMatchRanking)]
     ap = np.concatenate([np.empty(0), *(ranking.ap for ranking in several)])
     hits = np.concatenate([np.empty((0, len(DEPTHS)), int), *(r.hits for r in several)])
     relevant = np.concatenate([np.empty(0, int), *(r.relevant for r in several)])

@@ -1,1 +1,1 @@
-"""Neighbours among descriptors, and the metrics of a ranking."""
+"""Nearest neighbours of descriptors, and metrics of a ranking."""

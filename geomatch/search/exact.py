@@ -1,7 +1,7 @@
-"""Neighbours by inner product, in blocks: exact, or approximate among many.
+"""Nearest neighbours by inner product, in blocks: exact, or approximate in a large database.
 
-The cosine is an inner product of unit vectors. So is, but for a constant, the Euclidean distance:
-|q - x|^2 = |q|^2 - 2 (q, 1) . (x, -|x|^2 / 2).
+The cosine is the inner product of unit vectors. The squared Euclidean distance is an inner product
+up to a factor and a constant: |q - x|^2 = |q|^2 - 2 (q, 1) . (x, -|x|^2 / 2).
 """
 
 from __future__ import annotations
@@ -18,26 +18,27 @@ Ints = NDArray[np.int64]
 Metric = Literal["cosine", "euclidean"]
 
 BLOCK = 16_384
-"""Vectors that are in memory at one time, of queries and of the database each."""
+"""Vectors in memory at a time, for queries and database each."""
 PROBES = 32
+"""Cells of the inverted file that are searched for each query."""
 
 
 def unit(vectors: Float32Array) -> Float32Array:
-    """Rows of unit length, so that an inner product is the cosine; zero rows stay zero."""
+    """Scale rows to unit length, so that inner products are cosines; zero rows stay zero."""
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     scaled: Float32Array = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
     return scaled
 
 
 def as_queries(vectors: Float32Array, metric: Metric) -> Float32Array:
-    """Descriptors (n, d) as queries for inner products."""
+    """Descriptors (n, d) in the form of queries, to be compared by inner product."""
     if metric == "cosine":
         return unit(vectors)
     return np.pad(vectors.astype(np.float32), ((0, 0), (0, 1)), constant_values=1)
 
 
 def as_database(vectors: Float32Array, metric: Metric) -> Float32Array:
-    """Descriptors (n, d) as what is searched by inner products."""
+    """Descriptors (n, d) in the form of a database, to be compared by inner product."""
     if metric == "cosine":
         return unit(vectors)
     vectors = vectors.astype(np.float32)
@@ -46,10 +47,10 @@ def as_database(vectors: Float32Array, metric: Metric) -> Float32Array:
 
 
 def scores(products: Float32Array, queries: Float32Array, metric: Metric) -> Float32Array:
-    """Scores of inner products (q, k): the cosine, or the negative distance.
+    """Convert inner products (q, k) to scores: cosine similarity, or negative distance.
 
     Args:
-        queries: (q, d) descriptors.
+        queries: (q, d) descriptors, not in the form of `as_queries`.
     """
     if metric == "cosine":
         return products
@@ -72,37 +73,37 @@ def neighbours(queries: Float32Array, database: Float32Array, k: int) -> tuple[F
 def search(
     vectors: Float32Array, queries: Ints, database: Ints, k: int, metric: Metric, exact_up_to: int
 ) -> Iterator[tuple[slice, Float32Array, Ints]]:
-    """Neighbours of some rows of `vectors` among others, a block of queries at a time.
+    """Find the nearest neighbours of some rows of `vectors` among others, block by block.
 
     Args:
         vectors: (n, d) descriptors, which may be mapped from a file.
         queries, database: rows of `vectors`.
-        exact_up_to: size of the database beyond which neighbours are approximate, from an
-            inverted file with vectors of eight bits a value.
+        exact_up_to: largest database that is searched exactly; a larger one is searched with an
+            inverted file and 8-bit scalar quantisation.
 
     Yields:
-        Which queries, and their inner products and positions in `database`, (q, min(k, n)) each,
-        best first; position -1 where an approximate search found fewer.
+        A slice of `queries` with its inner products and positions in `database`, both (q, min(k,
+        n)), best first. Position -1 where an approximate search found fewer.
     """
     k = min(k, len(database))
     index = _inverted(vectors, database, metric) if len(database) > exact_up_to else None
     for part in _blocks(len(queries)):
         if index is None:
-            asked = as_queries(vectors[queries[part]], metric)
-            best = np.empty((len(asked), 0), np.float32), np.empty((len(asked), 0), np.int64)
-            for mine in _blocks(len(database)):
-                found = neighbours(asked, as_database(vectors[database[mine]], metric), k)
+            rows = as_queries(vectors[queries[part]], metric)
+            best = np.empty((len(rows), 0), np.float32), np.empty((len(rows), 0), np.int64)
+            for block in _blocks(len(database)):
+                found = neighbours(rows, as_database(vectors[database[block]], metric), k)
                 best = _best(
                     np.concatenate([best[0], found[0]], axis=1),
-                    np.concatenate([best[1], found[1] + mine.start], axis=1),
+                    np.concatenate([best[1], found[1] + block.start], axis=1),
                     k,
                 )
         else:
             positions = index.search(_comparable(vectors[queries[part]], metric), k)[1]
-            exactly = products(
+            exact = products(
                 vectors, np.repeat(queries[part], k), database[positions.reshape(-1)], metric
             ).reshape(positions.shape)
-            best = _best(np.where(positions < 0, -np.inf, exactly), positions, k)
+            best = _best(np.where(positions < 0, -np.inf, exact), positions, k)
         yield part, *best
 
 
@@ -113,7 +114,7 @@ def _best(products: Float32Array, positions: Ints, k: int) -> tuple[Float32Array
 
 
 def products(vectors: Float32Array, a: Ints, b: Ints, metric: Metric) -> Float32Array:
-    """(n,) inner products of rows `a` as queries with rows `b`, a block at a time."""
+    """Inner products (n,) of rows `a` as queries with rows `b` as database, block by block."""
     parts = [
         np.einsum(
             "nd,nd->n",
@@ -130,14 +131,15 @@ def _blocks(count: int) -> list[slice]:
 
 
 def _comparable(vectors: Float32Array, metric: Metric) -> Float32Array:
-    """Vectors whose Euclidean distances are in the order of the metric."""
+    """Vectors whose Euclidean distances rank as the metric does."""
     return unit(vectors) if metric == "cosine" else vectors.astype(np.float32)
 
 
 def _inverted(vectors: Float32Array, database: Ints, metric: Metric) -> Any:
-    """A FAISS index of cells, of which `PROBES` are searched.
+    """A FAISS inverted file with 8-bit scalar quantisation.
 
-    Its distances are Euclidean: by inner products, the cells of long vectors would take all.
+    It uses Euclidean distances: with inner products, cells with long centroids would attract all
+    vectors.
     """
     lists = int(4 * np.sqrt(len(database)))
     index: Any = faiss.index_factory(vectors.shape[1], f"IVF{lists},SQ8", faiss.METRIC_L2)

@@ -1,4 +1,4 @@
-"""An exact index on disk: FAISS flat indexes, a few segments a year, mapped into memory."""
+"""An exact index on disk: memory-mapped FAISS flat indexes, a few segments per year."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Float32Array = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 SEGMENT = 262_144
-"""Vectors of one file: what building holds in memory."""
+"""Vectors per file, which bounds the memory of building an index."""
 
 
 def write(folder: Path, year: int, parts: Iterable[Float32Array], metric: Metric) -> None:
-    """Write one year's descriptors, given part by part, in order, as what is searched."""
+    """Write the descriptors of one year, given part by part in order, as index segments."""
     pending: list[Float32Array] = []
     number = 0
 
@@ -43,11 +43,11 @@ def write(folder: Path, year: int, parts: Iterable[Float32Array], metric: Metric
 
 
 class FlatIndex:
-    """Searches some years of an index; nothing is read before it is needed.
+    """An index of several years, each read when it is first searched.
 
     Args:
-        counts: vectors of each year; a vector's position counts through the years in order.
-        metric: that it was written for.
+        counts: number of vectors of each year. Positions run through the years in order.
+        metric: the metric that the index was written for.
     """
 
     def __init__(self, folder: Path, counts: Sequence[int], metric: Metric) -> None:
@@ -55,11 +55,11 @@ class FlatIndex:
         self._offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
     def _segments(self, year: int) -> list[tuple[int, faiss.Index]]:
-        """(position of its first vector, segment) of a year."""
+        """Segments of a year, each with the position of its first vector."""
         found, start = [], int(self._offsets[year])
         for path in sorted(self._folder.glob(f"year{year}-*.faiss")):
             try:
-                # Of FAISS's ways to map a file, the one that leaves flat vectors on disk.
+                # The only mapping mode of FAISS that leaves flat vectors on disk.
                 segment = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
             except RuntimeError as error:
                 raise StaleError(f"{path} cannot be read", "Run: geomatch index") from error
@@ -70,20 +70,20 @@ class FlatIndex:
         return found
 
     def vector(self, position: int) -> Float32Array:
-        """(d,) the descriptor at a position; for the cosine its direction."""
+        """The descriptor (d,) at a position; its direction if the metric is cosine."""
         year = int(np.searchsorted(self._offsets, position, "right")) - 1
         start, segment = [s for s in self._segments(year) if s[0] <= position][-1]
         vector: Float32Array = segment.reconstruct(position - start)
-        # A Euclidean index has half the square of the length beside each vector.
+        # Euclidean segments have an extra column; see `exact.as_database`.
         return vector if self._metric == "cosine" else vector[:-1]
 
     def search(
         self, query: Float32Array, years: Sequence[int], k: int
     ) -> tuple[Float32Array, Ints]:
-        """The k nearest to a descriptor (d,).
+        """Find the k nearest vectors of some years to a descriptor (d,).
 
         Returns:
-            Scores and positions, best first, at most k.
+            Scores and positions, best first; at most k of each.
         """
         row = as_queries(query[None], self._metric)
         found, positions = [np.empty(0, np.float32)], [np.empty(0, np.int64)]

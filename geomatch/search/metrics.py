@@ -1,4 +1,4 @@
-"""Metrics of a ranking, from arrays."""
+"""Retrieval metrics, computed from arrays."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ Float32Array = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 QUERY_BLOCK, DATABASE_BLOCK = 512, 8192
-"""Of which scores are in memory at one time: 16 MB, near the processor."""
+"""Queries and database rows scored at a time: 16 MB of scores, which stay in the cache."""
 SCORES = 2**24
-"""Of one block where whole rows are ranked: 64 MB, and about as much again for what is relevant."""
+"""Scores per block where whole rows are ranked: 64 MB, plus about as much for relevance masks."""
 TIE = 1e-6
-"""Scores of unit vectors nearer than this are a tie, and of longer ones by as much more: identical
-tiles may differ in the last bits of a product."""
+"""Scores of unit vectors that differ by less than this are tied, since the products of identical
+tiles may differ in their last bits. For longer vectors the tolerance grows with the products."""
 TOP = 5
-"""Answers of each query that are kept."""
+"""Answers that are kept for each query."""
 DEPTHS = (1, 5, 10)
-"""Of a ranking, to which relevant items are counted."""
+"""Rank cutoffs at which relevant items are counted."""
 GROUPS = 64
-"""Scores of a group: the first answers are within the groups whose largest are largest."""
+"""Scores per group. The TOP answers are in the TOP groups with the largest maxima."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Of each query: how its match ranks, and what comes first.
+    """The rank of each query's match, and its first answers.
 
     Attributes:
-        rank: (q,) of the match.
-        match: (q,) its position; of several matches, that of the first.
-        score: (q,) its inner product.
-        top: (q, TOP) positions of the first answers in order, then -1. The match stands behind
-            what ties with it.
-        top_score: (q, TOP) their inner products, then -inf.
+        rank: (q,) rank of the match; of the best one if there are several.
+        match: (q,) position of that match.
+        score: (q,) inner product of that match.
+        top: (q, TOP) positions of the first answers in order of rank, padded with -1. The match
+            comes after answers that tie with it.
+        top_score: (q, TOP) their inner products, padded with -inf.
     """
 
     rank: Ints
@@ -49,23 +49,23 @@ class Ranking:
 
     @property
     def first(self) -> Ints:
-        """(q,) position of the first answer, -1 for a query that is no number."""
+        """Position (q,) of the first answer; -1 for a query with NaN."""
         return self.top[:, 0]
 
     @property
     def tied(self) -> NDArray[np.bool_]:
-        """(q,) whether the first two answers score the same."""
+        """Whether the first two answers tie (q,)."""
         first, second = self.top_score[:, 0], self.top_score[:, 1]
-        found: NDArray[np.bool_] = second >= first - _tie(np.abs(first))
-        return found & (self.top[:, 1] >= 0)
+        tied: NDArray[np.bool_] = second >= first - _tolerance(np.abs(first))
+        return tied & (self.top[:, 1] >= 0)
 
 
 def rank_truth(
     queries: Float32Array, database: Float32Array, truth: Ints, neutral: tuple[Ints, Ints]
 ) -> Ranking:
-    """Rank of each query's one match, in blocks of bounded memory.
+    """Rank the single match of each query, in blocks of bounded memory.
 
-    Rank is 1 + the number of other tiles that score at least as high: ties never help.
+    The rank is 1 + the number of other tiles that score at least as high: ties never help.
 
     Args:
         queries: (q, d) unit vectors.
@@ -85,12 +85,13 @@ def rank_truth(
 
     def rank(start: int) -> None:
         part = slice(start, min(start + QUERY_BLOCK, len(queries)))
-        mine = slice(*np.searchsorted(rows, [part.start, part.stop]))
-        out_rows = np.concatenate([np.arange(part.stop - start), rows[mine] - start])
-        out_positions = np.concatenate([truth[part], positions[mine]])
-        _rank_block(found, part, queries[part], database, (out_rows, out_positions))
+        inside = slice(*np.searchsorted(rows, [part.start, part.stop]))
+        excluded_rows = np.concatenate([np.arange(part.stop - start), rows[inside] - start])
+        excluded_positions = np.concatenate([truth[part], positions[inside]])
+        excluded = excluded_rows, excluded_positions
+        _rank_block(found, part, queries[part], database, excluded)
 
-    # NumPy leaves the other threads to work meanwhile.
+    # NumPy releases the GIL in these operations.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(rank, range(0, len(queries), QUERY_BLOCK)))
     return found
@@ -101,29 +102,33 @@ def _rank_block(
     part: slice,
     queries: Float32Array,
     database: Float32Array,
-    out: tuple[Ints, Ints],
+    excluded: tuple[Ints, Ints],
 ) -> None:
-    """Enter the figures of a block of queries (q, d); `out` are pairs that are no rivals."""
+    """Fill in the ranking of a block of queries (q, d).
+
+    Args:
+        excluded: parallel (query, position) arrays: the matches and the neutral tiles.
+    """
     count, truth = len(queries), found.match[part]
     matches = database[truth]
     score = np.einsum("qd,qd->q", queries, matches)
-    goal = score - _tie(np.einsum("qd,qd->q", np.abs(queries), np.abs(matches)))
+    goal = score - _tolerance(np.einsum("qd,qd->q", np.abs(queries), np.abs(matches)))
     values = np.full((count, TOP), -np.inf, np.float32)
     positions = np.full((count, TOP), -1)
     ahead = np.zeros(count, np.int64)
-    # Memory that is asked for once: every page of it costs time.
-    room = np.empty(count * (DATABASE_BLOCK + GROUPS), np.float32)
+    # Allocated once, because faulting in fresh pages takes time.
+    buffer = np.empty(count * (DATABASE_BLOCK + GROUPS), np.float32)
     for begin in range(0, len(database), DATABASE_BLOCK):
         searched = database[begin : begin + DATABASE_BLOCK]
         groups = -(-len(searched) // GROUPS)
-        scores = room[: count * groups * GROUPS].reshape(count, -1)
+        scores = buffer[: count * groups * GROUPS].reshape(count, -1)
         np.matmul(queries, searched.T, out=scores[:, : len(searched)])
         scores[:, len(searched) :] = -np.inf
-        inside = (out[1] >= begin) & (out[1] < begin + len(searched))
-        scores[out[0][inside], out[1][inside] - begin] = -np.inf
-        # A group's scores lie `groups` apart, so that rows of them compare as a whole.
+        inside = (excluded[1] >= begin) & (excluded[1] < begin + len(searched))
+        scores[excluded[0][inside], excluded[1][inside] - begin] = -np.inf
+        # The scores of a group are `groups` apart, so that the maxima are taken of whole rows.
         largest = scores.reshape(count, GROUPS, groups).max(axis=1)
-        # Written so that what is no number counts as ahead.
+        # `not <`, so that NaN counts as ahead.
         for i in np.flatnonzero(~(largest.max(axis=1) < goal)):
             ahead[i] += scores.shape[1] - np.count_nonzero(scores[i] < goal[i])
         if np.isnan(largest).any():
@@ -136,54 +141,54 @@ def _rank_block(
         chosen = np.argpartition(largest[better], near[0], axis=1)[:, near]
         members = (chosen[:, :, None] + groups * np.arange(GROUPS)).reshape(len(better), -1)
         candidates = np.concatenate([values[better], scores[better[:, None], members]], axis=1)
-        of = np.concatenate([positions[better], members + begin], axis=1)
-        kept = _first(candidates)
+        at = np.concatenate([positions[better], members + begin], axis=1)
+        kept = _largest(candidates)
         values[better] = np.take_along_axis(candidates, kept, 1)
-        positions[better] = np.take_along_axis(of, kept, 1)
-    # A query that is no number finds nothing.
-    broken = ~np.isfinite(goal)
-    found.rank[part] = np.where(broken, len(database), 1 + ahead)
-    place = np.where(broken, TOP, (values >= goal[:, None]).sum(axis=1))
+        positions[better] = np.take_along_axis(at, kept, 1)
+    # A query with NaN finds nothing.
+    invalid = ~np.isfinite(goal)
+    found.rank[part] = np.where(invalid, len(database), 1 + ahead)
+    place = np.where(invalid, TOP, (values >= goal[:, None]).sum(axis=1))
     found.score[part] = score
     found.top_score[part] = _inserted(values, score, place)
     found.top[part] = _inserted(positions, truth, place)
     found.top[part][found.top_score[part] == -np.inf] = -1
 
 
-def _tie(terms: Float32Array) -> Float32Array:
-    """How far a score may be from a match's to be a tie, from the sum of the sizes of its terms."""
-    tie: Float32Array = np.float32(TIE) * np.maximum(terms, 1)
-    return tie
+def _tolerance(terms: Float32Array) -> Float32Array:
+    """The largest difference of tied scores, from the sum of absolute terms of the product."""
+    tolerance: Float32Array = np.float32(TIE) * np.maximum(terms, 1)
+    return tolerance
 
 
-def _first(values: Float32Array) -> Ints:
-    """Where the `TOP` largest of each row are, best first."""
+def _largest(values: Float32Array) -> Ints:
+    """Columns (q, TOP) of the largest values of each row, best first."""
     if values.shape[1] > TOP:
         kept = np.argpartition(values, -TOP, axis=1)[:, -TOP:]
     else:
         kept = np.broadcast_to(np.arange(values.shape[1]), values.shape)
     order = np.argsort(-np.take_along_axis(values, kept, 1), axis=1, kind="stable")
-    first: Ints = np.take_along_axis(kept, order, 1)
-    return first
+    largest: Ints = np.take_along_axis(kept, order, 1)
+    return largest
 
 
 def _inserted(columns: Any, item: Any, place: Ints) -> Any:
-    """(q, TOP) of `columns` with an item (q,) at its place, and the rest moved on."""
+    """Insert an item (q,) into columns (q, TOP) at its place, shifting later ones to the right."""
     at = np.arange(TOP)
     later = np.where(at > place[:, None], np.roll(columns, 1, axis=1), columns)
     return np.where(at == place[:, None], item[:, None], later)
 
 
 @dataclass(frozen=True)
-class Precision(Ranking):
-    """Of each query with several relevant items: how they rank.
+class MultiMatchRanking(Ranking):
+    """A ranking in which a query may have several relevant items.
 
     Attributes:
         ap: (q,) average precision over the whole ranking.
-        ap_at: (q,) the same within the first k, of at most k: sum of P(i) rel(i) over
+        ap_at: (q,) average precision at k: sum of P(i) rel(i) over i <= k, divided by
             min(relevant, k).
-        relevant: (q,) how many there are; without any, nothing is found.
-        hits: (q, 3) how many are within each of `DEPTHS`.
+        relevant: (q,) number of relevant items; the match of a query with none is -1.
+        hits: (q, 3) number of relevant items within each of `DEPTHS`.
     """
 
     ap: NDArray[np.float64]
@@ -199,11 +204,11 @@ def rank_relevant(
     database_place: Ints,
     neutral: tuple[Ints, Ints],
     k: int = 5,
-) -> Precision:
-    """Precision of each query's ranking, where all tiles of its place are relevant.
+) -> MultiMatchRanking:
+    """Rank all tiles of each query's place, in blocks of bounded memory.
 
-    Other tiles that score as high as a relevant one come before it, as in `rank_truth`, which
-    gives the same where one tile is relevant. Blocks of queries bound the memory.
+    As in `rank_truth`, other tiles that tie with a relevant one come before it; for a single
+    relevant tile both functions agree.
 
     Args:
         queries: (q, d) unit vectors.
@@ -211,9 +216,10 @@ def rank_relevant(
         query_place: (q,) codes of places.
         database_place: (n,) codes of places.
         neutral: parallel (query, position) arrays of tiles to take out of the ranking.
+        k: cutoff of `ap_at`.
     """
     n = len(database)
-    found = Precision(
+    found = MultiMatchRanking(
         rank=np.full(len(queries), n + 1),
         match=np.full(len(queries), -1),
         score=np.full(len(queries), -np.inf, np.float32),
@@ -231,69 +237,75 @@ def rank_relevant(
         scores = queries[start : start + block] @ database.T
         relevant = query_place[start : start + block, None] == database_place
         others = ~relevant
-        mine = slice(*np.searchsorted(rows, [start, start + len(scores)]))
-        for kind in (relevant, others):
-            kind[rows[mine] - start, positions[mine]] = False
-        rivals = np.where(others & ~np.isnan(scores), scores, np.float32(-np.inf))
-        nearest = _first(rivals)
+        inside = slice(*np.searchsorted(rows, [start, start + len(scores)]))
+        for mask in (relevant, others):
+            mask[rows[inside] - start, positions[inside]] = False
+        other_scores = np.where(others & ~np.isnan(scores), scores, np.float32(-np.inf))
+        nearest = _largest(other_scores)
         for i in range(len(scores)):
-            tie = _tie(np.abs(database[relevant[i]]) @ np.abs(queries[start + i]))
-            _rank_query(found, start + i, scores[i], relevant[i], others[i], tie, k)
-            _fill(found, start + i, rivals[i][nearest[i]], nearest[i])
+            tolerance = _tolerance(np.abs(database[relevant[i]]) @ np.abs(queries[start + i]))
+            _rank_query(found, start + i, scores[i], relevant[i], others[i], tolerance, k)
+            _fill_top(found, start + i, other_scores[i][nearest[i]], nearest[i])
     return found
 
 
 def _rank_query(
-    found: Precision,
+    found: MultiMatchRanking,
     query: int,
     scores: Float32Array,
     relevant: NDArray[np.bool_],
     others: NDArray[np.bool_],
-    tie: Float32Array,
+    tolerance: Float32Array,
     k: int,
 ) -> None:
-    """Enter the figures of one query, whose scores are (n,); `tie` is of each relevant one."""
+    """Fill in the ranking of one query.
+
+    Args:
+        scores: (n,) inner products with the database.
+        relevant, others: (n,) masks of the relevant tiles and of their competitors.
+        tolerance: (relevant,) see `_tolerance`.
+    """
     if not relevant.any():
         return
     where = np.flatnonzero(relevant)
     goals = np.where(np.isfinite(scores[where]), scores[where], -np.inf)
     order = np.argsort(-goals, kind="stable")
-    where, goals, tie = where[order], goals[order], tie[order]
-    within = np.arange(1, len(goals) + 1)
-    # Sorting puts what is no number last, so that it counts as ahead.
-    rivals = np.sort(scores[others])
-    rank = within + len(rivals) - np.searchsorted(rivals, goals - tie)
-    # A query that is no number finds nothing.
-    rank = np.where(np.isfinite(goals), rank, len(scores) - len(goals) + within)
-    precision = within / rank
+    where, goals, tolerance = where[order], goals[order], tolerance[order]
+    count = np.arange(1, len(goals) + 1)
+    # Sorting puts NaN last, so that it counts as ahead.
+    other_scores = np.sort(scores[others])
+    ahead = len(other_scores) - np.searchsorted(other_scores, goals - tolerance)
+    # A query with NaN finds nothing.
+    rank = count + np.where(np.isfinite(goals), ahead, len(scores) - len(goals))
+    precision = count / rank
     found.rank[query] = rank[0]
     found.match[query], found.score[query] = where[0], goals[0]
     found.ap[query] = precision.mean()
     found.ap_at[query] = precision[rank <= k].sum() / min(len(goals), k)
     found.relevant[query] = len(goals)
     found.hits[query] = np.searchsorted(rank, DEPTHS, "right")
-    # What is no number counts as ahead, but is no answer.
-    place = rank - 1 - np.isnan(rivals).sum()
+    # NaN counts as ahead but is not an answer.
+    place = rank - 1 - np.isnan(other_scores).sum()
     shown = (place < TOP) & np.isfinite(goals)
     found.top[query, place[shown]] = where[shown]
     found.top_score[query, place[shown]] = goals[shown]
 
 
-def _fill(found: Precision, query: int, values: Float32Array, positions: Ints) -> None:
-    """Put the rivals of a query (k,), best first, where no match stands among its first."""
+def _fill_top(found: MultiMatchRanking, query: int, values: Float32Array, positions: Ints) -> None:
+    """Fill the places of `top` without a match with other tiles (k,), best first."""
     finite = values > -np.inf
     free = np.flatnonzero(found.top[query] < 0)[: finite.sum()]
     found.top[query, free] = positions[finite][: len(free)]
     found.top_score[query, free] = values[finite][: len(free)]
 
 
-def within(rank: Ints, k: int) -> NDArray[np.float64]:
-    """AP@k of each query for one relevant item: 1/rank within k, else 0; its mean is MRR@k too."""
+def reciprocal_rank_at(rank: Ints, k: int) -> NDArray[np.float64]:
+    """Reciprocal rank (q,) up to k, else 0: AP@k of a single relevant item. Its mean is MRR@k."""
     return np.where(rank <= k, 1 / rank, 0.0)
 
 
 def recall_at(rank: Ints, k: int) -> float | None:
-    """Share of queries with their match among the first k."""
+    """Share of queries with a match among the first k."""
     return float((rank <= k).mean()) if len(rank) else None
 
 
@@ -303,23 +315,23 @@ def mrr(rank: Ints) -> float | None:
 
 
 def precision_at(hits: Ints, k: int) -> float | None:
-    """mP@k: mean share of the first k that are relevant, of (q,) counts of them."""
+    """mP@k: mean share of relevant items among the first k, from their counts (q,)."""
     return mean(hits / k)
 
 
 def relevant_recall(hits: Ints, relevant: Ints) -> float | None:
-    """Mean share of the relevant items that are within some depth, of (q,) counts of both.
+    """Mean share of the relevant items that are within a cutoff, from counts (q,) of both.
 
-    `recall_at` is the share of queries with any of them, which is the same for one relevant item.
+    `recall_at` is the share of queries with any of them; both agree for one relevant item.
     """
     return mean(hits / relevant)
 
 
 def mean(values: NDArray[np.number] | NDArray[np.bool_]) -> float | None:
-    """The mean, None of nothing."""
+    """The mean; None if there are no values."""
     return float(values.mean()) if len(values) else None
 
 
 def median(values: NDArray[np.number]) -> float | None:
-    """The median, None of nothing."""
+    """The median; None if there are no values."""
     return float(np.median(values)) if len(values) else None

@@ -1,6 +1,6 @@
-"""The evaluation protocol, for train and eval: a split's tiles asked for in every other year.
+"""The evaluation protocol of train and eval: each tile of a split queries every other year.
 
-Without years, tiles are asked for others of their class.
+Without years, each tile queries the other tiles, and those of its class are relevant.
 """
 
 from __future__ import annotations
@@ -14,43 +14,43 @@ from numpy.typing import NDArray
 from geomatch.data.ground_truth import Task
 from geomatch.search.exact import Metric, as_database, as_queries, scores
 from geomatch.search.metrics import (
-    Precision,
+    MultiMatchRanking,
     Ranking,
     mean,
     rank_relevant,
     rank_truth,
-    within,
+    reciprocal_rank_at,
 )
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One ordered pair of years: what was asked, and how its matches ranked.
+    """The result of a task.
 
     Attributes:
-        ranking: a `Precision` where a query has several matches.
-        match_score: (q,) of the match: cosine similarity, or negative distance.
-        top_score: (q, k) of the first answers, in order; NaN where there are fewer.
+        ranking: a `MultiMatchRanking` without years, where a query may have several matches.
+        match_score: (q,) score of the match: cosine similarity, or negative distance.
+        top_score: (q, k) scores of the first answers in order of rank, padded with NaN.
     """
 
     task: Task
-    ranking: Ranking | Precision
+    ranking: Ranking | MultiMatchRanking
     match_score: NDArray[np.float32]
     top_score: NDArray[np.float32]
 
 
-def retrieve(vectors: NDArray[np.float32], asked: Iterable[Task], metric: Metric) -> list[Outcome]:
-    """Exact retrieval of tasks.
+def retrieve(vectors: NDArray[np.float32], tasks: Iterable[Task], metric: Metric) -> list[Outcome]:
+    """Rank the database of each task by exact search.
 
     Args:
-        vectors: (n, d) descriptors, a row a tile.
+        vectors: (n, d) descriptors, one row per tile.
     """
     outcomes = []
-    for task in asked:
-        asking = vectors[task.queries]
-        queries = as_queries(asking, metric)
+    for task in tasks:
+        query_vectors = vectors[task.queries]
+        queries = as_queries(query_vectors, metric)
         database = as_database(vectors[task.database], metric)
-        ranking: Ranking | Precision
+        ranking: Ranking | MultiMatchRanking
         if task.truth is None:
             places = task.query_place, task.database_place
             ranking = rank_relevant(queries, database, *places, task.neutral)
@@ -58,25 +58,27 @@ def retrieve(vectors: NDArray[np.float32], asked: Iterable[Task], metric: Metric
             ranking = rank_truth(queries, database, task.truth, task.neutral)
         products = np.concatenate([ranking.score[:, None], ranking.top_score], axis=1)
         products[~np.isfinite(products)] = np.nan
-        scored = scores(products, asking, metric)
+        scored = scores(products, query_vectors, metric)
         outcomes.append(Outcome(task, ranking, scored[:, 0], scored[:, 1:]))
     return outcomes
 
 
 def all_ranks(outcomes: list[Outcome]) -> NDArray[np.int64]:
-    """Ranks of all queries of all pairs."""
+    """Ranks of the queries of all tasks."""
     return np.concatenate([np.empty(0, np.int64), *(o.ranking.rank for o in outcomes)])
 
 
 def precisions5(outcomes: list[Outcome]) -> NDArray[np.float64]:
-    """AP@5 of all queries of all pairs."""
+    """AP@5 of the queries of all tasks."""
     parts = [
-        o.ranking.ap_at if isinstance(o.ranking, Precision) else within(o.ranking.rank, 5)
+        o.ranking.ap_at
+        if isinstance(o.ranking, MultiMatchRanking)
+        else reciprocal_rank_at(o.ranking.rank, 5)
         for o in outcomes
     ]
     return np.concatenate([np.empty(0), *parts])
 
 
 def map5(outcomes: list[Outcome]) -> float | None:
-    """mAP@5 of all queries of all pairs, None without any."""
+    """mAP@5 of the queries of all tasks; None without queries."""
     return mean(precisions5(outcomes))
