@@ -1,4 +1,4 @@
-"""Compare: whether two image files show the same place."""
+"""Compare: decide whether two image files show the same place."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from geomatch.search import exact
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was found of two images.
+    """The comparison of images `a` and `b`.
 
     Attributes:
-        score: cosine similarity, or the negative distance; higher is better.
-        distance: 1 - cosine similarity, or the Euclidean distance.
-        probability: that both show the same place, where before looking it is as likely as not.
-        threshold: of the score, from which on it is a match.
-        fpr: share of pairs of other places that may pass as a match.
-        match: the verdict.
+        score: cosine similarity, or negative distance; higher is better.
+        distance: 1 - cosine similarity, or Euclidean distance.
+        probability: that both show the same place, for a prior of 0.5.
+        threshold: lowest score of a match.
+        fpr: accepted share of pairs of different places that count as a match.
+        match: whether the score reaches the threshold.
     """
 
     a: str
@@ -56,32 +56,32 @@ def compare(
     fpr: float = 0.01,
     progress: ProgressCallback = silent,
 ) -> Comparison:
-    """Compare two image files by the encoder of some embeddings.
+    """Compare two image files by the encoder that made some embeddings.
 
-    Threshold and probability are those of pairs of validation tiles, which `eval` drew.
+    Threshold and probability are estimated from the pairs of validation tiles that `eval` drew.
 
     Args:
         run: name of the embeddings ("RUN@STEP"); by default the latest.
-        fpr: share of pairs of other places that may pass as the same one.
+        fpr: accepted share of pairs of different places that count as a match.
 
     Raises:
-        GeomatchError: an image cannot be read, or pairs were not drawn yet.
-        StaleError: pairs, embeddings and run are not of each other.
+        GeomatchError: an image cannot be read, or `eval` has not drawn pairs yet.
+        StaleError: pairs, embeddings and run do not belong together.
     """
     check_fpr(fpr)
     name = project.embeddings_of(run)
     path = project.embeddings / f"{name}.parquet"
-    made = embeddings.read_manifest(path)
-    project.check_fresh(made)
-    pairs = _pairs(ScoredPairs.beside(path), made)
+    manifest = embeddings.read_manifest(path)
+    project.check_fresh(manifest)
+    pairs = _pairs(ScoredPairs.beside(path), manifest)
     tiles = project.tile_manifest()
-    encoding = image_input.encoder_of(project, made, tiles, "the embeddings are", "eval")
+    encoding = image_input.encoder_of(project, manifest, tiles, "the embeddings are", "eval")
     cuts = [image_input.cut(image, encoding, tiles) for image in (a, b)]
     if tiles.on_ground:
         for cut in cuts:
             progress(cut.remark)
-    vectors = image_input.describe_cuts(encoding, cuts, made)
-    metric = made.metric
+    vectors = image_input.describe_cuts(encoding, cuts, manifest)
+    metric = manifest.metric
     product = exact.products(vectors, np.array([0]), np.array([1]), metric)
     score = float(exact.scores(product[:, None], vectors[:1], metric)[0, 0])
     probability = Calibration.fit(pairs.same, pairs.other).probability(np.array([score]))
@@ -98,12 +98,13 @@ def compare(
     )
 
 
-def _pairs(path: Path, made: EmbeddingManifest) -> ScoredPairs:
+def _pairs(path: Path, manifest: EmbeddingManifest) -> ScoredPairs:
     """The scored pairs of some embeddings."""
-    remedy = f"Run: geomatch eval --run {made.name}"
+    name = manifest.name
+    remedy = f"Run: geomatch eval --run {name}"
     if not path.exists():
-        raise GeomatchError(f"no threshold is known for {made.name}", remedy)
+        raise GeomatchError(f"{name} has no threshold yet", remedy)
     pairs = ScoredPairs.load(path)
-    if pairs.embeddings != made.fingerprint:
-        raise StaleError(f"{made.name} was embedded again since its threshold was measured", remedy)
+    if pairs.embeddings != manifest.fingerprint:
+        raise StaleError(f"{name} was embedded again after its threshold was measured", remedy)
     return pairs

@@ -1,4 +1,4 @@
-"""Image files as tiles: cut, and described by the encoder of some embeddings."""
+"""Image files as tiles, described by the encoder that made some embeddings."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Cut:
 
     Attributes:
         pixels: (size, size, channels) uint8.
-        epsg: of the CRS that `x` and `y`, its centre, are in; None without a place.
-        remark: how it was cut, for people.
+        epsg: code of the CRS of its centre (`x`, `y`); None for an image without georeference.
+        remark: a message for the user that says how it was cut.
     """
 
     pixels: NDArray[np.uint8]
@@ -38,22 +38,22 @@ class Cut:
 
 
 def encoder_of(
-    project: Project, made: DescriptorManifest, tiles: TileManifest, what: str, then: str
+    project: Project, manifest: DescriptorManifest, tiles: TileManifest, what: str, then: str
 ) -> Encoding:
-    """The encoder that made some descriptors.
+    """Load the encoder that made some descriptors.
 
     Args:
-        made: the manifest of embeddings or of an index.
-        what: begins the error, as "the index is".
-        then: the stage that makes it, after `embed`.
+        manifest: of embeddings or of an index.
+        what: the beginning of an error message, as "the index is".
+        then: the stage to run after `embed`.
 
     Raises:
-        StaleError: the run has other weights by now.
-        GeomatchError: the run is gone, or was trained on tiles of another form.
+        StaleError: the weights of the run have changed.
+        GeomatchError: the run does not exist, or was trained on tiles of another form.
     """
     backend.prepare()
-    encoding = load_encoder(project, None, project.root / made.run, made.step)
-    if encoding.fingerprint != made.model:
+    encoding = load_encoder(project, None, project.root / manifest.run, manifest.step)
+    if encoding.fingerprint != manifest.model:
         raise StaleError(
             f"{what} of another checkpoint than {encoding.name}",
             f"Run: geomatch embed, then geomatch {then}",
@@ -63,51 +63,51 @@ def encoder_of(
 
 
 def cut(path: str, encoding: Encoding, tiles: TileManifest) -> Cut:
-    """An image file as a tile.
+    """Cut a tile from an image file.
 
-    Where it is georeferenced, that is the cell of the grid over its centre, or, where the image
-    does not cover that cell, as much ground around its centre. Of another image, and of all where
-    tiles have no ground, it is the centre square, resized.
+    From a georeferenced image, the grid cell at its centre; if the image does not cover that cell,
+    a square of the same size around its centre. From any other image, and if the project's tiles
+    have no ground, the centre square, resized.
 
     Raises:
-        GeomatchError: it cannot be read, or has other bands or dtype.
+        GeomatchError: the image cannot be read, or has other bands or another dtype than the tiles.
     """
     channels = encoding.form.image_channels
     if tiles.crs is None or tiles.gsd is None or tiles.stride is None:
-        return _centre_square(path, encoding.form.size, channels, "as all tiles are")
+        return _centre_square(path, encoding.form.size, channels, "like all tiles")
     grid = Grid(tiles.crs, tiles.size, tiles.gsd, tiles.stride)
     if rasters.is_georeferenced(path):
         return _georeferenced(path, grid, channels)
     if channels not in (1, 3):
         raise GeomatchError(
-            f"{path} has no place on the ground, and the model takes {channels} bands",
+            f"{path} is not georeferenced, and the model takes {channels} bands",
             "Give a georeferenced image with those bands.",
         )
-    return _centre_square(path, grid.size, channels, "since it has no place on the ground")
+    return _centre_square(path, grid.size, channels, "because it has no place on the ground")
 
 
 def describe_cuts(
-    encoding: Encoding, cuts: Sequence[Cut], made: DescriptorManifest, year: int | None = None
+    encoding: Encoding, cuts: Sequence[Cut], manifest: DescriptorManifest, year: int | None = None
 ) -> NDArray[np.float32]:
-    """Descriptors (n, d) of images, whose labels are unknown.
+    """Descriptors (n, d) of images; their label channels are 0, unknown.
 
     Args:
-        made: the manifest of the descriptors they will be compared with.
-        year: code of the year they are of; None where it is not known.
+        manifest: of the descriptors that they will be compared with.
+        year: code of their year; None if it is unknown.
     """
     form = encoding.form
     tiles = np.zeros((len(cuts), form.size, form.size, form.channels), np.uint8)
     tiles[..., : form.image_channels] = [image.pixels for image in cuts]
     vectors = next(iter(describe(encoding.model, encoding.variables, [tiles], len(cuts))))
-    if made.centres is None:
+    if manifest.centres is None:
         return vectors
-    centres = np.asarray(made.centres, np.float32)
+    centres = np.asarray(manifest.centres, np.float32)
     return vectors - (centres.mean(axis=0) if year is None else centres[year])
 
 
 def _centre_square(path: str, size: int, channels: int, why: str) -> Cut:
     pixels = image_files.read(Path(path), size, channels)
-    remark = f"{path}: its centre square, resized to {size} px, {why}"
+    remark = f"{path}: centre square, resized to {size} px, {why}"
     return Cut(pixels, None, 0.0, 0.0, remark)
 
 
@@ -124,16 +124,16 @@ def _georeferenced(path: str, grid: Grid, channels: int) -> Cut:
     if right - left < grid.side or top - bottom < grid.side:
         raise GeomatchError(
             f"{path} covers {right - left:.0f} x {top - bottom:.0f} m, a tile {grid.side:.0f} m",
-            "Give an image that covers a tile.",
+            "Give an image that covers at least one tile.",
         )
     x, y = (left + right) / 2, (bottom + top) / 2
     col, row = (np.array([value]) for value in grid.cell_at(x, y))
     box = grid.bounds(col, row)[0]
-    where = "the cell over its centre"
+    where = "the grid cell at its centre"
     if box[0] < left or box[1] < bottom or box[2] > right or box[3] > top:
         half = grid.side / 2
         box = np.array([x - half, y - half, x + half, y + half])
-        where = "the ground around its centre, off the grid"
+        where = "a square around its centre, off the grid"
     values = rasters.read_extent(path, crs, (box[0], box[1], box[2], box[3]), grid.gsd)
     return Cut(
         pixels=np.moveaxis(values[:channels], 0, -1),

@@ -1,4 +1,4 @@
-"""Index: embeddings to a searchable exact index, with what a result's row says of each tile."""
+"""Index: embeddings to a searchable exact index, with the columns of a result for each tile."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ROW = pa.schema(
 
 @dataclass(frozen=True)
 class Indexed:
-    """What `index` made: its name and folder, and how many tiles it holds."""
+    """The result of `index`: name and folder of the index, and its number of tiles."""
 
     name: str
     folder: Path
@@ -53,11 +53,11 @@ def index(
     metric: Literal["auto", "cosine", "euclidean"] = "auto",
     progress: ProgressCallback = silent,
 ) -> Indexed:
-    """Index embeddings for `query`.
+    """Build an index of embeddings for `query`.
 
     Args:
         run: name of the embeddings ("RUN@STEP"); by default the latest.
-        metric: how queries will compare; "auto": as the loss of the run did.
+        metric: of queries; "auto" is that of the loss of the run.
 
     Raises:
         GeomatchError: there are no embeddings, or they are stale.
@@ -66,13 +66,13 @@ def index(
     name = project.embeddings_of(run)
     source = project.embeddings / f"{name}.parquet"
     with project.lock("tiles", shared=True), project.lock(f"index/{name}"):
-        described = embeddings.read_manifest(source)
-        project.check_fresh(described)
+        origin = embeddings.read_manifest(source)
+        project.check_fresh(origin)
         tiles = TileTable.load(project.catalogue)
         partial = project.indexes / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        chosen: Metric = described.metric if metric == "auto" else metric
+        chosen: Metric = origin.metric if metric == "auto" else metric
         counts = [int((tiles.year == year).sum()) for year in range(len(tiles.years))]
         for year, label in enumerate(tiles.years):
             flat.write(partial, year, _of_year(source, tiles, year), chosen)
@@ -80,16 +80,16 @@ def index(
         _write_rows(partial / "tiles.parquet", tiles)
         manifest = IndexManifest(
             name=name,
-            tiles=described.tiles,
-            model=described.model,
-            run=described.run,
-            run_id=described.run_id,
-            step=described.step,
+            tiles=origin.tiles,
+            model=origin.model,
+            run=origin.run,
+            run_id=origin.run_id,
+            step=origin.step,
             metric=chosen,
-            centres=described.centres,
+            centres=origin.centres,
             years=tiles.years,
             counts=tuple(counts),
-            embeddings=described.fingerprint,
+            embeddings=origin.fingerprint,
         )
         write_record(partial / "manifest.json", manifest)
         replace_folder(partial, project.indexes / name)
@@ -97,7 +97,7 @@ def index(
 
 
 def _of_year(source: Path, tiles: TileTable, year: int) -> Iterator[NDArray[np.float32]]:
-    """A year's descriptors, a row group of the file at a time."""
+    """The descriptors of a year, one row group of the file at a time."""
     file, start = pq.ParquetFile(source), 0
     for group in range(file.num_row_groups):
         column = file.read_row_group(group, columns=["embedding"])["embedding"].combine_chunks()
@@ -107,9 +107,9 @@ def _of_year(source: Path, tiles: TileTable, year: int) -> Iterator[NDArray[np.f
 
 
 def _write_rows(path: Path, tiles: TileTable) -> None:
-    """Each tile's id, year, place on the ground and row in the pixel store, years in order.
+    """Write id, year, centre and row in the pixel store of each tile, sorted by year.
 
-    Null is what tiles do not have.
+    Values that a tile lacks are null.
     """
     order = np.argsort(tiles.year, kind="stable")
     writer: Any = None

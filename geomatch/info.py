@@ -1,4 +1,4 @@
-"""Info: what a project holds, from what, what is stale and what to run next."""
+"""Info: the artefacts of a project, which of them are stale, and the command to run next."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from geomatch.runs import read_run
 
 
 def info(project: Project) -> dict[str, Any]:
-    """All artefacts of a project as JSON-ready values; "next" is the command to run next."""
+    """Artefacts of a project as JSON-ready values; "next" is the command to run next."""
     found: dict[str, Any] = {
         "project": str(project.root.absolute()),
         "tiles": None,
@@ -41,30 +41,30 @@ def info(project: Project) -> dict[str, Any]:
 
 
 def _embeddings(project: Project, name: str) -> dict[str, Any]:
-    about: dict[str, Any] = {"name": name, "dimension": None, "fingerprint": None, "stale": True}
+    found: dict[str, Any] = {"name": name, "dimension": None, "fingerprint": None, "stale": True}
     with contextlib.suppress(StaleError):
-        made = embeddings.read_manifest(project.embeddings / f"{name}.parquet")
-        about |= {"dimension": made.dimension, "fingerprint": made.fingerprint}
-        project.check_fresh(made)
-        about["stale"] = False
-    return about
+        manifest = embeddings.read_manifest(project.embeddings / f"{name}.parquet")
+        found |= {"dimension": manifest.dimension, "fingerprint": manifest.fingerprint}
+        project.check_fresh(manifest)
+        found["stale"] = False
+    return found
 
 
 def _index(project: Project, name: str) -> dict[str, Any]:
-    about: dict[str, Any] = {"name": name, "tiles": None, "stale": True}
+    found: dict[str, Any] = {"name": name, "tiles": None, "stale": True}
     with contextlib.suppress(StaleError):
-        made = project.index_manifest(name)
-        about["tiles"] = sum(made.counts)
-        project.check_fresh(made)
-        embeddings.check_index(made, project.embeddings / f"{name}.parquet")
-        about["stale"] = False
-    return about
+        manifest = project.index_manifest(name)
+        found["tiles"] = sum(manifest.counts)
+        project.check_fresh(manifest)
+        embeddings.check_index(manifest, project.embeddings / f"{name}.parquet")
+        found["stale"] = False
+    return found
 
 
 def _run(project: Project, name: str, tiles: TileManifest) -> dict[str, Any]:
     settings, _, manifest = read_run(project.run(name))
     folder = project.run(name) / "checkpoints"
-    about: dict[str, Any] = {
+    found: dict[str, Any] = {
         "name": name,
         "trunk": settings.model.trunk,
         "head": settings.model.head,
@@ -79,13 +79,13 @@ def _run(project: Project, name: str, tiles: TileManifest) -> dict[str, Any]:
     if folder.exists():
         with Checkpoints(folder, read_only=True) as checkpoints:
             best = checkpoints.best
-            about |= {"last": checkpoints.last, "best": best}
-            about["map@5"] = None if best is None else checkpoints.metric(best)
-    return about
+            found |= {"last": checkpoints.last, "best": best}
+            found["map@5"] = None if best is None else checkpoints.metric(best)
+    return found
 
 
 def _next(found: dict[str, Any]) -> str:
-    """The first stage, in the pipeline's order, whose artefact is missing or stale."""
+    """The command of the first stage of the pipeline whose artefact is missing or stale."""
     if found.get("unfinished"):
         return "geomatch tile"
     if not found["runs"] or not found["runs"][-1]["finished"]:

@@ -1,4 +1,4 @@
-"""What each artefact records of itself: its contents, and what it was made from."""
+"""Manifests: each artefact's record of its contents and of what it was made from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from geomatch.records import OPTIONAL, Record
 
 @dataclass(frozen=True)
 class Channels(Record):
-    """How the channels of a tile divide, image first."""
+    """Numbers of image and label channels of a tile; image channels come first."""
 
     image: int
     label: int
@@ -21,9 +21,9 @@ class YearOfTiles(Record):
     """The sources of one year.
 
     Attributes:
-        files: how many images.
-        labels: how many label rasters, or the path of a vector file.
-        stretch: to uint8, as `geo.rasters.Stretch` has it; None for uint8 as it is.
+        files: number of images.
+        labels: number of label rasters, or path of a vector file.
+        stretch: fields of `geo.rasters.Stretch` to uint8; None for imagery that is uint8.
     """
 
     files: int
@@ -33,11 +33,11 @@ class YearOfTiles(Record):
 
 @dataclass(frozen=True)
 class TileRequest(Record):
-    """What `tile` was asked for, so that it can be asked for again.
+    """The request of `tile`, which is repeated when `tile` is called without sources.
 
     Attributes:
         source: tables of `[[source]]`.
-        set: "table.key=value" strings laid over `geomatch.toml`.
+        set: "table.key=value" overrides of `geomatch.toml`.
     """
 
     source: tuple[dict[str, Any], ...]
@@ -50,19 +50,21 @@ class TileManifest(Record):
 
     Attributes:
         grid: id such as "EPSG:2154/128m/256px".
-        crs: EPSG code, or "utm"; None, as `gsd` and `stride`, without a ground.
+        crs: "EPSG:..." or "utm"; None without a ground.
         size: tile side in pixels.
-        gsd: metres per pixel.
-        stride: pixels between tiles.
-        placement: "none" for images without a ground; "fictitious" where metres mean nothing.
+        gsd: metres per pixel; None without a ground.
+        stride: pixels between neighbouring tiles; None without a ground.
+        placement: "none" for images without a ground; "fictitious" if metres mean nothing.
         years: by label, in order; empty for images without years.
-        tiles, planned: how many there are, and how many there would be were all valid.
-        classes: how many, without a ground.
-        splits: tiles of each split.
-        request: fingerprint of what was asked for and of the files it came from.
+        tiles: number of tiles.
+        planned: number of tiles including those left out as invalid.
+        classes: number of classes; 0 on the ground.
+        splits: number of tiles of each split.
+        request: fingerprint of `asked` and of the source files.
+        asked: the request.
         fingerprint: of the tiles.
-        unreadable: reasons by image that was left out.
-        geomatch: version that wrote them.
+        unreadable: images that were left out, with the reason.
+        geomatch: version that wrote the tiles.
     """
 
     geomatch: str
@@ -85,7 +87,7 @@ class TileManifest(Record):
 
     @property
     def on_ground(self) -> bool:
-        """Whether tiles have a place on the ground, real or fictitious."""
+        """Whether tiles have a real or fictitious place on the ground."""
         return self.placement != "none"
 
     @property
@@ -96,13 +98,13 @@ class TileManifest(Record):
 
 @dataclass(frozen=True)
 class RunManifest(Record):
-    """A run.
+    """A run of training.
 
     Attributes:
-        geomatch, jax: versions that began it.
+        geomatch, jax: versions that started it.
         settings: tables of its configuration.
         form: fields of `nn.encoder.TileForm`.
-        id: drawn when the run began; another run of the same name has another one.
+        id: random; differs between runs of the same name.
         gsd: metres per pixel of its tiles; None without a ground.
         tiles: fingerprint of the tiles.
     """
@@ -118,17 +120,17 @@ class RunManifest(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class DescriptorManifest(Record):
-    """Where descriptors come from.
+    """The origin of descriptors.
 
     Attributes:
         name: "RUN@STEP".
-        tiles: fingerprint of the tiles described.
+        tiles: fingerprint of the tiles.
         model: fingerprint of the encoder.
-        run: folder of the run, from the project's root where it is inside.
+        run: folder of the run, relative to the project's root if it is inside.
         run_id: see `RunManifest.id`.
         step: of the checkpoint.
-        metric: how they compare.
-        centres: (years, d) what was subtracted from the descriptors of each year; None: nothing.
+        metric: by which they are compared.
+        centres: (years, d) vectors subtracted from the descriptors of each year, or None.
     """
 
     name: str
@@ -143,13 +145,13 @@ class DescriptorManifest(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingManifest(DescriptorManifest):
-    """Embeddings: a descriptor for each tile.
+    """Embeddings: one descriptor per tile.
 
     Attributes:
         geomatch: version that wrote them.
-        dimension: values of a descriptor.
-        normalise: whether the network gives them unit length.
-        engine, dtype: what computed them, and in which precision.
+        dimension: of the descriptors.
+        normalise: whether the network scales them to unit length.
+        engine, dtype: inference engine and precision that computed them.
         fingerprint: of the descriptors.
     """
 
@@ -166,8 +168,9 @@ class IndexManifest(DescriptorManifest):
     """An index.
 
     Attributes:
-        years: labels, `("",)` without years; `counts` has the tiles of each.
-        embeddings: fingerprint of the embeddings it was made from.
+        years: labels, `("",)` without years.
+        counts: number of tiles of each year.
+        embeddings: fingerprint of the embeddings.
     """
 
     years: tuple[str, ...]

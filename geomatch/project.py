@@ -1,7 +1,7 @@
-"""The project folder: the only module that knows where artefacts are, and how they are written.
+"""The project folder: the only module that knows where artefacts are and how they are written.
 
-Everything is written beside its place and renamed into it, so that a killed command leaves
-nothing half-valid. Locks are the operating system's and die with their process.
+Everything is written to a temporary path beside its place and renamed, so that a killed command
+leaves nothing half-valid. Locks are the operating system's and are released with their process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from geomatch.manifests import DescriptorManifest, IndexManifest, RunManifest, T
 from geomatch.records import Record
 
 FORMAT = 1
-"""Version of the artefacts' layout, kept in every JSON file."""
+"""Format version of the artefacts, stored in every JSON file."""
 
 R = TypeVar("R", bound=Record)
 
@@ -35,15 +35,15 @@ class Project:
 
     @classmethod
     def open(cls, root: Path) -> Project:
-        """The project in `root`.
+        """Open the project in `root`.
 
         Raises:
-            UsageError: `root` holds no `geomatch.toml`.
+            UsageError: `root` has no `geomatch.toml`.
         """
         if not (root / "geomatch.toml").is_file():
             raise UsageError(
                 f"{root} is not a geomatch project (it has no geomatch.toml)",
-                f"Make one with: geomatch init {root}",
+                f"Create one with: geomatch init {root}",
             )
         return cls(root)
 
@@ -99,7 +99,7 @@ class Project:
 
         Raises:
             GeomatchError: there are no tiles yet.
-            StaleError: it is damaged or of another version.
+            StaleError: the manifest is damaged or of another version.
         """
         if not self.tiles_manifest.exists():
             raise GeomatchError(
@@ -111,7 +111,7 @@ class Project:
         """The manifest of an index.
 
         Raises:
-            StaleError: it is damaged or of another version.
+            StaleError: the manifest is damaged or of another version.
         """
         return read_record(self.indexes / name / "manifest.json", IndexManifest, "geomatch index")
 
@@ -123,19 +123,19 @@ class Project:
         """Names of all finished embeddings, the latest last."""
         return [p.stem for p in _by_age(self.embeddings.glob("[!.]*.parquet"))]
 
-    def embeddings_of(self, wanted: str | None) -> str:
-        """The name of the embeddings asked for, by default the latest; see `latest`."""
-        return latest(self.embedding_names(), wanted, "embeddings", "geomatch embed")
+    def embeddings_of(self, run: str | None) -> str:
+        """The full name of the given or else the latest embeddings; see `latest`."""
+        return latest(self.embedding_names(), run, "embeddings", "geomatch embed")
 
     def index_names(self) -> list[str]:
         """Names of all finished indexes, the latest last."""
         return [p.parent.name for p in _by_age(self.indexes.glob("[!.]*/manifest.json"))]
 
     def check_fresh(self, manifest: DescriptorManifest) -> None:
-        """Check that the tiles and the run that descriptors were made from are unchanged.
+        """Check that descriptors still belong to the tiles and the run that they were made from.
 
         Args:
-            manifest: of embeddings, or of an index.
+            manifest: of embeddings or of an index.
 
         Raises:
             StaleError: the tiles changed since, or the run was started again.
@@ -154,13 +154,13 @@ class Project:
 
     @contextlib.contextmanager
     def lock(self, artefact: str, shared: bool = False) -> Iterator[None]:
-        """Hold the one writer's right to `artefact` ("tiles", "runs/NAME", ...).
+        """Lock `artefact` ("tiles", "runs/NAME", ...) against other processes.
 
         Args:
-            shared: hold a reader's right instead, which keeps writers away.
+            shared: allow other readers, but no writer.
 
         Raises:
-            GeomatchError: another process holds what excludes it.
+            GeomatchError: another process holds a conflicting lock.
         """
         path = self.root / ".locks" / (artefact.replace("/", ".") + ".lock")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -170,26 +170,31 @@ class Project:
                 fcntl.flock(handle, kind | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise GeomatchError(
-                    f"another geomatch is writing {artefact} of {self.root}, or works with it",
+                    f"another geomatch is writing {artefact} of {self.root}, or using it",
                     "Wait until it ends, or stop it.",
                 ) from error
             yield
 
 
-def latest(names: list[str], wanted: str | None, what: str, command: str) -> str:
-    """The name asked for, or the latest there is; of "RUN@STEP", "RUN" is its latest.
+def latest(names: list[str], name: str | None, kind: str, command: str) -> str:
+    """The given name, or the latest one; "RUN" stands for the latest "RUN@STEP".
+
+    Args:
+        names: all names, the latest last.
+        kind: of artefact, for messages.
+        command: makes such an artefact.
 
     Raises:
-        GeomatchError: there is none, or not that one.
+        GeomatchError: there are none, or not that one.
     """
     if not names:
-        raise GeomatchError(f"there is no {what} yet", f"Run: {command}")
-    if wanted is None:
+        raise GeomatchError(f"there is no {kind} yet", f"Run: {command}")
+    if name is None:
         return names[-1]
-    of_run = [name for name in names if wanted in (name, name.partition("@")[0])]
-    if not of_run:
-        raise GeomatchError(f"there is no {what} {wanted!r}", f"Available: {', '.join(names)}.")
-    return wanted if wanted in of_run else of_run[-1]
+    matching = [each for each in names if name in (each, each.partition("@")[0])]
+    if not matching:
+        raise GeomatchError(f"there is no {kind} {name!r}", f"Available: {', '.join(names)}.")
+    return name if name in matching else matching[-1]
 
 
 def _run_id(path: Path) -> str:
@@ -197,7 +202,7 @@ def _run_id(path: Path) -> str:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write `values`, with the format version, beside `path` and rename the file into place."""
+    """Write `values` and the format version to `path`, atomically."""
     with replacing(path) as temporary:
         text = json.dumps({"format": FORMAT, **values}, indent=2)
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -209,7 +214,7 @@ def write_record(path: Path, record: Record) -> None:
 
 
 def read_record(path: Path, kind: type[R], command: str) -> R:
-    """What `write_record` wrote.
+    """Read what `write_record` wrote.
 
     Raises:
         StaleError: the file is damaged or of another version; `command` makes it again.
@@ -221,7 +226,7 @@ def read_record(path: Path, kind: type[R], command: str) -> R:
 
 
 def read_json(path: Path, command: str) -> dict[str, Any]:
-    """What `write_json` wrote.
+    """Read what `write_json` wrote.
 
     Raises:
         StaleError: the file is damaged or of another version; `command` makes it again.
@@ -233,14 +238,14 @@ def read_json(path: Path, command: str) -> dict[str, Any]:
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         found = value.get("format") if isinstance(value, dict) else None
         raise StaleError(
-            f"{path} is of format {found}, this geomatch writes {FORMAT}", f"Run: {command}"
+            f"{path} has format {found}, this geomatch needs {FORMAT}", f"Run: {command}"
         )
     return value
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when the block ends well."""
+    """A temporary path beside `path` that replaces it when the block ends without an exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     try:
@@ -251,7 +256,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Put the folder `new` in the place of `target`, whose old content goes."""
+    """Replace the folder `target` by `new`."""
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

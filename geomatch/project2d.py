@@ -1,4 +1,4 @@
-"""Project: the descriptors of a split, drawn in two dimensions, or given to TensorBoard."""
+"""Project descriptors to two dimensions: as a scatter plot, or for TensorBoard's projector."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from geomatch.project import Project, replace_folder, replacing
 from geomatch.report import projection
 
 SAMPLE = 5_000
-"""Tiles that are drawn, at the most."""
+"""Largest number of tiles in a plot."""
 PROJECTED = 10_000
-"""Tiles that TensorBoard is given, at the most: more are slow in a browser."""
+"""Largest number of tiles for TensorBoard: more are slow in a browser."""
 BATCH = 64
 LINKED = 200
-"""Places up to which lines join the tiles of one place."""
+"""Largest number of places whose tiles are joined by lines."""
 
 
 def project2d(
@@ -35,29 +35,29 @@ def project2d(
     out: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> Path:
-    """Draw the descriptors of a split, coloured by class, or by year where classes are many.
+    """Plot the descriptors of a split, coloured by class, or by year if there are many classes.
 
     Args:
         run: name of the embeddings ("RUN@STEP"); by default the latest.
-        method: "pca" or "tsne", which takes descriptors of more than two values to two.
+        method: "pca" or "tsne"; descriptors of two dimensions are plotted as they are.
         out: PNG to write; by default in the reports of the embeddings.
 
     Raises:
-        UsageError: there is no such split or method.
+        UsageError: the split or the method is unknown.
         GeomatchError: there are no embeddings, they are stale, or the split has no tiles.
     """
     if split not in SPLITS or method not in ("pca", "tsne"):
         raise UsageError(
-            f"there is no projection of {split} by {method}",
+            f"cannot project the split {split} by {method}",
             f"Splits: {', '.join(SPLITS)}. Methods: pca, tsne.",
         )
-    name, described, tiles = _load(project, run)
+    name, embeddings, tiles = _load(project, run)
     inside = np.flatnonzero(tiles.split == SPLITS.index(split))
     if not len(inside):
-        raise GeomatchError(f"the {split} split has no tiles", "Choose another with --split.")
+        raise GeomatchError(f"the {split} split has no tiles", "Choose another one with --split.")
     chosen = np.sort(np.random.default_rng(0).permutation(inside)[:SAMPLE])
-    shown, vectors = tiles.select(chosen), described.vectors[chosen]
-    progress(f"projecting {len(chosen)} descriptors of {vectors.shape[1]} values")
+    shown, vectors = tiles.select(chosen), embeddings.vectors[chosen]
+    progress(f"projecting {len(chosen)} descriptors of {vectors.shape[1]} dimensions")
     flat = method == "pca" or vectors.shape[1] == 2
     points = projection.pca(vectors) if flat else projection.tsne(vectors)
     if 0 < len(tiles.classes) <= projection.COLOURS:
@@ -82,7 +82,7 @@ def projector(
 ) -> Path:
     """Write descriptors of all splits for TensorBoard's Embedding Projector.
 
-    Of more than `PROJECTED` tiles a seeded sample is taken.
+    A random sample with a fixed seed is taken of more than `PROJECTED` tiles.
 
     Args:
         run: as for `project2d`.
@@ -95,7 +95,7 @@ def projector(
     """
     from geomatch.report.tensorboard import write_projector
 
-    name, described, tiles = _load(project, run)
+    name, embeddings, tiles = _load(project, run)
     chosen = np.sort(np.random.default_rng(0).permutation(len(tiles))[:PROJECTED])
     shown = tiles.select(chosen)
     columns = {"id": shown.ids(), "place" if tiles.dated else "class": shown.cells()}
@@ -115,21 +115,21 @@ def projector(
     folder = target.with_name(f".{target.name}.partial")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    write_projector(folder, name, described.vectors[chosen], columns, pictures())
+    write_projector(folder, name, embeddings.vectors[chosen], columns, pictures())
     replace_folder(folder, target)
     return target
 
 
 def _load(project: Project, run: str | None) -> tuple[str, Embeddings, TileTable]:
-    """Embeddings with their name, and the tiles that they describe."""
+    """The name of the embeddings, the embeddings, and the tiles they describe."""
     name = project.embeddings_of(run)
-    described = Embeddings.load(project.embeddings / f"{name}.parquet")
-    project.check_fresh(described.manifest)
-    return name, described, TileTable.load(project.catalogue)
+    embeddings = Embeddings.load(project.embeddings / f"{name}.parquet")
+    project.check_fresh(embeddings.manifest)
+    return name, embeddings, TileTable.load(project.catalogue)
 
 
 def _links(tiles: TileTable, points: NDArray[np.floating]) -> NDArray[np.floating] | None:
-    """(m, 2, 2) lines from each tile to the next of its place; None where places are many."""
+    """Lines (m, 2, 2) from each tile to the next of its place; None for many places."""
     place = tiles.places()
     if len(np.unique(place)) > LINKED:
         return None

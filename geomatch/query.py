@@ -1,7 +1,6 @@
-"""Query: where is this, in another year? The nearest tiles of an index.
+"""Query: find the place of a tile, a point or an image in other years, by an index.
 
-A query by tile id or by a point needs the index alone; only an image needs the encoder, which
-is imported when one comes.
+Only an image needs the encoder, which is imported for it alone.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -27,13 +27,12 @@ POINT = re.compile(r"\s*(-?\d+(?:\.\d*)?)\s*,\s*(-?\d+(?:\.\d*)?)\s*")
 
 @dataclass(frozen=True)
 class Match:
-    """One answer.
+    """One answer. `year`, `lon` and `lat` are None for tiles without.
 
     Attributes:
-        query: id of the tile asked for, or the image's path.
-        score: cosine similarity, or the negative distance; higher is better.
-        distance_m: between tile centres; None without a place of one's own. `year`, `lon` and
-            `lat` are None where tiles have none.
+        query: id of the query's tile, or path of its image.
+        score: cosine similarity, or negative distance; higher is better.
+        distance_m: metres between tile centres; None if the query or the tiles have no real place.
     """
 
     query: str
@@ -48,15 +47,18 @@ class Match:
 
 @dataclass(frozen=True)
 class Matches:
-    """Answers in order of rank, and the rows of the pixel store of the query and of each.
+    """Answers in order of rank.
 
-    Of an image as a query, `cut` is what of it was asked for, (h, w, c) uint8.
+    Attributes:
+        query_row: row of the query's tile in the pixel store; None for an image.
+        rows: rows of the answers in the pixel store.
+        query_pixels: (h, w, c) uint8, the part of an image that was described; None for a tile.
     """
 
     matches: tuple[Match, ...]
     query_row: int | None
     rows: tuple[int, ...]
-    cut: NDArray[np.uint8] | None = field(default=None, compare=False)
+    query_pixels: NDArray[np.uint8] | None = field(default=None, compare=False)
 
     def as_json(self) -> list[dict[str, Any]]:
         """A list of plain dictionaries."""
@@ -64,8 +66,50 @@ class Matches:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """A query: what it is called, its descriptor, place and year, where they are known."""
+class _Index:
+    """An open index: its vectors, one row of `table` per vector, and the manifests."""
+
+    vectors: FlatIndex
+    table: pa.Table
+    manifest: IndexManifest
+    tiles: TileManifest
+
+    @classmethod
+    def open(cls, project: Project, name: str | None) -> _Index:
+        name = latest(project.index_names(), name, "index", "geomatch index")
+        folder = project.indexes / name
+        manifest = project.index_manifest(name)
+        project.check_fresh(manifest)
+        embeddings.check_index(manifest, project.embeddings / f"{name}.parquet")
+        vectors = FlatIndex(folder, manifest.counts, manifest.metric)
+        table = pq.read_table(folder / "tiles.parquet", memory_map=True)
+        return cls(vectors, table, manifest, project.tile_manifest())
+
+    def column(self, name: str) -> NDArray[Any]:
+        values: NDArray[Any] = self.table[name].to_numpy()
+        return values
+
+    def year_code(self, year: str) -> int:
+        if year not in self.manifest.years:
+            available = ", ".join(filter(None, self.manifest.years))
+            raise UsageError(
+                f"the index has no year {year}",
+                f"Available: {available}." if available else "Its images have no years.",
+            )
+        return self.manifest.years.index(year)
+
+
+@dataclass(frozen=True)
+class _Query:
+    """A descriptor (d,), and what is known of its tile or image.
+
+    Attributes:
+        name: id of the tile, or path of the image.
+        position: of the tile in the index.
+        epsg: code of the CRS of its centre (x, y).
+        year: code of its year.
+        pixels: see `Matches.query_pixels`.
+    """
 
     name: str
     vector: NDArray[np.float32]
@@ -74,7 +118,7 @@ class _Asked:
     x: float = 0.0
     y: float = 0.0
     year: int | None = None
-    cut: NDArray[np.uint8] | None = None
+    pixels: NDArray[np.uint8] | None = None
 
 
 def query(
@@ -88,166 +132,133 @@ def query(
     index: str | None = None,
     progress: ProgressCallback = silent,
 ) -> Matches:
-    """The `top` nearest tiles to a tile, a point or an image.
+    """Find the `top` nearest tiles to a tile, a point or an image.
 
     Args:
-        target: a tile's id, "LON,LAT", or an image file.
-        years: search these only.
-        same_year: search the query's own year too (the tile itself is never an answer).
-        from_year: whose tile to take at a point; by default the newest.
-        index: its name; by default the latest.
+        target: a tile id, "LON,LAT", or the path of an image.
+        years: the years to search; by default all but the query's own.
+        same_year: also search the query's own year (its tile is never an answer).
+        from_year: year of the tile to take at a point; by default the newest.
+        index: name of the index; by default the latest.
 
     Raises:
-        GeomatchError: there is no index, it is stale, or the target is not to be found.
+        GeomatchError: there is no index, it is stale, or the target is not found.
     """
     if top < 1:
-        raise UsageError(f"--top {top}: at least 1 is expected")
-    name = latest(project.index_names(), index, "index", "geomatch index")
-    folder = project.indexes / name
-    made = project.index_manifest(name)
-    project.check_fresh(made)
-    embeddings.check_index(made, project.embeddings / f"{name}.parquet")
-    tiles = project.tile_manifest()
-    known = _year_codes((*years, *([from_year] if from_year else [])), made.years)
-    found = FlatIndex(folder, made.counts, made.metric)
-    rows = pq.read_table(folder / "tiles.parquet", memory_map=True)
-    asked = _resolve(project, target, made, tiles, rows, found, from_year, progress)
-    if years:
-        searched = known[: len(years)]
-    else:
-        everything = same_year or made.years == ("",)
-        searched = [y for y in range(len(made.years)) if everything or y != asked.year]
-    scores, positions = found.search(asked.vector, searched, top + 1)
-    keep = positions != asked.position if asked.position is not None else slice(None)
-    return _matches(asked, scores[keep][:top], positions[keep][:top], rows, tiles.in_metres)
+        raise UsageError(f"--top {top}: must be at least 1")
+    opened = _Index.open(project, index)
+    searched = [opened.year_code(year) for year in years]
+    from_code = opened.year_code(from_year) if from_year else None
+    found = _find(project, opened, target, from_code, progress)
+    if not years:
+        every_year = same_year or opened.manifest.years == ("",)
+        searched = [y for y in range(len(opened.manifest.years)) if every_year or y != found.year]
+    scores, positions = opened.vectors.search(found.vector, searched, top + 1)
+    keep = positions != found.position if found.position is not None else slice(None)
+    return _matches(opened, found, scores[keep][:top], positions[keep][:top])
 
 
-def _year_codes(wanted: tuple[str, ...], years: tuple[str, ...]) -> list[int]:
-    if unknown := [year for year in wanted if year not in years]:
-        has = ", ".join(year for year in years if year) or "images without years"
-        raise UsageError(f"the index has no year {', '.join(unknown)}", f"It has: {has}.")
-    return [years.index(year) for year in wanted]
-
-
-def _resolve(
-    project: Project,
-    target: str,
-    made: IndexManifest,
-    tiles: TileManifest,
-    rows: Any,
-    found: FlatIndex,
-    from_year: str | None,
-    progress: ProgressCallback,
-) -> _Asked:
-    hits = np.flatnonzero(_column(rows, "id") == target)
+def _find(
+    project: Project, index: _Index, target: str, year: int | None, progress: ProgressCallback
+) -> _Query:
+    hits = np.flatnonzero(index.column("id") == target)
     if len(hits):
-        position = int(hits[0])
-    elif point := POINT.fullmatch(target):
-        if not tiles.on_ground:
+        return _tile_query(index, int(hits[0]))
+    example = index.table["id"][0].as_py()
+    if point := POINT.fullmatch(target):
+        if not index.tiles.on_ground:
             raise UsageError(
-                f"{target} is a point, and the images have no place on the ground",
-                f"Give a tile id, such as {rows['id'][0].as_py()}, or an image file.",
+                f"{target} is a point, but the images have no place on the ground",
+                f"Give a tile id, such as {example}, or an image file.",
             )
-        position = _over(rows, float(point[1]), float(point[2]), made.years, tiles, from_year)
-    elif Path(target).is_file():
-        year = None if from_year is None else made.years.index(from_year)
-        return _image(project, target, made, tiles, year, progress)
-    else:
-        raise GeomatchError(
-            f"{target} is neither a tile of the index, nor LON,LAT, nor an image file",
-            f"Tile ids look like {rows['id'][0].as_py()}.",
-        )
-    row = {key: rows[key][position].as_py() for key in ("id", "year", "epsg", "x", "y")}
-    return _Asked(
-        row["id"],
-        found.vector(position),
-        position,
-        row["epsg"],
-        row["x"],
-        row["y"],
-        made.years.index(row["year"] or ""),
+        return _tile_query(index, _tile_at(index, float(point[1]), float(point[2]), year))
+    if Path(target).is_file():
+        return _image_query(project, index, target, year, progress)
+    raise GeomatchError(
+        f"{target} is neither a tile of the index, nor LON,LAT, nor an image file",
+        f"Tile ids look like {example}.",
     )
 
 
-def _column(rows: Any, name: str) -> NDArray[Any]:
-    values: NDArray[Any] = rows[name].to_numpy()
-    return values
+def _tile_query(index: _Index, position: int) -> _Query:
+    (row,) = index.table.slice(position, 1).to_pylist()
+    return _Query(
+        name=row["id"],
+        vector=index.vectors.vector(position),
+        position=position,
+        epsg=row["epsg"],
+        x=row["x"],
+        y=row["y"],
+        year=index.year_code(row["year"] or ""),
+    )
 
 
-def _over(
-    rows: Any,
-    lon: float,
-    lat: float,
-    order: tuple[str, ...],
-    tiles: TileManifest,
-    from_year: str | None,
-) -> int:
-    """Position of the tile over a point, of the year asked for or the newest there."""
+def _tile_at(index: _Index, lon: float, lat: float, year: int | None) -> int:
+    """Position of the tile at a point, of the given or else the newest year."""
     from geomatch.geo.rasters import project_points
 
     if abs(lon) > 180 or abs(lat) > 90:
-        raise UsageError(f"{lon},{lat} is no point", "Give LON,LAT in degrees, longitude first.")
-    half = tiles.size * (tiles.gsd or 0.0) / 2
-    epsg, x, y = (_column(rows, name) for name in ("epsg", "x", "y"))
-    years = _column(rows, "year")
+        raise UsageError(
+            f"{lon},{lat} is not a longitude and latitude",
+            "Give LON,LAT in degrees, longitude first.",
+        )
+    half = index.tiles.size * (index.tiles.gsd or 0.0) / 2
+    epsg, x, y = (index.column(name) for name in ("epsg", "x", "y"))
+    years = index.column("year")
     best: tuple[int, float, int] | None = None
     for code in np.unique(epsg):
         px, py = project_points("OGC:CRS84", np.array([lon]), np.array([lat]), f"EPSG:{code}")
         away = np.maximum(np.abs(x - px[0]), np.abs(y - py[0]))
         for i in np.flatnonzero((epsg == code) & (away <= half)):
-            if from_year in (None, years[i]):
-                # The newest year first, then the tile whose centre is nearest.
-                ranked = (order.index(years[i]), -float(away[i]), int(i))
-                best = max(best, ranked) if best else ranked
+            of_year = index.year_code(years[i])
+            if year in (None, of_year):
+                # The newest year first, then the nearest centre.
+                candidate = (of_year, -float(away[i]), int(i))
+                best = max(best, candidate) if best else candidate
     if best is None:
-        of = f" of {from_year}" if from_year else ""
+        of = "" if year is None else f" of {index.manifest.years[year]}"
         raise GeomatchError(
-            f"no tile{of} lies over {lon},{lat}",
-            "The point is LON,LAT in degrees; geomatch info shows what is covered.",
+            f"no tile{of} covers {lon},{lat}", "Give LON,LAT in degrees, longitude first."
         )
     return best[2]
 
 
-def _image(
-    project: Project,
-    path: str,
-    made: IndexManifest,
-    tiles: TileManifest,
-    year: int | None,
-    progress: ProgressCallback,
-) -> _Asked:
+def _image_query(
+    project: Project, index: _Index, path: str, year: int | None, progress: ProgressCallback
+) -> _Query:
     from geomatch import image_input
 
-    encoding = image_input.encoder_of(project, made, tiles, "the index is", "index")
-    cut = image_input.cut(path, encoding, tiles)
+    encoding = image_input.encoder_of(project, index.manifest, index.tiles, "the index is", "index")
+    cut = image_input.cut(path, encoding, index.tiles)
     progress(cut.remark)
     if encoding.form.label_channels:
-        progress("the query has no labels: they are left unknown")
-    (vector,) = image_input.describe_cuts(encoding, [cut], made, year)
-    return _Asked(path, vector, None, cut.epsg, cut.x, cut.y, cut=cut.pixels)
+        progress("the query has no labels: its label channels are set to unknown")
+    (vector,) = image_input.describe_cuts(encoding, [cut], index.manifest, year)
+    return _Query(path, vector, epsg=cut.epsg, x=cut.x, y=cut.y, pixels=cut.pixels)
 
 
 def _matches(
-    asked: _Asked,
-    scores: NDArray[np.float32],
-    positions: NDArray[np.int64],
-    rows: Any,
-    placed: bool,
+    index: _Index, query: _Query, scores: NDArray[np.float32], positions: NDArray[np.int64]
 ) -> Matches:
-    taken = rows.take(positions)
-    metres: list[float | None] = [None] * len(taken)
-    if asked.epsg is not None and placed:
+    answers = index.table.take(positions)
+    distances: list[float | None] = [None] * len(answers)
+    if query.epsg is not None and index.tiles.in_metres:
         from geomatch.geo.footprints import distance
 
-        here = np.broadcast_to([[asked.x, asked.y]], (len(taken), 2))
-        there = np.stack([_column(taken, "x"), _column(taken, "y")], axis=1)
-        zones = np.full(len(taken), asked.epsg)
-        metres = distance(zones, here, _column(taken, "epsg"), there).tolist()
+        from_xy = np.broadcast_to([[query.x, query.y]], (len(answers), 2))
+        to_xy = np.stack([answers["x"].to_numpy(), answers["y"].to_numpy()], axis=1)
+        from_epsg = np.full(len(answers), query.epsg)
+        distances = distance(from_epsg, from_xy, answers["epsg"].to_numpy(), to_xy).tolist()
     found = [
-        Match(asked.name, rank, row["id"], row["year"], score, row["lon"], row["lat"], away)
-        for rank, (score, row, away) in enumerate(
-            zip(scores.tolist(), taken.to_pylist(), metres, strict=True), 1
+        Match(query.name, rank, row["id"], row["year"], score, row["lon"], row["lat"], metres)
+        for rank, (score, row, metres) in enumerate(
+            zip(scores.tolist(), answers.to_pylist(), distances, strict=True), 1
         )
     ]
-    own = rows["store_row"][asked.position].as_py() if asked.position is not None else None
-    return Matches(tuple(found), own, tuple(taken["store_row"].to_pylist()), asked.cut)
+    rows, position = index.table["store_row"], query.position
+    return Matches(
+        matches=tuple(found),
+        query_row=None if position is None else rows[position].as_py(),
+        rows=tuple(answers["store_row"].to_pylist()),
+        query_pixels=query.pixels,
+    )

@@ -23,10 +23,10 @@ class Encoding:
     """An encoder with the weights of one checkpoint.
 
     Attributes:
-        run_id: of the run; see `RunManifest.id`.
-        name: "RUN@STEP", behind its project's name where that is another one.
-        fingerprint: of the weights and what they are applied with.
-        dimension: of descriptors.
+        name: "RUN@STEP", or "PROJECT-RUN@STEP" for a run of another project.
+        run_id: see `RunManifest.id`.
+        dimension: of the descriptors.
+        fingerprint: of the weights, the model settings and the tile form.
         gsd: metres per pixel of the tiles it was trained on; None without a ground.
     """
 
@@ -43,27 +43,27 @@ class Encoding:
     fingerprint: str
 
     def check_tiles(self, tiles: TileManifest) -> None:
-        """Check that tiles have the size, channels and scale that the encoder was trained on.
+        """Check that tiles have the size, channels and gsd that the encoder was trained on.
 
         Raises:
-            GeomatchError: they have others.
+            GeomatchError: one of them differs.
         """
         trained_on = self.form.size, self.form.image_channels, self.form.label_channels, self.gsd
         found = tiles.size, tiles.channels.image, tiles.channels.label, tiles.gsd
-        words = ("{} px", "{} image channels", "{} label channels", "{} m per pixel")
-        for mine, theirs, text in zip(trained_on, found, words, strict=True):
-            if mine != theirs:
-                here, there = (
-                    "no ground" if value is None else text.format(value) for value in (mine, theirs)
+        texts = ("{} px", "{} image channels", "{} label channels", "{} m per pixel")
+        for need, have, text in zip(trained_on, found, texts, strict=True):
+            if need != have:
+                needed, got = (
+                    "no ground" if value is None else text.format(value) for value in (need, have)
                 )
                 raise GeomatchError(
-                    f"the tiles have {there}, {self.name} was trained on {here}",
-                    "Tile to that form, or train a run on these tiles: geomatch train --run NEW",
+                    f"the tiles have {got}, {self.name} was trained on {needed}",
+                    "Cut such tiles, or train a run on these: geomatch train --run NEW",
                 )
 
 
 def read_run(folder: Path) -> tuple[config.Config, TileForm, RunManifest]:
-    """Configuration, tile form and manifest of a run's folder."""
+    """Configuration, tile form and manifest in the folder of a run."""
     path = folder / "config.json"
     manifest = read_record(path, RunManifest, "geomatch train --run NEW")
     return config.from_dict(manifest.settings, str(path)), TileForm(**manifest.form), manifest
@@ -75,27 +75,27 @@ def load_encoder(
     model: Path | None,
     step: int | None = None,
 ) -> Encoding:
-    """The encoder of a run: its best checkpoint, unless a step is named.
+    """Load the encoder of a run from its best checkpoint, or from the given one.
 
     Args:
-        run: "NAME" or "NAME@STEP"; None is the latest run.
-        model: a run's folder, or a project's (its latest run), in place of `run`.
-        step: of the checkpoint, in place of "@STEP".
+        run: "NAME" or "NAME@STEP"; by default the latest run.
+        model: folder of a run, or of a project for its latest run, instead of `run`.
+        step: of the checkpoint, instead of "@STEP".
 
     Raises:
         GeomatchError: there is no such run or checkpoint.
-        UsageError: both are given, or the step is not a number.
+        UsageError: `run` and `model` are both given.
     """
     if model is not None:
         if run is not None:
-            raise UsageError("--run and --model exclude each other")
+            raise UsageError("--run and --model cannot be combined")
         folder = _run_folder(model)
-        name, asked = folder.name, ""
+        name, at = folder.name, ""
         if not folder.absolute().is_relative_to(project.root.absolute()):
             name = f"{folder.parent.parent.absolute().name}-{name}"
     else:
-        wanted, _, asked = (run or "").partition("@")
-        name = latest(project.run_names(), wanted or None, "run", "geomatch train")
+        name, _, at = (run or "").partition("@")
+        name = latest(project.run_names(), name or None, "run", "geomatch train")
         folder = project.run(name)
     settings, form, manifest = read_run(folder)
     network = build(settings, form)
@@ -103,10 +103,10 @@ def load_encoder(
     if not (folder / "checkpoints").exists():
         raise GeomatchError(f"run {name} has no checkpoint yet", "Run: geomatch train")
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        chosen = _step(asked if step is None else str(step), checkpoints, name)
+        chosen = _step(at if step is None else str(step), checkpoints, name)
         variables = checkpoints.restore_model(chosen, shapes)
-    form_of = jax.ShapeDtypeStruct((1, form.size, form.size, form.channels), np.uint8)
-    output = jax.eval_shape(network.apply, variables, form_of)
+    tile = jax.ShapeDtypeStruct((1, form.size, form.size, form.channels), np.uint8)
+    output = jax.eval_shape(network.apply, variables, tile)
     leaves = [fingerprint(np.asarray(leaf).tobytes()) for leaf in jax.tree.leaves(variables)]
     return Encoding(
         name=f"{name}@{chosen}",
@@ -136,10 +136,10 @@ def _run_folder(model: Path) -> Path:
 
 
 def _step(text: str, checkpoints: Checkpoints, run: str) -> int:
-    """The step asked for, or the best.
+    """Parse the step of a checkpoint; "" is the best one.
 
     Raises:
-        GeomatchError: the run has no such checkpoint, or none.
+        GeomatchError: the run has no such checkpoint, or none at all.
     """
     if checkpoints.best is None:
         raise GeomatchError(f"run {run} has no checkpoint yet", "Run: geomatch train")

@@ -171,9 +171,9 @@ def test_a_point_asks_for_the_tile_of_a_year_that_is_named(indexed):
 
 def test_a_point_beside_all_tiles_is_told(indexed):
     west = int(np.argmin(indexed.tiles.col))
-    with pytest.raises(GeomatchError, match="no tile lies over"):
+    with pytest.raises(GeomatchError, match="no tile covers"):
         query(indexed.project, lonlat(indexed.tiles, west, east=-17))
-    with pytest.raises(GeomatchError, match="no tile of 2010 lies over"):
+    with pytest.raises(GeomatchError, match="no tile of 2010 covers"):
         query(indexed.project, "2.0,48.0", from_year="2010")
 
 
@@ -216,7 +216,7 @@ def test_a_georeferenced_image_is_the_tile_over_its_centre(indexed, tmp_path, ma
     assert best.score == pytest.approx(1, abs=1e-4)
     assert best.query == str(tmp_path / "cut.tif")
     assert found.query_row is None
-    assert "the cell over its centre" in notes[0]
+    assert "the grid cell at its centre" in notes[0]
 
 
 def test_an_image_off_the_grid_is_asked_for_as_it_lies(indexed, tmp_path):
@@ -278,7 +278,7 @@ def test_wrong_use_is_told(indexed):
             query(indexed.project, tile, top=top)
     with pytest.raises(UsageError, match="no year 1999") as failed:
         query(indexed.project, tile, years=("1999",))
-    assert failed.value.hint == "It has: 2010, 2020."
+    assert failed.value.hint == "Available: 2010, 2020."
     with pytest.raises(UsageError, match="no year 1999"):
         query(indexed.project, tile, from_year="1999")
     with pytest.raises(GeomatchError, match="neither a tile of the index, nor") as failed:
@@ -367,7 +367,7 @@ def test_json_of_a_plain_image_has_null_distances(indexed, tmp_path):
 def test_a_negative_longitude_needs_no_escape(indexed):
     result = run_command(indexed, "-1.5,47.2")
     assert result.exit_code == 1
-    assert "no tile lies over -1.5,47.2" in result.output
+    assert "no tile covers -1.5,47.2" in result.output
     inside = lonlat(indexed.tiles, 20)
     assert inside.startswith("-2.")
     result = run_command(indexed, inside, "--json")

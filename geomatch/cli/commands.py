@@ -416,9 +416,9 @@ def query(
     if sheet:
         from geomatch.report.matches import match_sheet
 
-        own = found.cut if found.query_row is None else found.query_row
-        assert own is not None
-        match_sheet(opened, found.as_json(), found.rows, own, target, sheet)
+        shown = found.query_pixels if found.query_row is None else found.query_row
+        assert shown is not None
+        match_sheet(opened, found.as_json(), found.rows, shown, target, sheet)
         console.note(f"picture in {sheet}")
     if as_json:
         console.data(found.as_json())
