@@ -146,7 +146,7 @@ def test_an_animation_has_a_frame_of_each_picture_in_order(tmp_path):
     frame(vectors, np.arange(30) % 2, "step 1200", folder / "00001200.png")
     with Image.open(animate(folder)) as animation:
         assert animation.n_frames == 4
-    with pytest.raises(GeomatchError, match="no pictures"):
+    with pytest.raises(GeomatchError, match="no frames"):
         animate(tmp_path)
 
 

@@ -159,14 +159,14 @@ def test_a_page_is_the_same_each_time(written):
     assert write_page(project, written).read_bytes() == before
 
 
-def test_figures_are_those_of_the_report(page, written):
+def test_metrics_are_those_of_the_report(page, written):
     splits = report_of(written)["splits"]
     metrics = splits["test"]
     cards = dict(zip(texts(page, ".cards dt"), texts(page, ".cards dd"), strict=True))
     assert cards["mAP@5"].startswith(f"{metrics['map@5']:.3f}")
     assert cards["R@10"].startswith(f"{metrics['recall@10']:.3f}")
     assert cards["AUC of pairs"].startswith(f"{metrics['roc']['auc']:.3f}")
-    assert f"{100 * metrics['recall@1']:.1f} %" in text(page, "#figures h2")
+    assert f"{100 * metrics['recall@1']:.1f} %" in text(page, "#metrics h2")
     heads = [head.strip() for head in texts(page, "#splits thead th")]
     rows = {row[0]: dict(zip(heads, row, strict=True)) for row in table(page, "#splits")}
     for split, metrics in splits.items():
@@ -315,7 +315,7 @@ def test_a_curve_tells_its_values(page, written):
 
 def test_curves_of_training(page, written, indexed):
     names = texts(page, ".chart strong")
-    assert "Loss in training" in names
+    assert "Training loss" in names
     page.run("document.querySelector('#chart-map5 svg').focus()")
     rounds = [line for line in indexed.metrics if line.get("validation/map@5") is not None]
     assert len(rounds) > 2
@@ -570,7 +570,7 @@ def test_thumbnails_beyond_the_size_are_left_out_and_told(
     monkeypatch.setattr(html, "SQUARES", 10)
     write_page(indexed.project, unwritten)
     chromium.open(path)
-    assert "Shown are 10 of 24 queries, drawn at random." in text(chromium, "#map .note")
+    assert "The map shows a random sample of 10 of 24 queries." in text(chromium, "#map .note")
 
 
 def test_without_room_for_thumbnails_the_map_says_so(
@@ -578,7 +578,7 @@ def test_without_room_for_thumbnails_the_map_says_so(
 ):
     monkeypatch.setattr(html, "BYTES", 0)
     chromium.open(write_page(indexed.project, unwritten))
-    assert "0 queries, drawn at random, have thumbnails" in text(chromium, "#map .note")
+    assert "only a random sample of 0 queries has thumbnails" in text(chromium, "#map .note")
     rows = of_pair(written)
     chromium.mouse("mouseMoved", *squares(chromium, rows)[0][rows[0]["id"]])
     assert rows[0]["id"] in tip(chromium)
@@ -691,7 +691,7 @@ def test_size_and_time(chromium, tmp_path, queries, seconds):
     assert path.stat().st_size < 15_000_000
     chromium.open(path)
     assert chromium.complaints == []
-    pictured = '"drawn at random, have thumbnails"'
+    pictured = '"queries has thumbnails"'
     assert chromium.run(f"document.body.innerText.includes({pictured})") == (queries > 5_000)
 
 
@@ -702,7 +702,7 @@ def test_classes_have_a_table_that_sorts_and_no_map(chromium, of_classes):
     chromium.open(of_classes / "report.html")
     classes = report_of(of_classes)["splits"]["test"]["classes"]
     assert text(chromium, "#map") is None
-    assert "Loss in training" not in texts(chromium, ".chart strong")
+    assert "Training loss" not in texts(chromium, ".chart strong")
     assert [row[0] for row in table(chromium, "#by-classes")] == [row["class"] for row in classes]
     heads = texts(chromium, "#by-classes th button")
     column = heads.index("mAP")

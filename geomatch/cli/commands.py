@@ -416,9 +416,9 @@ def query(
     if sheet:
         from geomatch.report.matches import match_sheet
 
-        shown = found.query_pixels if found.query_row is None else found.query_row
-        assert shown is not None
-        match_sheet(opened, found.as_json(), found.rows, shown, target, sheet)
+        query_tile = found.query_pixels if found.query_row is None else found.query_row
+        assert query_tile is not None
+        match_sheet(opened, found.as_json(), found.rows, query_tile, target, sheet)
         console.note(f"picture in {sheet}")
     if as_json:
         console.data(found.as_json())

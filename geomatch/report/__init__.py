@@ -1,1 +1,1 @@
-"""What is shown to people: pictures of matches."""
+"""Output for people: contact sheets, the HTML report, TensorBoard and projections."""

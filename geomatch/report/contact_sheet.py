@@ -1,4 +1,4 @@
-"""Pictures of matches: each query beside its answers."""
+"""Contact sheets of thumbnails: each query beside its answers."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Thumbnail:
     """A tile to show.
 
     Attributes:
-        pixels: (h, w, c) uint8, the image channels first.
-        caption: lines below it.
-        right: whether it is of the place asked for; None where that is not known.
+        pixels: (h, w, c) uint8, image channels first.
+        caption: lines of text below it.
+        right: whether it shows the query's place; None if that is unknown.
     """
 
     pixels: NDArray[np.uint8]
@@ -34,7 +34,7 @@ class Thumbnail:
 
 
 def sheet(rows: Sequence[Sequence[Thumbnail]], path: Path | IO[bytes], side: int = 128) -> None:
-    """Draw rows of thumbnails, each a query and its answers, as a PNG."""
+    """Draw rows of thumbnails, each a query followed by its answers, as a PNG."""
     cell_width, cell_height = side + 2 * EDGE + GAP, side + 2 * EDGE + GAP + LINES
     width = max(len(row) for row in rows) * cell_width + GAP
     canvas = Image.new("RGB", (width, len(rows) * cell_height + GAP), PAPER)
@@ -58,23 +58,23 @@ def answers(
     """Thumbnails of the answers to a query.
 
     Args:
-        found: in order of rank, as `query --json` gives them.
-        pixels: (n, h, w, c) uint8.
-        places: of each answer.
-        place: the one asked for; "" where it is not known.
+        found: answers in order of rank, as in `query --json`.
+        pixels: (n, h, w, c) uint8, of the answers.
+        places: of the answers.
+        place: of the query; "" if it is unknown.
     """
     thumbnails = []
-    for match, picture, here in zip(found, pixels, places, strict=True):
+    for match, image, answer_place in zip(found, pixels, places, strict=True):
         away = match["distance_m"]
         metres = "" if away is None else f"{away:.0f} m" if away < 1e4 else f"{away / 1e3:.0f} km"
-        told = ", ".join(filter(None, (match["year"] or here, metres)))
-        caption = (f"{match['rank']}: {match['score']:.3f}", told)
-        thumbnails.append(Thumbnail(picture, caption, here == place if place else None))
+        origin = ", ".join(filter(None, (match["year"] or answer_place, metres)))
+        caption = (f"{match['rank']}: {match['score']:.3f}", origin)
+        thumbnails.append(Thumbnail(image, caption, answer_place == place if place else None))
     return thumbnails
 
 
 def _fitting(text: str, font: Font, width: int) -> str:
-    """The end of `text` that fits, the part in which names differ."""
+    """Shorten `text` at its start to fit, since file names differ at their end."""
     kept = text
     while font.getlength(kept) > width:
         kept = "…" + kept.removeprefix("…")[1:]
@@ -82,7 +82,7 @@ def _fitting(text: str, font: Font, width: int) -> str:
 
 
 def picture(pixels: NDArray[np.uint8], side: int) -> Image.Image:
-    """The first three channels as colour, or the first as grey; small ones in whole pixels."""
+    """An image of the first three channels, or of the first in grey; small tiles stay pixelated."""
     channels = pixels[..., :3] if pixels.shape[-1] >= 3 else np.repeat(pixels[..., :1], 3, -1)
     image = Image.fromarray(np.ascontiguousarray(channels))
     small = 2 * max(image.size) < side

@@ -1,4 +1,4 @@
-"""The curves of a report: what they show, and drawn as PNGs."""
+"""The curves of a report: their data, and drawings as PNGs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COLOURS = {
     "same place": "#0072b2",
     "other places": "#d55e00",
 }
-"""Of Okabe and Ito's, which all eyes tell apart."""
+"""Colours by Okabe and Ito, which are safe for colour-blind readers."""
 SIZE, DPI = (6.4, 4.4), 120
 
 Points = list[tuple[float, float | None]]
@@ -32,16 +32,16 @@ Points = list[tuple[float, float | None]]
 
 @dataclass(frozen=True)
 class Chart:
-    """What a curve shows.
+    """The data of a chart.
 
     Attributes:
         name: of its file.
-        x, y: what the axes are.
+        x, y: labels of the axes.
         series: (x, y) points by name.
-        share: both axes are from 0 to 1.
-        diagonal: with a line of x = y.
-        bins: points are edges of bins with their counts, the last one none.
-        mark: what a vertical line is, and its x.
+        share: both axes range from 0 to 1.
+        diagonal: draw the line x = y.
+        bins: points are left edges of bins with their counts; the last point is the right edge.
+        mark: label and x of a vertical line.
     """
 
     name: str
@@ -58,29 +58,29 @@ class Chart:
 def charts(
     splits: Mapping[str, SplitMetrics], split: str, training: Mapping[str, Any] | None
 ) -> list[Chart]:
-    """The curves there are.
+    """The charts for which there is data.
 
     Args:
-        splits: metrics by split.
-        split: whose scores are shown.
-        training: "epoch" of the weights measured, and "series" of (epoch, value) points by name.
+        splits: metrics by split, as `eval` reports them.
+        split: the split whose scores are shown.
+        training: "epoch" of the evaluated weights, and "series" of (epoch, value) points by name.
     """
-    return [*(_of_training(training) if training else []), *_of_pairs(splits, split)]
+    return [*(_training_charts(training) if training else []), *_pair_charts(splits, split)]
 
 
-def _of_training(training: Mapping[str, Any]) -> Iterator[Chart]:
-    now = "measured here", training["epoch"]
+def _training_charts(training: Mapping[str, Any]) -> Iterator[Chart]:
+    mark = "this checkpoint", training["epoch"]
     for name, title, label, key in (
-        ("loss", "Loss in training", "loss", "/loss"),
-        ("map5", "mAP@5 at each round of training", "mAP@5", "/map@5"),
+        ("loss", "Training loss", "loss", "/loss"),
+        ("map5", "mAP@5 during training", "mAP@5", "/map@5"),
     ):
         series = {n.removesuffix(key): p for n, p in training["series"].items() if n.endswith(key)}
-        # A single point is no curve: of an encoder that was never trained.
+        # An encoder that was not trained has a single point, which is not a curve.
         if any(len(points) > 1 for points in series.values()):
-            yield Chart(name, title, "epoch", label, series, mark=now)
+            yield Chart(name, title, "epoch", label, series, mark=mark)
 
 
-def _of_pairs(splits: Mapping[str, SplitMetrics], split: str) -> Iterator[Chart]:
+def _pair_charts(splits: Mapping[str, SplitMetrics], split: str) -> Iterator[Chart]:
     checked = {name: metrics.roc for name, metrics in splits.items() if metrics.roc}
 
     def shares(
@@ -91,14 +91,14 @@ def _of_pairs(splits: Mapping[str, SplitMetrics], split: str) -> Iterator[Chart]
     if not checked:
         return
     points = {s: _points(roc.curve["fpr"], roc.curve["tpr"]) for s, roc in checked.items()}
-    title = "ROC: telling pairs of one place from others"
+    title = "ROC of pairs of the same or different places"
     yield shares("roc", title, points, "false positive rate", "true positive rate")
     points = {s: _points(roc.pr["recall"], roc.pr["precision"]) for s, roc in checked.items()}
-    title = "Precision and recall of the same pairs"
+    title = "Precision and recall of pairs"
     yield shares("pr", title, points, "recall", "precision", diagonal=False)
-    held = {s: roc.calibration for s, roc in checked.items()}
-    points = {s: _points(bins.probability, bins.share) for s, bins in held.items()}
-    title = "Calibration: how often a probability is right"
+    calibrations = {s: roc.calibration for s, roc in checked.items()}
+    points = {s: _points(bins.probability, bins.share) for s, bins in calibrations.items()}
+    title = "Calibration of the probability"
     same = "of the same place"
     yield shares("calibration", title, points, f"probability {same}", f"share {same}")
     if split in checked:
@@ -116,9 +116,9 @@ def _points(x: Sequence[float], y: Sequence[float | None]) -> Points:
     return list(zip(x, y, strict=True))
 
 
-def draw(shown: Sequence[Chart], folder: Path) -> None:
-    """Draw each curve as a PNG of its name."""
-    for chart in shown:
+def draw(drawn: Sequence[Chart], folder: Path) -> None:
+    """Draw each chart as NAME.png in a folder."""
+    for chart in drawn:
         canvas, axes = _canvas(chart.title)
         axes.set_xlabel(chart.x, color=GREY, fontsize=9)
         axes.set_ylabel(chart.y, color=GREY, fontsize=9)
@@ -144,7 +144,7 @@ def draw(shown: Sequence[Chart], folder: Path) -> None:
 
 
 def draw_confusion(counts: Sequence[Sequence[int]], split: str, folder: Path) -> None:
-    """Draw `confusion.png`.
+    """Draw a confusion matrix as `confusion.png`.
 
     Args:
         counts: [[true negatives, false positives], [false negatives, true positives]].
@@ -154,13 +154,13 @@ def draw_confusion(counts: Sequence[Sequence[int]], split: str, folder: Path) ->
     shown = ConfusionMatrixDisplay(np.asarray(counts), display_labels=names)
     shown.plot(ax=axes, cmap="Blues", colorbar=False, values_format=",")
     axes.set_xlabel("predicted", color=GREY, fontsize=9)
-    axes.set_ylabel("is", color=GREY, fontsize=9)
+    axes.set_ylabel("actual", color=GREY, fontsize=9)
     with replacing(folder / "confusion.png") as temporary:
         canvas.print_png(temporary)
 
 
 def _canvas(title: str) -> tuple[FigureCanvasAgg, Axes]:
-    """An empty figure."""
+    """A canvas with empty axes."""
     figure = Figure(SIZE, dpi=DPI, facecolor="white", layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=11, color=INK, pad=8)

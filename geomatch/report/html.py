@@ -1,4 +1,4 @@
-"""The report of `eval` as one page: figures, curves, matches and a map, in a file of its own."""
+"""The report of `eval` as a self-contained HTML page: metrics, curves, matches and a map."""
 
 from __future__ import annotations
 
@@ -28,47 +28,45 @@ from geomatch.report.contact_sheet import picture
 from geomatch.report.matches import TilePictures, match_folder
 
 LARGE, SMALL, QUALITY = 96, 64, 70
-"""Sides of thumbnails of shown queries and of the map, in pixels, and their quality as JPEG."""
+"""Sides in pixels of the thumbnails of shown queries and of the map, and their JPEG quality."""
 SHOWN = 6
-"""Queries shown as best, as worst and at random, each."""
+"""Queries shown in each selection: best, worst and random."""
 SHEET = 16
-"""Thumbnails of the map along a side of one JPEG: a header for each would take a third."""
+"""Map thumbnails along each side of a JPEG: single JPEGs would be a third headers."""
 BYTES = 14_000_000
-"""Size of a page at the most; the map's thumbnails that would take it beyond are left out."""
+"""Largest size of a page; map thumbnails beyond it are left out."""
 SQUARES = 100_000
-"""Queries on a map, at the most."""
+"""Largest number of queries on the map."""
 EARTH = 6_371_008.8
-"""Radius of the mean sphere in metres."""
+"""Mean radius in metres."""
 
 Ints = NDArray[np.int64]
 FloatArray = NDArray[np.floating]
 
 
 def write_page(project: Project, folder: Path) -> Path:
-    """Write `report.html` beside what `eval` measured.
-
-    Its curves are PNGs in `figures/`, and the queries it shows in `matches/`.
+    """Write `report.html`, with curves as PNGs in `figures/` and shown queries in `matches/`.
 
     Args:
         folder: of the report, with `report.json` and `queries.parquet`.
 
     Raises:
-        StaleError: one of these is missing or damaged.
+        StaleError: one of these files is missing or damaged.
     """
     report = Report.load(folder / "report.json")
     queries = QueryTable.load(folder / "queries.parquet")
-    thumbnails, manifest = Thumbnails.of(project), project.tile_manifest()
+    thumbnails, tile_manifest = Thumbnails.of(project), project.tile_manifest()
     tiles = thumbnails.tiles
-    made = embeddings.read_manifest(project.embeddings / f"{report.embeddings}.parquet")
+    manifest = embeddings.read_manifest(project.embeddings / f"{report.embeddings}.parquet")
     split = next((s for s in reversed(SPLITS) if report.splits[s].queries), SPLITS[-1])
-    asked = queries.select(tiles.split[queries.tile] == SPLITS.index(split))
-    ground, drawn = _ground(tiles, asked, manifest.in_metres)
-    shown = curves.charts(report.splits, split, _training(project, made))
+    selected = queries.select(tiles.split[queries.tile] == SPLITS.index(split))
+    map_data, map_tiles = _map_data(tiles, selected, tile_manifest.in_metres)
+    shown = curves.charts(report.splits, split, _training(project, manifest))
     curves.draw(shown, folder / "figures")
     if checked := report.splits[split].roc:
         curves.draw_confusion(checked.confusion, split, folder / "figures")
-    chosen = _chosen(tiles.places(), asked)
-    match_folder(thumbnails, asked, chosen, folder / "matches")
+    chosen = _choose(tiles.places(), selected)
+    match_folder(thumbnails, selected, chosen, folder / "matches")
     page = {
         "version": __version__,
         "split": split,
@@ -76,17 +74,17 @@ def write_page(project: Project, folder: Path) -> Path:
         "charts": [asdict(chart) for chart in shown],
         "distribution": _distribution(tiles),
         "shown": {
-            name: [_answered(asked, row, thumbnails) for row in rows]
+            name: [_shown_query(selected, row, thumbnails) for row in rows]
             for name, rows in chosen.items()
         },
-        "map": ground,
-        "measured": _measured(project, manifest, made),
+        "map": map_data,
+        "measured": _provenance(project, tile_manifest, manifest),
     }
     path = folder / "report.html"
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        before, after = _filled(page).split("{{sheets}}")
+        before, after = _fill_template(page).split("{{sheets}}")
         size = file.write(before) + len(after)
-        for sheet in thumbnails.sheets(drawn):
+        for sheet in thumbnails.sheets(map_tiles):
             size += len(sheet)
             if size > BYTES:
                 break
@@ -95,13 +93,13 @@ def write_page(project: Project, folder: Path) -> Path:
     return path
 
 
-def _filled(page: Mapping[str, Any]) -> str:
-    """The template with its parts, but for the sheets."""
+def _fill_template(page: Mapping[str, Any]) -> str:
+    """The template with everything but the sheets of thumbnails."""
     data = json.dumps(page, allow_nan=False, separators=(",", ":"))
     text = _packaged("template.html")
     for name in ("page.css", "page.js"):
         text = text.replace(f"{{{{{name}}}}}", _packaged(name))
-    # In a script element, the name of a file must not end it.
+    # A file name must not end the script element.
     return text.replace("{{page}}", data.replace("<", "\\u003c"))
 
 
@@ -110,15 +108,15 @@ def _packaged(name: str) -> str:
 
 
 class Thumbnails(TilePictures):
-    """Small pictures of a project's tiles, as JPEG."""
+    """Thumbnails of a project's tiles as JPEG."""
 
     def uri(self, row: int) -> str:
-        """A tile of the catalogue, as a data URI."""
+        """The thumbnail of a tile of the catalogue as a data URI."""
         (image,) = self._pictures(np.array([row]), LARGE)
         return f"data:image/jpeg;base64,{_jpeg(image)}"
 
     def sheets(self, rows: Ints) -> Iterator[str]:
-        """Tiles of the catalogue, `SHEET` x `SHEET` to an element of the page."""
+        """Thumbnails of tiles of the catalogue, `SHEET` x `SHEET` per element of the page."""
         for start in range(0, len(rows), SHEET * SHEET):
             part = rows[start : start + SHEET * SHEET]
             canvas = Image.new("RGB", (SHEET * SMALL, -(-len(part) // SHEET) * SMALL))
@@ -128,8 +126,8 @@ class Thumbnails(TilePictures):
 
     def _pictures(self, rows: Ints, side: int) -> Iterator[Image.Image]:
         for start in range(0, len(rows), SHEET):
-            some = self.tiles.store_row[rows[start : start + SHEET]]
-            for pixels in self.store.read(some):
+            stored = self.tiles.store_row[rows[start : start + SHEET]]
+            for pixels in self.store.read(stored):
                 yield picture(pixels[..., : self.channels], side)
 
 
@@ -139,9 +137,9 @@ def _jpeg(image: Image.Image) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _training(project: Project, made: EmbeddingManifest) -> dict[str, Any] | None:
-    """Figures of the run that made the embeddings, as (epoch, value) by name; None without."""
-    path = project.root / made.run / "metrics.jsonl"
+def _training(project: Project, manifest: EmbeddingManifest) -> dict[str, Any] | None:
+    """Metrics during the run that made the embeddings; see `curves.charts`. None without a log."""
+    path = project.root / manifest.run / "metrics.jsonl"
     if not path.exists():
         return None
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
@@ -152,11 +150,11 @@ def _training(project: Project, made: EmbeddingManifest) -> dict[str, Any] | Non
             shown = name == "train/loss" or name.endswith("/map@5")
             if shown and value is not None and math.isfinite(value):
                 series.setdefault(name, []).append((line["step"] / per_epoch, value))
-    return {"epoch": made.step / per_epoch, "series": series}
+    return {"epoch": manifest.step / per_epoch, "series": series}
 
 
 def _distribution(tiles: TileTable) -> list[dict[str, Any]]:
-    """Tiles of each year, or class, by split."""
+    """Number of tiles of each year, or class, by split."""
     names, codes = (tiles.years, tiles.year) if tiles.dated else (tiles.classes, tiles.label)
     counts = np.zeros((len(names), len(SPLITS)), np.int64)
     np.add.at(counts, (codes, tiles.split), 1)
@@ -166,51 +164,51 @@ def _distribution(tiles: TileTable) -> list[dict[str, Any]]:
     ]
 
 
-def _measured(
-    project: Project, tiles: TileManifest, made: EmbeddingManifest
+def _provenance(
+    project: Project, tiles: TileManifest, manifest: EmbeddingManifest
 ) -> dict[str, dict[str, Any]]:
-    """What the tiles and the embeddings are, and the settings of the run."""
+    """Manifests of the tiles and of the embeddings, and the settings of the run."""
     shown = ("grid", "placement", "channels", "tiles", "geomatch", "fingerprint")
-    left_out = ("name", "centres")
-    about = {
+    omitted = ("name", "centres")
+    found = {
         "tiles": {key: tiles.as_json()[key] for key in shown},
-        "embeddings": {key: v for key, v in made.as_json().items() if key not in left_out},
+        "embeddings": {key: v for key, v in manifest.as_json().items() if key not in omitted},
     }
-    path = project.root / made.run / "config.json"
+    path = project.root / manifest.run / "config.json"
     if path.exists():
         settings = read_json(path, "geomatch train")["settings"]
-        about |= {f"[{table}]": keys for table, keys in settings.items()}
-    return about
+        found |= {f"[{table}]": keys for table, keys in settings.items()}
+    return found
 
 
 # Queries with their answers
 
 
-def _chosen(places: Ints, asked: QueryTable) -> dict[str, list[int]]:
-    """The best, the worst and some other queries, one of each place; indices into `asked`."""
-    first = asked.top_score[:, 0]
+def _choose(places: Ints, queries: QueryTable) -> dict[str, list[int]]:
+    """Indices of the best, the worst and random queries, one per place."""
+    first = queries.top_score[:, 0]
     orders = {
-        "best": np.lexsort((-first, asked.rank)),
-        "worst": np.lexsort((-first, -asked.rank)),
-        "random": np.random.default_rng(0).permutation(len(asked)),
+        "best": np.lexsort((-first, queries.rank)),
+        "worst": np.lexsort((-first, -queries.rank)),
+        "random": np.random.default_rng(0).permutation(len(queries)),
     }
     chosen = {}
     for name, order in orders.items():
-        of_place = np.unique(places[asked.tile[order]], return_index=True)[1]
+        of_place = np.unique(places[queries.tile[order]], return_index=True)[1]
         chosen[name] = order[np.sort(of_place)[:SHOWN]].tolist()
     return chosen
 
 
-def _answered(asked: QueryTable, row: int, thumbnails: Thumbnails) -> dict[str, Any]:
-    query, top = asked.tile[row], asked.top[row][asked.top[row] >= 0]
-    scores, metres = _numbers(asked.top_score[row], 3), _numbers(asked.distance_m[row], 0)
+def _shown_query(queries: QueryTable, row: int, thumbnails: Thumbnails) -> dict[str, Any]:
+    query, top = queries.tile[row], queries.top[row][queries.top[row] >= 0]
+    scores, metres = _numbers(queries.top_score[row], 3), _numbers(queries.distance_m[row], 0)
     shown = thumbnails.tiles.select(np.array([query, *top]))
     ids, cells, years = shown.ids(), shown.cells(), [shown.years[code] for code in shown.year]
     return {
         "id": ids[0],
         "place": cells[0],
         "year": years[0],
-        "rank": int(asked.rank[row]),
+        "rank": int(queries.rank[row]),
         "picture": thumbnails.uri(query),
         "answers": [
             {
@@ -230,33 +228,33 @@ def _answered(asked: QueryTable, row: int, thumbnails: Thumbnails) -> dict[str, 
 # The map
 
 
-def _ground(
-    tiles: TileTable, asked: QueryTable, placed: bool
+def _map_data(
+    tiles: TileTable, queries: QueryTable, in_metres: bool
 ) -> tuple[dict[str, Any] | None, Ints]:
-    """What a map of the queries is drawn from, and the tiles it shows.
+    """The data of the map of queries, and its tiles in the order of their numbers on the map.
 
-    Tiles are numbered in the order of a draw, so that any beginning of them is a fair sample.
+    That order is random, so that thumbnails of the first tiles alone are a fair sample.
 
     Args:
-        placed: whether tiles lie where they say.
+        in_metres: whether distances on the grid are distances on the ground.
     """
-    if tiles.grid is None or not len(asked):
+    if tiles.grid is None or not len(queries):
         return None, np.empty(0, np.int64)
-    rows = np.random.default_rng(0).permutation(len(asked))[:SQUARES]
-    some = asked.select(rows)
+    rows = np.random.default_rng(0).permutation(len(queries))[:SQUARES]
+    some = queries.select(rows)
     first = some.top[:, 0]
     pair = np.stack([tiles.year[some.tile], tiles.year[some.match]], axis=1)
     pairs, which = np.unique(pair, axis=0, return_inverse=True)
     both = np.stack([some.tile, first], axis=1).reshape(-1)
     shown, at = np.unique(both[both >= 0], return_index=True)
     shown = shown[np.argsort(at)]
-    number = np.full(len(tiles) + 1, -1)  # of no answer, -1, the last
+    number = np.full(len(tiles) + 1, -1)  # a missing answer is -1, the last element
     number[shown] = np.arange(len(shown))
-    x, y = _plan(tiles.select(some.tile), some)
+    x, y = _grid_positions(tiles.select(some.tile), some)
     return {
-        "total": len(asked),
+        "total": len(queries),
         "pairs": [[tiles.years[a], tiles.years[b]] for a, b in pairs],
-        "metres": tiles.grid.step if placed else None,
+        "metres": tiles.grid.step if in_metres else None,
         "pair": which.reshape(-1).tolist(),
         "x": _numbers(x, 2),
         "y": _numbers(y, 2),
@@ -269,21 +267,21 @@ def _ground(
     }, shown
 
 
-def _plan(tiles: TileTable, asked: QueryTable) -> tuple[FloatArray, FloatArray]:
-    """East and north of each query in steps of the grid, from the south-west.
+def _grid_positions(tiles: TileTable, queries: QueryTable) -> tuple[FloatArray, FloatArray]:
+    """Easting and northing of each query in grid steps from the south-west.
 
-    Over several zones, of a cylinder that is true in the middle.
+    Several UTM zones are shown in an equirectangular projection, true at the median latitude.
     """
     assert tiles.grid is not None
     if (tiles.epsg == tiles.epsg[0]).all():
         x, y = tiles.col.astype(float), tiles.row.astype(float)
     else:
-        east = np.radians(asked.lon) * math.cos(math.radians(float(np.median(asked.lat))))
-        x, y = (EARTH * a / tiles.grid.step for a in (east, np.radians(asked.lat)))
+        east = np.radians(queries.lon) * math.cos(math.radians(float(np.median(queries.lat))))
+        x, y = (EARTH * a / tiles.grid.step for a in (east, np.radians(queries.lat)))
     return x - x.min(), y - y.min()
 
 
 def _numbers(values: FloatArray, digits: int) -> list[float | None]:
-    """Rounded; None for what is no number."""
+    """Round values; None for NaN and infinity."""
     rounded = np.round(values.astype(float), digits).tolist()
     return [None if not math.isfinite(v) else int(v) if v == int(v) else v for v in rounded]

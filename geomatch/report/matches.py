@@ -1,4 +1,4 @@
-"""The answers to queries as pictures, with the pixels of a project's tiles."""
+"""Pictures of queries and their answers, from the pixels of a project's tiles."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from geomatch.report.contact_sheet import Thumbnail, answers, sheet
 
 @dataclass(frozen=True)
 class TilePictures:
-    """What a project's tiles look like.
+    """Tiles with their pixels.
 
     Attributes:
-        channels: of the image, which come before those of the labels.
+        channels: number of image channels, which come before the label channels.
     """
 
     tiles: TileTable
@@ -31,7 +31,7 @@ class TilePictures:
 
     @classmethod
     def of(cls, project: Project) -> Self:
-        """Of all tiles of a project."""
+        """Open all tiles of a project."""
         channels = project.tile_manifest().channels.image
         return cls(TileTable.load(project.catalogue), TileStore.open(project.pixels), channels)
 
@@ -42,25 +42,25 @@ class TilePictures:
         query: int | NDArray[np.uint8],
         name: str,
     ) -> list[Thumbnail]:
-        """A query and its answers, side by side.
+        """Thumbnails of a query and its answers.
 
         Args:
-            found: in order of rank, as `query --json` gives them.
+            found: answers in order of rank, as in `query --json`.
             rows: of the answers in the pixel store.
-            query: its row, or the pixels (h, w, c) of an image.
+            query: row of the query in the pixel store, or pixels (h, w, c) of an image.
             name: of the query.
         """
         shown = self._at(rows)
         pixels = self.store.read(np.asarray(rows, np.int64))[..., : self.channels]
         if isinstance(query, int):
-            asked = self._at([query])
-            place = asked.cells()[0]
-            caption = f"query {place}", asked.years[asked.year[0]] or name
-            own = self.store.read(np.array([query]))[0]
+            tile = self._at([query])
+            place = tile.cells()[0]
+            caption = f"query {place}", tile.years[tile.year[0]] or name
+            query_pixels = self.store.read(np.array([query]))[0]
         else:
-            place, caption, own = "", ("query", name), query
-        asking = Thumbnail(own[..., : self.channels], caption)
-        return [asking, *answers(found, pixels, shown.cells(), place)]
+            place, caption, query_pixels = "", ("query", name), query
+        first = Thumbnail(query_pixels[..., : self.channels], caption)
+        return [first, *answers(found, pixels, shown.cells(), place)]
 
     def _at(self, rows: Sequence[int]) -> TileTable:
         """Tiles at rows of the pixel store."""
@@ -84,12 +84,12 @@ def match_sheet(
 def match_folder(
     pictures: TilePictures, queries: QueryTable, chosen: Mapping[str, Sequence[int]], folder: Path
 ) -> None:
-    """Draw queries of an evaluation, each a PNG such as "worst-2.png"; earlier ones are removed.
+    """Draw queries of an evaluation as PNGs such as "worst-2.png", in place of earlier ones.
 
-    A match that is not among the first answers comes after them, with its rank.
+    A match that is not among the first answers is drawn after them, with its rank.
 
     Args:
-        chosen: indices into `queries` by what they are.
+        chosen: indices into `queries` by the name of the selection, such as "worst".
     """
     for old in folder.glob("*.png"):
         old.unlink()
@@ -112,8 +112,8 @@ def match_folder(
                 shown.append(match)
                 found.append(answer(match, rank, queries.match_score[row], np.nan))
             query = int(tiles.store_row[queries.tile[row]])
-            own = tiles.select(queries.tile[[row]]).ids()[0]
+            query_id = tiles.select(queries.tile[[row]]).ids()[0]
             stored = tiles.store_row[shown].tolist()
-            drawn = pictures.row(found, stored, query, own)
+            drawn = pictures.row(found, stored, query, query_id)
             with replacing(folder / f"{name}-{number}.png") as temporary:
                 sheet([drawn], temporary)

@@ -1,13 +1,13 @@
 "use strict";
 
-// The figures of this page, and the functions that show them; no library, no network.
+// Draws the report from the JSON data in the page, without libraries or network access.
 
 const page = JSON.parse(document.getElementById("page").textContent);
 const { report, split } = page;
 const main = document.querySelector("main");
 const classes = page.distribution.some((row) => "class" in row);
 
-// In the order in which tables show them.
+// Titles of metrics, in the order of table columns.
 const TITLES = {
   "queries": "queries", "database": "tiles", "map": "mAP", "trapezoidal map": "trapezoidal mAP", "map@5": "mAP@5", "recall@1": "R@1",
   "recall@5": "R@5", "recall@10": "R@10", "hit@5": "hit@5", "median_rank": "median rank",
@@ -20,14 +20,14 @@ const MAIN = ["queries", "database", "map", "map@5", "recall@1", "recall@5", "re
 const BY = {
   classes: ["class", ""],
   regions: ["region", ""],
-  content: ["content", "Blank: the descriptor is exactly that of another place, as of tiles without content. " +
-    "Ambiguous: the first two answers are of different places and score the same."],
+  content: ["content", "Blank: the descriptor equals that of another place, as for tiles without content. " +
+    "Ambiguous: the first two answers are of different places and tie."],
   changed: ["how much of the ground changed", ""],
 };
 const titleOf = (key) => TITLES[key] ?? key.replaceAll("_", " ");
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
-function told(value, key = "") {
+function format(value, key = "") {
   if (value === null || value === undefined) return "–";
   if (typeof value !== "number") return String(value);
   if (key === "ahead") return (value > 0 ? "+" : "") + value.toFixed(3);
@@ -59,7 +59,7 @@ const key = (colour) => make("span", { class: "key", style: `background:${colour
 
 // Tables
 
-// `columns` are keys of the rows; the first names the row. A row with `part` is set in.
+// `columns` are keys of the rows; the first names the row. A row with `part` is indented.
 function table(rows, columns, { id = null, caption = null, sortable = false, shares = false } = {}) {
   const words = new Set(columns.filter((c) => rows.some((row) => typeof row[c] === "string")));
   const body = make("tbody");
@@ -71,7 +71,7 @@ function table(rows, columns, { id = null, caption = null, sortable = false, sha
         scope: i ? null : "row",
         class: share ? "share" : words.has(c) ? "text" : null,
         style: share ? `--share:${row[c]}` : "",
-      }, told(row[c], c), interval(row, c));
+      }, format(row[c], c), interval(row, c));
     }))));
   const heads = columns.map((c, i) => {
     const head = make("th", { scope: "col", class: words.has(c) ? "text" : null });
@@ -98,46 +98,46 @@ function compare(a, b) {
   return (a ?? -Infinity) - (b ?? -Infinity);
 }
 
-function interval(figures, name) {
-  const range = figures.intervals?.[name];
-  return range ? make("span", { class: "interval" }, range.map((v) => told(v, name)).join(" – ")) : null;
+function interval(metrics, name) {
+  const range = metrics.intervals?.[name];
+  return range ? make("span", { class: "interval" }, range.map((v) => format(v, name)).join(" – ")) : null;
 }
 
-// Figures that some row has; words before numbers.
-function known(rows, left = []) {
+// Keys with a value in some row, texts first.
+function columnsOf(rows, omit = []) {
   const keys = new Set(rows.flatMap((row) => Object.keys(row)));
   const order = Object.keys(TITLES);
   const place = (k) => (rows.some((row) => typeof row[k] === "string") ? -1 : (order.indexOf(k) + 1) || order.length + 1);
-  return [...keys].sort((a, b) => place(a) - place(b)).filter((k) => !left.includes(k) && rows.some((row) => (row[k] ?? null) !== null && typeof row[k] !== "object"));
+  return [...keys].sort((a, b) => place(a) - place(b)).filter((k) => !omit.includes(k) && rows.some((row) => (row[k] ?? null) !== null && typeof row[k] !== "object"));
 }
 
 function headline() {
-  const figures = report.splits[split];
-  const roc = figures.roc;
+  const metrics = report.splits[split];
+  const roc = metrics.roc;
   const cards = ["map@5", "map", "recall@1", "recall@5", "recall@10", "median_rank", "median_error_m"]
-    .filter((name) => figures[name] !== null && figures[name] !== undefined)
+    .filter((name) => metrics[name] !== null && metrics[name] !== undefined)
     .map((name) => (name === "median_error_m"
-      ? ["median error", `${told(figures[name])} m`, interval(figures, name)]
-      : [titleOf(name), told(figures[name], name), interval(figures, name)]));
-  if (roc) cards.push(["AUC of pairs", told(roc.auc, "auc"), interval(roc, "auc")]);
+      ? ["median error", `${format(metrics[name])} m`, interval(metrics, name)]
+      : [titleOf(name), format(metrics[name], name), interval(metrics, name)]));
+  if (roc) cards.push(["AUC of pairs", format(roc.auc, "auc"), interval(roc, "auc")]);
   const list = make("dl", { class: "cards" }, ...cards.map(([name, value, range]) =>
     make("div", {}, make("dt", {}, name), make("dd", {}, value, range))));
   const rows = Object.entries(report.splits).flatMap(([name, f]) => [
     { split: name, ...f },
     ...(f.pairs?.length > 1 ? f.pairs.map((p) => ({ split: `${p.query_year} in ${p.database_year}`, part: true, ...p })) : []),
   ]);
-  const columns = known(rows, ["split", "part", "query_year", "database_year"]);
-  const share = figures["recall@1"];
+  const columns = columnsOf(rows, ["split", "part", "query_year", "database_year"]);
+  const share = metrics["recall@1"];
   const title = share === null ? `No ${split} query has a match`
     : `${(100 * share).toFixed(1)} % of the ${split} queries find ${classes ? "their class" : "their place"} first`;
-  const precision = classes ? "the mean average precision of the first five;"
-    : "the mean of 1/rank where the match is among the first five, else 0;";
+  const precision = classes ? "the mean average precision at five;"
+    : "the mean of 1/rank if the match is among the first five, else 0;";
   const main = columns.filter((c) => MAIN.includes(c)), further = columns.filter((c) => !MAIN.includes(c));
-  const ranges = figures.intervals ? " Small ranges hold 95 % of bootstrap samples of places." : "";
-  section("figures", "Figures", title, `${told(figures.queries)} queries among ${told(figures.database)} tiles. ` +
+  const ranges = metrics.intervals ? " Small ranges contain 95 % of bootstrap samples of places." : "";
+  section("metrics", "Metrics", title, `${format(metrics.queries)} queries among ${format(metrics.database)} tiles. ` +
     `mAP@5 is ${precision} R@k is the share of queries with a match among the first k. Ties never help. Search is exact.${ranges}`,
     list, table(rows, ["split", ...main], { id: "splits", caption: classes ? "Each split" : "Each split, and each pair of years: queries of the one in the other" }),
-    further.length ? make("details", {}, make("summary", {}, "Further figures"), table(rows, ["split", ...further])) : "");
+    further.length ? make("details", {}, make("summary", {}, "More metrics"), table(rows, ["split", ...further])) : "");
 }
 
 // Baselines and other runs on the same queries
@@ -149,8 +149,8 @@ function others() {
     return { name, ...splits[split], ahead, intervals: { ...splits[split].intervals, ...(ends.length && { ahead: ends }) } };
   });
   section("others", "Others", `How ${report.embeddings} compares with others on the ${split} split`,
-    `Ahead: by how much mAP@5 of ${report.embeddings} is higher on the same queries, and what holds 95 % of bootstrap samples of places.`,
-    table(rows, ["name", ...known(rows, ["name"]).filter((c) => MAIN.includes(c) || c === "ahead")], { id: "beside", sortable: true }));
+    `Ahead: how much higher mAP@5 of ${report.embeddings} is on the same queries, with the range of 95 % of bootstrap samples of places.`,
+    table(rows, ["name", ...columnsOf(rows, ["name"]).filter((c) => MAIN.includes(c) || c === "ahead")], { id: "beside", sortable: true }));
 }
 
 // Graded answers
@@ -159,8 +159,8 @@ function graded() {
   if (!report.graded) return;
   const rows = ["easy", "medium", "hard"].map((grade) => ({ grade, ...report.graded[grade] }));
   section("graded", "Graded", "Queries with graded answers, by the revisited Oxford and Paris protocol",
-    `${told(report.graded.queries)} queries among ${told(report.graded.database)} tiles. Easy takes hard answers for junk, hard takes easy ones; mAP is trapezoidal.`,
-    table(rows, ["grade", ...known(rows, ["grade"])], { id: "grades" }));
+    `${format(report.graded.queries)} queries among ${format(report.graded.database)} tiles. Easy treats hard answers as junk, hard treats easy ones as junk; mAP is trapezoidal.`,
+    table(rows, ["grade", ...columnsOf(rows, ["grade"])], { id: "grades" }));
 }
 
 // Curves
@@ -177,19 +177,19 @@ function ticks(low, high, count) {
   return found;
 }
 
-function chart(about) {
-  const series = Object.entries(about.series);
+function chart(spec) {
+  const series = Object.entries(spec.series);
   const points = series.flatMap(([, p]) => p).filter(([, y]) => y !== null);
-  const xs = points.map((p) => p[0]).concat(about.bins ? series[0][1].at(-1)[0] : []);
+  const xs = points.map((p) => p[0]).concat(spec.bins ? series[0][1].at(-1)[0] : []);
   const ys = points.map((p) => p[1]);
-  const box = about.share ? [0, 1, 0, 1]
+  const box = spec.share ? [0, 1, 0, 1]
     : [Math.min(...xs), Math.max(...xs), Math.min(0, ...ys), Math.max(...ys) * 1.05 || 1];
   const output = make("output", { "aria-live": "polite" });
-  const drawing = make("svg", { role: "img", tabindex: 0, "aria-label": `${about.title}. Arrow keys step through the values.` });
-  const figure = make("figure", { class: "chart", id: `chart-${about.name}` },
-    make("figcaption", {}, make("strong", {}, about.title),
+  const drawing = make("svg", { role: "img", tabindex: 0, "aria-label": `${spec.title}. Arrow keys step through the values.` });
+  const figure = make("figure", { class: "chart", id: `chart-${spec.name}` },
+    make("figcaption", {}, make("strong", {}, spec.title),
       make("span", { class: "legend" }, ...series.map(([name]) => make("span", {}, key(colourOf(name)), name)),
-        about.mark && make("span", {}, `┆ ${about.mark[0]}: ${told(about.mark[1], about.bins ? "score" : "")}`))),
+        spec.mark && make("span", {}, `┆ ${spec.mark[0]}: ${format(spec.mark[1], spec.bins ? "score" : "")}`))),
     drawing, output);
   const height = 280, left = 52, right = 12, top = 10, bottom = 42;
   let width = 0, cursor = null, shown = null;
@@ -208,12 +208,12 @@ function chart(about) {
     for (const x of ticks(box[0], box[1], width > 420 ? 6 : 4)) {
       parts.push(make("text", { x: sx(x), y: height - bottom + 18, "text-anchor": "middle" }, tick(x)));
     }
-    parts.push(make("text", { x: width - right, y: height - 6, "text-anchor": "end" }, about.x),
-      make("text", { x: 0, y: 0, "text-anchor": "end", transform: `translate(11 ${top}) rotate(-90)` }, about.y));
-    if (about.diagonal) parts.push(make("line", { class: "grid", x1: sx(0), y1: sy(0), x2: sx(1), y2: sy(1) }));
-    for (const [name, p] of series) parts.push(about.bins ? bins(name, p) : curve(name, p));
-    if (about.mark) {
-      const x = sx(about.mark[1]);
+    parts.push(make("text", { x: width - right, y: height - 6, "text-anchor": "end" }, spec.x),
+      make("text", { x: 0, y: 0, "text-anchor": "end", transform: `translate(11 ${top}) rotate(-90)` }, spec.y));
+    if (spec.diagonal) parts.push(make("line", { class: "grid", x1: sx(0), y1: sy(0), x2: sx(1), y2: sy(1) }));
+    for (const [name, p] of series) parts.push(spec.bins ? bins(name, p) : curve(name, p));
+    if (spec.mark) {
+      const x = sx(spec.mark[1]);
       if (x >= left && x <= width) parts.push(make("line", { class: "mark", x1: x, x2: x, y1: top, y2: height - bottom }));
     }
     cursor = make("g");
@@ -236,23 +236,23 @@ function chart(about) {
     shown = [line, i];
     const [name, p] = series[line];
     const [x, y] = p[i];
-    const dot = (colour, v) => make("circle", { cx: sx(about.bins ? (x + p[i + 1][0]) / 2 : x), cy: sy(v), r: 4.5, fill: colour });
-    if (about.bins) {
+    const dot = (colour, v) => make("circle", { cx: sx(spec.bins ? (x + p[i + 1][0]) / 2 : x), cy: sy(v), r: 4.5, fill: colour });
+    if (spec.bins) {
       cursor.replaceChildren(...series.map(([n, q]) => dot(colourOf(n), q[i][1])));
-      output.textContent = `${about.x} ${x.toFixed(3)} to ${p[i + 1][0].toFixed(3)}: ` +
-        series.map(([n, q]) => `${told(q[i][1])} of ${n === "same place" ? "the same place" : n}`).join(", ");
+      output.textContent = `${spec.x} ${x.toFixed(3)} to ${p[i + 1][0].toFixed(3)}: ` +
+        series.map(([n, q]) => `${format(q[i][1])} of ${n === "same place" ? "the same place" : n}`).join(", ");
     } else {
       cursor.replaceChildren(dot(colourOf(name), y));
-      output.textContent = `${name}: ${about.x} ${about.share ? x.toFixed(3) : told(x)}, ${about.y} ${y.toFixed(3)}`;
+      output.textContent = `${name}: ${spec.x} ${spec.share ? x.toFixed(3) : format(x)}, ${spec.y} ${y.toFixed(3)}`;
     }
   }
   drawing.addEventListener("pointermove", (event) => {
     const at = drawing.getBoundingClientRect();
     const [px, py] = [event.clientX - at.left, event.clientY - at.top];
     let best = [Infinity, 0, 0];
-    series.forEach(([, p], line) => p.slice(0, about.bins ? -1 : undefined).forEach(([x, y], i) => {
-      const centre = about.bins ? (x + p[i + 1][0]) / 2 : x;
-      const far = about.share ? Math.hypot(sx(x) - px, sy(y) - py) : Math.abs(sx(centre) - px) * 1e4 + Math.abs(sy(y) - py);
+    series.forEach(([, p], line) => p.slice(0, spec.bins ? -1 : undefined).forEach(([x, y], i) => {
+      const centre = spec.bins ? (x + p[i + 1][0]) / 2 : x;
+      const far = spec.share ? Math.hypot(sx(x) - px, sy(y) - py) : Math.abs(sx(centre) - px) * 1e4 + Math.abs(sy(y) - py);
       if (far < best[0]) best = [far, line, i];
     }));
     show(best[1], best[2]);
@@ -262,7 +262,7 @@ function chart(about) {
     if (!step) return;
     event.preventDefault();
     const line = ((shown?.[0] ?? 0) + step[0] + series.length) % series.length;
-    const last = series[line][1].length - (about.bins ? 2 : 1);
+    const last = series[line][1].length - (spec.bins ? 2 : 1);
     show(line, Math.min(last, Math.max(0, (shown?.[1] ?? -1) + step[1])));
   });
   new ResizeObserver(() => { if (figure.clientWidth !== width) draw(); }).observe(figure);
@@ -275,26 +275,26 @@ function tick(value) {
   return String(+value.toPrecision(4));
 }
 
-// Pairs of the same place and of others
+// Verification of pairs
 
 function verification() {
   const rows = Object.entries(report.splits).filter(([, f]) => f.roc)
     .map(([name, f]) => ({ split: name, ...f.roc, calibration_error: f.roc.calibration?.error }));
   if (!rows.length) return [null, []];
   let matrix = null;
-  const parts = [make("h3", {}, "The same place or not"),
-    make("p", { class: "note" }, "Of pairs drawn per tile: one of the same place, one of another. The threshold is chosen on validation pairs."),
-    table(rows, ["split", ...known(rows, ["split"])])];
+  const parts = [make("h3", {}, "Same place or not"),
+    make("p", { class: "note" }, "For each tile, one pair of the same place and one of different places are drawn. The threshold is chosen on validation pairs."),
+    table(rows, ["split", ...columnsOf(rows, ["split"])])];
   const roc = report.splits[split].roc;
   if (roc) {
     const name = (text, mark) => make("small", {}, `${mark} ${text}`);
     const cell = (count, all, text, mark) =>
-      make("td", { style: `--share:${all ? count / all : 0}` }, told(count), name(`${text}, ${(100 * count / (all || 1)).toFixed(1)} %`, mark));
+      make("td", { style: `--share:${all ? count / all : 0}` }, format(count), name(`${text}, ${(100 * count / (all || 1)).toFixed(1)} %`, mark));
     const [[tn, fp], [fn, tp]] = roc.confusion;
     const title = `Confusion matrix at the threshold, ${split}`;
     matrix = make("figure", { class: "chart", id: "confusion" }, make("figcaption", {}, make("strong", {}, title),
-      make("span", { class: "legend" }, "Pairs, and their share of a row")), make("table", { class: "matrix", "aria-label": title },
-      make("thead", {}, make("tr", {}, make("td", { style: "border:0" }), make("th", { scope: "col", class: "text" }, "judged other"), make("th", { scope: "col", class: "text" }, "judged same"))),
+      make("span", { class: "legend" }, "Pairs, with their share of the row")), make("table", { class: "matrix", "aria-label": title },
+      make("thead", {}, make("tr", {}, make("td", { style: "border:0" }), make("th", { scope: "col", class: "text" }, "predicted other"), make("th", { scope: "col", class: "text" }, "predicted same"))),
       make("tbody", {},
         make("tr", {}, make("th", { scope: "row" }, "other place"), cell(tn, tn + fp, "right", "✓"), cell(fp, tn + fp, "wrong", "✗")),
         make("tr", {}, make("th", { scope: "row" }, "same place"), cell(fn, fn + tp, "wrong", "✗"), cell(tp, fn + tp, "right", "✓")))));
@@ -304,35 +304,35 @@ function verification() {
 
 // Queries with their answers
 
-const GROUPS = {
-  best: ["Best", "Found first, with the highest score."],
-  worst: ["Worst", "The match ranks last."],
+const SELECTIONS = {
+  best: ["Best", "The match is first, with the highest scores."],
+  worst: ["Worst", "The match has the worst ranks."],
   random: ["At random", "Drawn with a fixed seed."],
 };
 
 function queries() {
   const parts = Object.entries(page.shown).filter(([, some]) => some.length).flatMap(([name, some]) => [
-    make("h3", {}, GROUPS[name][0]), make("p", { class: "note" }, GROUPS[name][1]),
+    make("h3", {}, SELECTIONS[name][0]), make("p", { class: "note" }, SELECTIONS[name][1]),
     make("div", { class: "queries" }, ...some.map(query)),
   ]);
   if (parts.length) {
     section("queries", "Queries", "Best, worst and random queries, each with its first answers",
-      `Of the ${split} split, one of each ${classes ? "class" : "place"}. ✓ and a whole frame: the right ${classes ? "class" : "place"}; ✗ and a broken frame: another.`, ...parts);
+      `One query per ${classes ? "class" : "place"} of the ${split} split. ✓ and a solid frame: the right ${classes ? "class" : "place"}; ✗ and a dashed frame: another.`, ...parts);
   }
 }
 
-function query(asked) {
+function query(shown) {
   const thumb = (tile, kind, text, ...lines) => make("figure", { class: kind },
     make("img", { src: tile.picture, alt: text, width: 96, height: 96 }),
     make("figcaption", { title: tile.id }, lines[0], make("br"), lines[1] || "\u00a0"));
   return make("article", { class: "query" },
-    make("h4", {}, asked.place, make("span", {}, ` · match at rank ${told(asked.rank)}`)),
+    make("h4", {}, shown.place, make("span", {}, ` · match at rank ${format(shown.rank)}`)),
     make("div", { class: "row" },
-      thumb(asked, "asked", `Query ${asked.id}`, "query", asked.year),
-      ...asked.answers.map((answer, i) => thumb(answer, answer.right ? "right" : "wrong",
+      thumb(shown, "asked", `Query ${shown.id}`, "query", shown.year),
+      ...shown.answers.map((answer, i) => thumb(answer, answer.right ? "right" : "wrong",
         `Answer ${i + 1}, ${answer.right ? "right" : "wrong"}: ${answer.id}`,
-        make("span", {}, make("b", {}, answer.right ? "✓" : "✗"), ` ${told(answer.score, "score")}`),
-        (answer.year || answer.place) + (answer.away === null ? "" : `, ${told(answer.away)} m`)))));
+        make("span", {}, make("b", {}, answer.right ? "✓" : "✗"), ` ${format(answer.score, "score")}`),
+        (answer.year || answer.place) + (answer.away === null ? "" : `, ${format(answer.away)} m`)))));
 }
 
 // The map
@@ -349,10 +349,10 @@ function map() {
 
   const ground = make("canvas", { class: "ground", tabindex: 0, role: "application",
     "aria-label": "Map of the queries. Arrow keys choose a query, plus and minus zoom, 0 shows all." });
-  const asked = make("canvas", { width: SMALL, height: SMALL }), answer = make("canvas", { width: SMALL, height: SMALL });
+  const queryTile = make("canvas", { width: SMALL, height: SMALL }), answerTile = make("canvas", { width: SMALL, height: SMALL });
   const text = make("p");
-  const answerFigure = make("figure", {}, answer, make("figcaption", {}));
-  const thumbs = make("div", { class: "row" }, make("figure", {}, asked, make("figcaption", {})), answerFigure);
+  const answerFigure = make("figure", {}, answerTile, make("figcaption", {}));
+  const thumbs = make("div", { class: "row" }, make("figure", {}, queryTile, make("figcaption", {})), answerFigure);
   const tip = make("div", { class: "tip", hidden: "", role: "status" }, thumbs, text);
   const frame = make("div", { class: "map" }, ground, tip);
   const legend = make("div", { class: "legend" });
@@ -372,7 +372,7 @@ function map() {
     refresh();
   };
 
-  // Thumbnails, decoded when first looked at.
+  // Thumbnails, decoded on first use.
   function sheet(number) {
     if (!images[number]) {
       images[number] = new Image();
@@ -390,21 +390,21 @@ function map() {
     return true;
   }
 
-  // Which queries lie where
-  let mine = [], cells = new Map();
+  // Queries of the chosen pair of years, and those in each cell.
+  let current = [], cells = new Map();
   function index() {
-    mine = data.pair.flatMap((p, i) => (p === pair ? [i] : []));
-    mine.sort((a, b) => rankClass(data.rank[b]) - rankClass(data.rank[a]));
+    current = data.pair.flatMap((p, i) => (p === pair ? [i] : []));
+    current.sort((a, b) => rankClass(data.rank[b]) - rankClass(data.rank[a]));
     cells = new Map();
-    for (const i of mine) {
+    for (const i of current) {
       const cell = `${Math.floor(data.x[i])} ${Math.floor(data.y[i])}`;
       if (!cells.has(cell)) cells.set(cell, []);
       cells.get(cell).push(i);
     }
     const counts = RANKS.map(() => 0);
-    for (const i of mine) counts[rankClass(data.rank[i])]++;
+    for (const i of current) counts[rankClass(data.rank[i])]++;
     legend.replaceChildren(...RANKS.map(([, name, colour], c) =>
-      make("span", {}, key(colour), `${name}: ${told(counts[c])} (${(100 * counts[c] / (mine.length || 1)).toFixed(0)} %)`)));
+      make("span", {}, key(colour), `${name}: ${format(counts[c])} (${(100 * counts[c] / (current.length || 1)).toFixed(0)} %)`)));
   }
   function under(px, py) {
     const x = (px - frame.clientWidth / 2) / view.k + view.x, y = view.y - (py - frame.clientHeight / 2) / view.k;
@@ -416,10 +416,10 @@ function map() {
     return null;
   }
 
-  // The view: its centre in steps of the grid, and pixels a step.
+  // The view: its centre in grid steps, and pixels per step.
   const across = 1 + data.x.reduce((a, b) => Math.max(a, b), 0), along = 1 + data.y.reduce((a, b) => Math.max(a, b), 0);
   function whole() {
-    // A region that is wide and low needs no high map.
+    // A wide and low region needs no tall map.
     frame.style.height = `${Math.max(260, Math.min(0.66 * innerHeight, 24 + frame.clientWidth * along / across))}px`;
     const k = Math.min((frame.clientWidth - 24) / across, (frame.clientHeight - 24) / along, 96);
     view = { x: across / 2, y: along / 2, k, least: k / 2 };
@@ -442,7 +442,7 @@ function map() {
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, width, height);
     const gap = view.k > 6 ? 1 : 0, side = Math.max(view.k - gap, 1.5);
-    for (const i of mine) {
+    for (const i of current) {
       const x = sx(data.x[i]), y = sy(data.y[i] + 1);
       if (x > width || y > height || x + side < 0 || y + side < 0) continue;
       context.fillStyle = RANKS[rankClass(data.rank[i])][2];
@@ -479,19 +479,19 @@ function map() {
     if (i === null) return;
     const [query, found] = [data.query[i], data.answer[i]];
     const right = data.rank[i] === 1;
-    for (const [canvas, tile] of [[asked, query], [answer, found]]) {
+    for (const [canvas, tile] of [[queryTile, query], [answerTile, found]]) {
       const context = canvas.getContext("2d");
       context.clearRect(0, 0, SMALL, SMALL);
       canvas.parentNode.hidden = !has(tile);
       picture(context, tile, 0, 0, SMALL);
     }
     answerFigure.className = right ? "right" : "wrong";
-    asked.nextSibling.textContent = "query";
-    answer.nextSibling.textContent = `${right ? "✓" : "✗"} first answer`;
-    const away = data.away[i] ? `, ${told(data.away[i])} m away` : "";
+    queryTile.nextSibling.textContent = "query";
+    answerTile.nextSibling.textContent = `${right ? "✓" : "✗"} first answer`;
+    const away = data.away[i] ? `, ${format(data.away[i])} m away` : "";
     thumbs.hidden = !has(query) && !has(found);
-    text.replaceChildren(make("b", {}, `${data.ids[query]}: match at rank ${told(data.rank[i])}`), make("br"),
-      `First answer ${data.ids[found] ?? "none"}, score ${told(data.score[i], "score")}${away}`);
+    text.replaceChildren(make("b", {}, `${data.ids[query]}: match at rank ${format(data.rank[i])}`), make("br"),
+      `First answer ${data.ids[found] ?? "none"}, score ${format(data.score[i], "score")}${away}`);
     const x = sx(data.x[i] + 1), y = sy(data.y[i] + 1);
     const [wide, high] = [tip.offsetWidth, tip.offsetHeight];
     const placed = x + 8 + wide <= frame.clientWidth ? x + 8 : Math.max(4, sx(data.x[i]) - wide - 8);
@@ -499,7 +499,7 @@ function map() {
     tip.style.top = `${Math.max(4, Math.min(y, frame.clientHeight - high - 4))}px`;
   }
 
-  // Pointers: one drags, two pinch; a mouse that only passes, and a tap, choose.
+  // One pointer drags, two pinch; a hovering mouse or a tap chooses a query.
   const down = new Map();
   let moved = 0;
   const place = (event) => {
@@ -551,11 +551,11 @@ function map() {
     else return;
     event.preventDefault();
   });
-  // The nearest query in a direction: what lies aside counts double.
+  // The nearest query in a direction; the distance to the side counts double.
   function step(dx, dy) {
     const from = chosen === null ? [view.x - 0.5, view.y - 0.5] : [data.x[chosen], data.y[chosen]];
     let best = null, least = Infinity;
-    for (const i of mine) {
+    for (const i of current) {
       const [x, y] = [data.x[i] - from[0], data.y[i] - from[1]];
       const ahead = x * dx + y * dy, aside = Math.abs(x * dy) + Math.abs(y * dx);
       const far = chosen === null ? Math.hypot(x, y) : ahead + 2 * aside;
@@ -569,10 +569,10 @@ function map() {
 
   const drawn = data.query.length;
   const pictured = data.query.filter((tile, i) => has(tile) && (has(data.answer[i]) || data.answer[i] < 0)).length;
-  const sampled = (drawn < data.total ? ` Shown are ${told(drawn)} of ${told(data.total)} queries, drawn at random.` : "") +
-    (pictured < drawn ? ` To keep this file small, ${told(pictured)} queries, drawn at random, have thumbnails.` : "");
-  section("map", "Map", `Where in the ${split} region places are found`,
-    "Each square is a query at its place, coloured by the rank of its match. Point at one, or tap, to see it and its first answer." + sampled,
+  const sampled = (drawn < data.total ? ` The map shows a random sample of ${format(drawn)} of ${format(data.total)} queries.` : "") +
+    (pictured < drawn ? ` To keep this file small, only a random sample of ${format(pictured)} queries has thumbnails.` : "");
+  section("map", "Map", `Where places of the ${split} split are found`,
+    "Each square is a query at its place, coloured by the rank of its match. Point at or tap a square to see the query and its first answer." + sampled,
     make("div", { class: "tools" }, legend, data.pairs.length > 1 ? select : null,
       make("div", { class: "zoom" }, button("+", "Zoom in", () => zoomAt(1.5)), button("−", "Zoom out", () => zoomAt(1 / 1.5)), button("All", "Show all", whole))),
     frame);
@@ -582,15 +582,15 @@ function map() {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", refresh);
 }
 
-// What else was measured
+// Groups of queries, tiles and settings
 
-function parts() {
+function groups() {
   const tables = Object.entries(report.splits[split]).filter(([name, rows]) =>
     name !== "pairs" && Array.isArray(rows) && rows.length > 1 && typeof rows[0] === "object");
   if (!tables.length) return;
-  section("parts", "Parts", `How parts of the ${split} split differ`, "A click on a heading sorts.", ...tables.map(([name, rows]) => {
+  section("groups", "Groups", `How groups of ${split} queries differ`, "Click a heading to sort.", ...tables.map(([name, rows]) => {
     const [what, note] = BY[name] ?? [titleOf(name), ""];
-    return table(rows, known(rows), { id: `by-${name}`, caption: `${capital(split)}, by ${what}. ${note}`, sortable: true, shares: true });
+    return table(rows, columnsOf(rows), { id: `by-${name}`, caption: `${capital(split)}, by ${what}. ${note}`, sortable: true, shares: true });
   }));
 }
 
@@ -606,7 +606,7 @@ function distribution() {
     total: names.reduce((sum, n) => sum + row[n], 0),
   }));
   section("tiles", "Tiles", `How many tiles of each ${first} are in each split`,
-    "Tiles of validation and test are never learnt.",
+    "Training never sees tiles of validation and test.",
     make("p", { class: "legend" }, ...names.map((n) => make("span", {}, key(colourOf(n)), n))),
     table(rows, [first, " ", ...names, "total"], { sortable: rows.length > 2 }));
 }
@@ -615,7 +615,7 @@ function measured() {
   const text = (value) => (value !== null && typeof value === "object" && !Array.isArray(value)
     ? Object.entries(value).map(([k, v]) => `${k} ${text(v)}`).join(", ")
     : Array.isArray(value) ? value.join(", ") || "none" : value === null ? "none" : String(value));
-  section("measured", "Settings", "What was measured", "Fingerprints, and the settings of the run.",
+  section("measured", "Settings", "What was evaluated", "Tiles, embeddings, and the settings of the run.",
     ...Object.entries(page.measured).map(([name, facts], i) => make("details", i < 2 ? { open: "" } : {},
       make("summary", {}, name),
       make("dl", { class: "facts" }, ...Object.entries(facts).flatMap(([k, v]) =>
@@ -623,12 +623,12 @@ function measured() {
   document.querySelector("footer").append(`geomatch ${page.version}`);
 }
 
-// The whole
+// The page
 
-const searched = { split: "the tiles of a query's own split", all: "the tiles of all splits", train: "the tiles of the training split" };
+const searched = { split: "the tiles of each query's split", all: "the tiles of all splits", train: "the tiles of the training split" };
 document.title = `${report.name}: geomatch report`;
 document.querySelector("h1").textContent = report.name;
-document.getElementById("about").textContent = `How well ${report.embeddings} finds places again, among ${searched[report.database]}.`;
+document.getElementById("about").textContent = `How well ${report.embeddings} finds places again among ${searched[report.database]}.`;
 headline();
 others();
 graded();
@@ -638,9 +638,9 @@ const curves = page.charts.map(chart);
 const [matrix, checked] = verification();
 if (matrix) curves.push(matrix);
 if (curves.length || checked.length) {
-  section("curves", "Curves", page.charts.some((c) => c.name === "loss") ? "How training went, and how well scores tell places apart" : "How well scores tell places apart", "Point at a curve for its values.", make("div", { class: "charts" }, ...curves), ...checked);
+  section("curves", "Curves", page.charts.some((c) => c.name === "loss") ? "Training, and how well scores tell places apart" : "How well scores tell places apart", "Point at a curve to read its values.", make("div", { class: "charts" }, ...curves), ...checked);
 }
-parts();
+groups();
 distribution();
 measured();
 

@@ -1,4 +1,4 @@
-"""Descriptors in two dimensions: projections, scatter plots and an animation of them."""
+"""Descriptors in two dimensions: projections, scatter plots and animations."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from geomatch.errors import GeomatchError
 FloatArray = NDArray[np.floating]
 
 COLOURS = 20
-"""The most labels that are told apart by colour."""
+"""Largest number of labels that are told apart by colour."""
 INK, GREY, LINE = "#24292f", "#57606a", "#d0d7de"
 SIDE, DPI = 6.4, 120
 MILLISECONDS, LAST = 400, 2000
-"""For which an animation shows a frame, and the last one."""
+"""Duration of a frame of an animation, and of its last frame."""
 
 
 def pca(vectors: FloatArray) -> FloatArray:
-    """(n, 2) the two main axes of directions (n, d); descriptors of two values as they are.
+    """Project descriptors (n, d), scaled to unit length, to two principal components (n, 2).
 
-    The largest loading of an axis is positive, which keeps pictures of one training alike. Rows
-    that are no numbers stay so.
+    Two-dimensional descriptors are returned as they are. The largest loading of a component is
+    positive, so that frames of one training look alike. Rows with NaN stay NaN.
     """
     if vectors.shape[1] == 2:
         return vectors
@@ -47,16 +47,18 @@ def pca(vectors: FloatArray) -> FloatArray:
 
 
 def tsne(vectors: FloatArray, seed: int = 0) -> FloatArray:
-    """(n, 2) t-SNE of descriptors (n, d) by cosine; van der Maaten and Hinton 2008.
+    """t-SNE (n, 2) of descriptors (n, d), scaled to unit length; van der Maaten and Hinton 2008.
 
     Raises:
-        GeomatchError: there are fewer than four descriptors, or some are no numbers.
+        GeomatchError: there are fewer than four descriptors, or some are NaN or infinite.
     """
     if len(vectors) < 4 or not np.isfinite(vectors).all():
-        raise GeomatchError("t-SNE needs four descriptors or more, all numbers", "--method pca")
+        raise GeomatchError(
+            "t-SNE needs at least four descriptors, all finite", "Use --method pca."
+        )
     directions = _directions(vectors)
     if min(directions.shape) > 50:
-        # As its authors do, which spares most of the time and some noise.
+        # As its authors do: it saves most of the time and removes some noise.
         directions = PCA(50, svd_solver="randomized", random_state=seed).fit_transform(directions)
     perplexity = min(30, (len(vectors) - 1) / 3)
     return TSNE(2, perplexity=perplexity, random_state=seed).fit_transform(directions)
@@ -76,12 +78,12 @@ def scatter(
     links: FloatArray | None = None,
     limits: tuple[float, float, float, float] | None = None,
 ) -> None:
-    """Draw points (n, 2) as a PNG, coloured by their labels where these are at most `COLOURS`.
+    """Draw points (n, 2) as a PNG, coloured by label if there are at most `COLOURS` labels.
 
     Args:
         labels: (n,) names, or codes into `names`.
-        links: (m, 2, 2) ends of lines to draw below the points.
-        limits: left, right, bottom and top of the picture; by default, around the points.
+        links: (m, 2, 2) end points of lines, drawn below the points.
+        limits: left, right, bottom and top of the plot; by default around the points.
     """
     figure = Figure((SIDE, SIDE), dpi=DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
@@ -128,19 +130,19 @@ def frame(
     limits: tuple[float, float, float, float] | None = None,
     names: Sequence[str] = (),
 ) -> None:
-    """Draw descriptors (n, d) by their main axes, one picture of an animation; see `scatter`."""
+    """Draw the principal components of descriptors (n, d) as a frame of an animation."""
     scatter(pca(vectors), labels, title, path, names=names, limits=limits)
 
 
 def animate(folder: Path) -> Path:
-    """Make one `embedding.gif` of the PNGs in a folder, in the order of their names.
+    """Join the PNGs of a folder in the order of their names to `embedding.gif`.
 
     Raises:
         GeomatchError: there are none.
     """
     paths = sorted(folder.glob("*.png"))
     if not paths:
-        raise GeomatchError(f"{folder} has no pictures", "Train with train.frames set.")
+        raise GeomatchError(f"{folder} has no frames", "Train with train.frames set.")
     frames = []
     for path in paths:
         with Image.open(path) as picture:

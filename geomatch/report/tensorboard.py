@@ -1,4 +1,4 @@
-"""What TensorBoard shows: events of a run, and descriptors for its Embedding Projector."""
+"""TensorBoard: events of a run, and descriptors for the Embedding Projector."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
 from geomatch.report.contact_sheet import Thumbnail, picture, sheet
 
 SPRITE, THUMBNAIL = 4096, 64
-"""Largest side in pixels of a projector's sprite, which is a texture, and of a picture in it."""
+"""Largest sides in pixels of the projector's sprite (a texture) and of a thumbnail in it."""
 
 FAR = 1e20
-"""Where the bins of a histogram end."""
+"""Largest magnitude in a histogram."""
 
 
 class Board:
-    """A run's events.
+    """Writes the TensorBoard events of a run.
 
     Args:
-        start: what earlier sessions wrote from this step on is hidden.
+        start: events of earlier sessions from this step on are hidden.
     """
 
     def __init__(self, folder: Path, start: int) -> None:
-        # A second is all that a killed run may lose of what came before its checkpoint.
+        # A killed run loses the events of one second at most.
         self._events = SummaryWriter(str(folder), purge_step=start, flush_secs=1)
 
     def close(self) -> None:
         self._events.close()
 
     def scalars(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Figures by name; None is left out."""
+        """Metrics by name; None is left out."""
         for name, value in metrics.items():
             if value is not None:
                 self._events.add_scalar(name, value, step)
 
     def histograms(self, step: int, values: Mapping[str, NDArray[np.floating]]) -> None:
-        """Distributions by name; values beyond `FAR`, or that are no numbers, are left out."""
-        for name, drawn in values.items():
-            near = drawn[np.abs(drawn) < FAR]
-            if len(near):
-                self._events.add_histogram(name, near, step)
+        """Distributions by name; NaN and magnitudes from `FAR` on are left out."""
+        for name, array in values.items():
+            kept = array[np.abs(array) < FAR]
+            if len(kept):
+                self._events.add_histogram(name, kept, step)
 
     def pictures(self, step: int, name: str, rows: Sequence[Sequence[Thumbnail]]) -> None:
         """Rows of thumbnails as one image."""
@@ -62,12 +62,12 @@ class Board:
             self._events.add_image(name, np.asarray(image), step, dataformats="HWC")
 
     def graph(self, nodes: Iterable[tuple[str, str, Sequence[str], Sequence[int]]]) -> None:
-        """A network of (name, operation, names of inputs, shape); see `module_graph.trace`."""
-        made = [
+        """A network of nodes (name, operation, input names, shape); see `module_graph.trace`."""
+        defs = [
             NodeDef(name=name, op=operation, input=inputs, attr={"_output_shapes": _shape(shape)})
             for name, operation, inputs, shape in nodes
         ]
-        graph = GraphDef(node=made).SerializeToString()
+        graph = GraphDef(node=defs).SerializeToString()
         self._events.file_writer.add_event(Event(graph_def=graph))
 
 
@@ -86,11 +86,11 @@ def write_projector(
     """Write descriptors for TensorBoard's Embedding Projector.
 
     Args:
-        folder: that TensorBoard is pointed at, or is within; it is there.
+        folder: an existing folder, the log directory of TensorBoard or a folder within it.
         name: of the descriptors.
-        vectors: (n, d).
+        vectors: (n, d) descriptors.
         metadata: columns of n values.
-        pictures: (h, w, c) of each, the image channels first.
+        pictures: (h, w, c) uint8, one per descriptor, image channels first.
     """
     np.savetxt(folder / "vectors.tsv", vectors, "%.7g", "\t")
     with (folder / "metadata.tsv").open("w", encoding="utf-8", newline="\n") as file:
@@ -117,5 +117,5 @@ def write_projector(
 """,
         encoding="utf-8",
     )
-    # A folder without events is none that TensorBoard finds within another.
+    # TensorBoard finds a folder within its log directory only if it has an event file.
     SummaryWriter(str(folder)).close()
