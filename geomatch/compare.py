@@ -75,7 +75,7 @@ def compare(
     project.check_fresh(manifest)
     pairs = _pairs(ScoredPairs.beside(path), manifest)
     tiles = project.tile_manifest()
-    encoding = image_input.encoder_of(project, manifest, tiles, "the embeddings are", "eval")
+    encoding = image_input.encoder_of(project, manifest, tiles, "eval")
     cuts = [image_input.cut(image, encoding, tiles) for image in (a, b)]
     if tiles.on_ground:
         for cut in cuts:

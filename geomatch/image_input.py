@@ -38,13 +38,12 @@ class Cut:
 
 
 def encoder_of(
-    project: Project, manifest: DescriptorManifest, tiles: TileManifest, what: str, then: str
+    project: Project, manifest: DescriptorManifest, tiles: TileManifest, then: str
 ) -> Encoding:
     """Load the encoder that made some descriptors.
 
     Args:
         manifest: of embeddings or of an index.
-        what: the beginning of an error message, as "the index is".
         then: the stage to run after `embed`.
 
     Raises:
@@ -55,7 +54,7 @@ def encoder_of(
     encoding = load_encoder(project, None, project.root / manifest.run, manifest.step)
     if encoding.fingerprint != manifest.model:
         raise StaleError(
-            f"{what} of another checkpoint than {encoding.name}",
+            f"the checkpoint {encoding.name} changed since it was embedded",
             f"Run: geomatch embed, then geomatch {then}",
         )
     encoding.check_tiles(tiles)
@@ -115,7 +114,7 @@ def _georeferenced(path: str, grid: Grid, channels: int) -> Cut:
     raster = rasters.inspect(path)
     if raster.bands != channels or raster.dtype != "uint8":
         raise GeomatchError(
-            f"{path} has {raster.bands} bands of {raster.dtype}, the model takes {channels} of "
+            f"{path} has {raster.bands} bands of {raster.dtype}, but the model takes {channels} of "
             "uint8",
             "Convert it with gdal_translate (-b, -ot Byte -scale).",
         )
@@ -123,7 +122,7 @@ def _georeferenced(path: str, grid: Grid, channels: int) -> Cut:
     left, bottom, right, top = rasters.project_bounds(raster.crs, raster.bounds, crs)
     if right - left < grid.side or top - bottom < grid.side:
         raise GeomatchError(
-            f"{path} covers {right - left:.0f} x {top - bottom:.0f} m, a tile {grid.side:.0f} m",
+            f"{path} covers {right - left:.0f} x {top - bottom:.0f} m, a tile is {grid.side:.0f} m wide",
             "Give an image that covers at least one tile.",
         )
     x, y = (left + right) / 2, (bottom + top) / 2

@@ -188,12 +188,12 @@ def latest(names: list[str], name: str | None, kind: str, command: str) -> str:
         GeomatchError: there are none, or not that one.
     """
     if not names:
-        raise GeomatchError(f"there is no {kind} yet", f"Run: {command}")
+        raise GeomatchError(f"no {kind} yet", f"Run: {command}")
     if name is None:
         return names[-1]
     matching = [each for each in names if name in (each, each.partition("@")[0])]
     if not matching:
-        raise GeomatchError(f"there is no {kind} {name!r}", f"Available: {', '.join(names)}.")
+        raise GeomatchError(f"no {kind} {name!r}", f"Available: {', '.join(names)}.")
     return name if name in matching else matching[-1]
 
 
@@ -245,7 +245,7 @@ def read_json(path: Path, command: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that replaces it when the block ends without an exception."""
+    """A temporary path that replaces `path` when the block ends without an exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     try:

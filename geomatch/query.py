@@ -228,7 +228,7 @@ def _image_query(
 ) -> _Query:
     from geomatch import image_input
 
-    encoding = image_input.encoder_of(project, index.manifest, index.tiles, "the index is", "index")
+    encoding = image_input.encoder_of(project, index.manifest, index.tiles, "index")
     cut = image_input.cut(path, encoding, index.tiles)
     progress(cut.remark)
     if encoding.form.label_channels:

@@ -57,7 +57,7 @@ class Encoding:
                     "no ground" if value is None else text.format(value) for value in (need, have)
                 )
                 raise GeomatchError(
-                    f"the tiles have {got}, {self.name} was trained on {needed}",
+                    f"the tiles have {got}, but {self.name} was trained on {needed}",
                     "Cut such tiles, or train a run on these: geomatch train --run NEW",
                 )
 

@@ -158,7 +158,7 @@ def test_run_and_model_exclude_each_other(trained):
 @pytest.mark.parametrize(
     ("options", "labels", "words"),
     [
-        (["grid.size=16"], False, "16 px, run1@.* was trained on 32 px"),
+        (["grid.size=16"], False, "16 px, but run1@.* was trained on 32 px"),
         (["grid.gsd=0.5"], False, "0.5 m per pixel"),
         ([], True, "1 label channels"),
     ],

@@ -235,13 +235,13 @@ def test_an_image_off_the_grid_is_asked_for_as_it_lies(indexed, tmp_path):
 
 def test_an_image_smaller_than_a_tile_is_refused(indexed, tmp_path):
     write_tiff(tmp_path / "small.tif", np.zeros((3, 20, 20), np.uint8), (500_000, 5_000_000))
-    with pytest.raises(GeomatchError, match="covers 20 x 20 m, a tile 32 m"):
+    with pytest.raises(GeomatchError, match="covers 20 x 20 m, a tile is 32 m"):
         query(indexed.project, str(tmp_path / "small.tif"))
 
 
 def test_an_image_of_other_bands_is_refused(indexed, tmp_path):
     write_tiff(tmp_path / "grey.tif", np.zeros((1, 40, 40), np.uint8), (500_000, 5_000_000))
-    with pytest.raises(GeomatchError, match="1 bands of uint8, the model takes 3"):
+    with pytest.raises(GeomatchError, match="1 bands of uint8, but the model takes 3"):
         query(indexed.project, str(tmp_path / "grey.tif"))
 
 
@@ -284,7 +284,7 @@ def test_wrong_use_is_told(indexed):
     with pytest.raises(GeomatchError, match="neither a tile of the index, nor") as failed:
         query(indexed.project, "nowhere")
     assert indexed.tiles.ids()[0].partition("@")[0][:3] in failed.value.hint
-    with pytest.raises(GeomatchError, match="there is no index 'nope'"):
+    with pytest.raises(GeomatchError, match="no index 'nope'"):
         query(indexed.project, tile, index="nope")
 
 
@@ -319,7 +319,7 @@ def test_an_image_is_not_asked_of_an_index_of_another_checkpoint(indexed, copied
     (manifest,) = project.indexes.glob("*/manifest.json")
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "model": "another"}))
     image_of(indexed, tmp_path / "cut.tif", 0)
-    with pytest.raises(StaleError, match="of another checkpoint") as failed:
+    with pytest.raises(StaleError, match="changed since it was embedded") as failed:
         query(project, str(tmp_path / "cut.tif"))
     assert failed.value.hint == "Run: geomatch embed, then geomatch index"
     # A tile needs no encoder.

@@ -1,4 +1,4 @@
-"""The one definition of a match, for training and for evaluation alike.
+"""The definition of a match, shared by training and evaluation.
 
 The same cell in another year is positive. The same cell in the same year and an overlapping cell
 in any year are neutral: neither positive nor negative. All other tiles are negative. Without

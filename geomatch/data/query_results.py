@@ -88,7 +88,7 @@ class QueryTable:
 
     @classmethod
     def join(cls, parts: Sequence[QueryTable]) -> QueryTable:
-        """Concatenate tables, of which there may be none."""
+        """Concatenate tables; of none, an empty one."""
         none, nothing = np.empty(0, np.int64), np.empty(0)
         scores = np.empty(0, np.float32)
         empty = cls(
