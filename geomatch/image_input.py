@@ -122,7 +122,7 @@ def _georeferenced(path: str, grid: Grid, channels: int) -> Cut:
     left, bottom, right, top = rasters.project_bounds(raster.crs, raster.bounds, crs)
     if right - left < grid.side or top - bottom < grid.side:
         raise GeomatchError(
-            f"{path} covers {right - left:.0f} x {top - bottom:.0f} m, a tile is {grid.side:.0f} m wide",
+            f"{path} covers {right - left:.0f} x {top - bottom:.0f} m, a tile is {grid.side:.0f} m",
             "Give an image that covers at least one tile.",
         )
     x, y = (left + right) / 2, (bottom + top) / 2
