@@ -173,5 +173,5 @@ def test_a_split_is_drawn(tiled, copied, tmp_path):
     assert str(out) in result.stderr.replace("\n", "")
     assert shows(out, 0)
     for wrong in ({"split": "tset"}, {"method": "umap"}):
-        with pytest.raises(UsageError, match="no projection"):
+        with pytest.raises(UsageError, match="cannot project"):
             project2d(project, **wrong)

@@ -419,7 +419,7 @@ def test_an_image_is_asked_of_a_project_moved_elsewhere(indexed, tmp_path):
 
 @pytest.mark.parametrize("point", ["500,100", "39.7,-104.9", "-180.5,0"])
 def test_a_point_off_the_globe_is_told(indexed, point):
-    with pytest.raises(UsageError, match="no point"):
+    with pytest.raises(UsageError, match="not a longitude and latitude"):
         query(indexed.project, point)
 
 
