@@ -200,7 +200,7 @@ def examples_of(project, *overrides, step=0, mined=None):
     tiles = TileTable.load(project.catalogue)
     tiles = tiles.select(tiles.split == SPLITS.index("train"))
     channels = project.tile_manifest().channels
-    form = TileForm(SIZE, channels["image"], channels["label"])
+    form = TileForm(SIZE, channels.image, channels.label)
     sampler = Sampler(tiles, wanted.train, wanted.mining)
     rows = sampler.draw(step, mined)
     pixels = TileStore.open(project.pixels).read(tiles.store_row[rows.reshape(-1)])
