@@ -1,4 +1,4 @@
-"""What `eval` measured: the metrics of each split, as `report.json` holds them.
+"""The report of `eval`: the metrics of each split, stored as `report.json`.
 
 Undefined metrics are None. Recall@k is the share of queries with a match among the first k.
 """
@@ -12,26 +12,26 @@ from geomatch.project import read_record, write_record
 from geomatch.records import INLINED, OPTIONAL, Record, named
 
 Interval = tuple[float, ...]
-"""Low and high end of a 95 % interval."""
+"""Lower and upper bound of a 95 % interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Queries(Record):
-    """How many queries there are."""
+    """Number of queries."""
 
     queries: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchedQueries(Queries):
-    """How many queries there are, and how many tiles they were searched in."""
+    """Number of queries and of tiles in their database."""
 
     database: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks(Record):
-    """How high matches rank."""
+    """Metrics of the ranks of matches."""
 
     map5: float | None = field(metadata=named("map@5"))
     recall1: float | None = field(metadata=named("recall@1"))
@@ -42,17 +42,17 @@ class Ranks(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class RankMetrics(Ranks, Queries):
-    """How high the matches of some queries rank."""
+    """Number of queries and metrics of their ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistanceMetrics(Ranks, SearchedQueries):
-    """How high the matches of some queries rank, and how far off the first answers lie.
+    """Metrics of the ranks of matches and of the distances to the first answers.
 
     Attributes:
-        median_error_m: metres from the query to its first answer, between tile centres.
+        median_error_m: metres between the tile centres of the query and of its first answer.
         mrr: mean reciprocal rank.
-        within_1_tiles: share of queries whose first answer lies within 1 side of a tile; so on.
+        within_N_tiles: share of queries whose first answer is within N tile sides.
     """
 
     median_error_m: float | None
@@ -73,12 +73,12 @@ class YearPairMetrics(DistanceMetrics):
 
 @dataclass(frozen=True, kw_only=True)
 class ContentMetrics(RankMetrics):
-    """Queries by whether their descriptors can tell their place from others.
+    """Queries grouped by whether descriptors distinguish their place from others.
 
     Attributes:
-        content: "blank" (the query's descriptor equals that of another place, as of tiles without
-            content), "ambiguous" (the first two answers are of different places and score the
-            same) or "distinct".
+        content: "blank" (the query's descriptor equals that of another place, as for tiles without
+            content), "ambiguous" (the first two answers are of different places and tie) or
+            "distinct".
     """
 
     content: str
@@ -86,7 +86,7 @@ class ContentMetrics(RankMetrics):
 
 @dataclass(frozen=True, kw_only=True)
 class ChangeMetrics(RankMetrics):
-    """Queries by how much of the ground changed in their tile or their match's.
+    """Queries grouped by the share of changed ground in their tile or in their match.
 
     Attributes:
         changed: "0", "up to 10%" or "above 10%".
@@ -97,7 +97,7 @@ class ChangeMetrics(RankMetrics):
 
 @dataclass(frozen=True, kw_only=True)
 class RegionMetrics(RankMetrics):
-    """Queries of one source sheet, or of one block."""
+    """Queries of one source file or one block."""
 
     region: str
 
@@ -119,12 +119,12 @@ class ClassMetrics(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassFolderMetrics(Record):
-    """What class folders have beside all other metrics: several items are relevant to a query.
+    """Additional metrics of class folders, where a query has several relevant items.
 
     Attributes:
         map: mean average precision over the whole ranking.
-        precision1: precision@1, and so on.
-        relevant_recall1: share of the relevant items that are among the first 1, and so on.
+        precisionK: precision@K.
+        relevant_recallK: share of the relevant items that are among the first K.
     """
 
     map: float | None
@@ -139,13 +139,13 @@ class ClassFolderMetrics(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationMetrics(Record):
-    """How probabilities of pairs hold.
+    """Calibration of the probability that a pair shows the same place.
 
     Attributes:
-        slope, intercept: of a score's logit, as fitted on the validation split.
+        slope, intercept: of the logit as a function of the score, fitted on the validation split.
         error: expected calibration error.
-        probability, share, pairs: of each bin of the probability, its mean, the share of pairs of
-            the same place, and how many pairs there are.
+        probability, share, pairs: of each bin, the mean probability, the share of pairs of the same
+            place, and the number of pairs.
     """
 
     slope: float
@@ -158,18 +158,18 @@ class CalibrationMetrics(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class VerificationMetrics(Record):
-    """How well pairs of tiles of the same place are told from pairs of other places.
+    """How well scores separate pairs of the same place from pairs of different places.
 
     Attributes:
         auc: area under the ROC curve.
         eer: equal error rate.
-        threshold: of the score; a pair passes from there on.
-        fpr, tpr: shares of pairs of other places, and of the same place, that pass.
+        threshold: lowest score of a pair that is accepted.
+        fpr, tpr: false and true positive rate at the threshold.
         confusion: [[true negatives, false positives], [false negatives, true positives]].
-        curve: "fpr", "tpr" and "threshold" of at most 200 points, from the strictest threshold on.
-        pr: "recall" and "precision", alike.
-        histogram: "edges" of bins of the score, and counts of pairs of the "same" and of the
-            "other" place in them.
+        curve: "fpr", "tpr" and "threshold" of at most 200 points, by falling threshold.
+        pr: "recall" and "precision" in the same order.
+        histogram: "edges" of bins of the score, and counts of pairs of the "same" place and of
+            "other" places in them.
     """
 
     auc: float
@@ -189,13 +189,13 @@ class SplitMetrics(DistanceMetrics):
     """The metrics of a split.
 
     Attributes:
-        intervals: 95 % bootstrap intervals over places, of "map@5" and "recall@1" and so on.
-        content: by what tells a tile from others.
-        changed: by the share of changed ground, where a mask says it.
-        class_folders: of class folders alone.
-        regions: by sheet or block; empty without a ground, None without years.
-        pairs: of each ordered pair of years.
-        roc: of drawn pairs of tiles; None without pairs.
+        intervals: 95 % bootstrap intervals over places, by name of the metric, such as "map@5".
+        content: by whether descriptors distinguish places.
+        changed: by the share of changed ground; None without masks.
+        class_folders: None for tiles with years.
+        regions: by source file or block; empty without a ground, None without years.
+        pairs: by ordered pair of years.
+        roc: verification of drawn pairs of tiles; None without pairs.
     """
 
     intervals: dict[str, Interval | None]
@@ -212,8 +212,8 @@ class RivalMetrics(Record):
     """A baseline, or other embeddings.
 
     Attributes:
-        differences: of each split, of "map@5" and recall: by how much this one is behind, and the
-            ends of the paired 95 % interval.
+        differences: by split and metric ("map@5" and recall), how far this one is behind, and the
+            bounds of the paired 95 % interval.
     """
 
     name: str
@@ -238,15 +238,15 @@ class GradedMetrics(Record):
 
 @dataclass(frozen=True)
 class Report(Record):
-    """What was measured, and on what.
+    """The report of an evaluation.
 
     Attributes:
         embeddings: "RUN@STEP".
-        database: "split", "all" or "train": which tiles were searched.
+        database: the tiles that were searched: "split", "all" or "train".
         splits: metrics by split.
-        name: of its folder in `reports/`, where `report.json` lies beside `queries.parquet`, a
-            `QueryTable` of all splits.
-        others: baselines and other embeddings that were measured beside it.
+        name: of its folder in `reports/`, which also has `queries.parquet`, the `QueryTable` of all
+            splits.
+        others: baselines and other embeddings, evaluated on the same queries.
         graded: None without graded answers.
     """
 
