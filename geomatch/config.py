@@ -112,9 +112,11 @@ class TrainConfig:
     )
     warmup: float = _key(0.0, "epochs in which the learning rate rises from 0", least=0)
     decay: float = _key(0.95, 'factor of an epoch, of the "exponential" schedule', least=0)
-    lr_scale: tuple[str, ...] = _key((), 'learning rate of parts: ["trunk=0.1", "head=10"]')
+    lr_scale: tuple[str, ...] = _key(
+        (), 'learning rate factors of parameter groups: ["trunk=0.1", "head=10"]'
+    )
     freeze: tuple[str, ...] = _key(
-        (), 'parts that do not learn: "trunk", "trunk/stage1", "head", "batch_norm" (statistics)'
+        (), 'frozen parameter groups: "trunk", "trunk/stage1", "head", "batch_norm" (statistics)'
     )
     freeze_epochs: int = _key(0, "for so many epochs; 0: throughout", least=0)
     loss: Literal[

@@ -15,7 +15,7 @@ from geomatch import __version__, config
 from geomatch.errors import UsageError
 from geomatch.nn import backend, param_groups
 from geomatch.nn.checkpoint import Checkpoints
-from geomatch.nn.describe import in_dtype
+from geomatch.nn.describe import with_dtype
 from geomatch.nn.onnx_export import to_onnx
 from geomatch.project import Project, read_json, replacing, write_json
 from geomatch.runs import Encoding, load_encoder, read_run
@@ -55,7 +55,7 @@ def export_model(
     files = []
     if onnx is not None:
         form = encoding.form
-        forward = partial(in_dtype(encoding.model, "float32").apply, encoding.variables)
+        forward = partial(with_dtype(encoding.model, "float32").apply, encoding.variables)
         graph = to_onnx(forward, (form.size, form.size, form.channels))
         with replacing(onnx) as temporary:
             temporary.write_bytes(graph)

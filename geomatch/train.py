@@ -29,7 +29,7 @@ from geomatch.nn.checkpoint import Checkpoints
 from geomatch.nn.encoder import Siamese, TileForm, build
 from geomatch.nn.module_graph import trace
 from geomatch.nn.objective import MatchRule
-from geomatch.nn.step import Course, abstract_state, make_step, on_devices
+from geomatch.nn.step import RunLength, abstract_state, make_step, replicate
 from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project, replacing, write_json, write_record
 from geomatch.runs import read_run
@@ -248,9 +248,9 @@ def _loop(
         if last is None:
             shape = form.size, form.size, form.channels
             log.board.graph(
-                trace(partial(model.apply, method=Siamese.both), state.variables, shape)
+                trace(partial(model.apply, method=Siamese.encode_and_pair), state.variables, shape)
             )
-        state = on_devices(state)
+        state = replicate(state)
         feed = stack.enter_context(BatchFeed(sampler, store, devices))
         mined = _last_mined(folder)
         monitor = Monitor(total, settings, splits, sampler, log.scores, progress)
@@ -330,7 +330,7 @@ def _step(
         settings,
         form,
         MatchRule(tiles.dated, tiles.grid.reach if tiles.grid else 0),
-        Course(total, sampler.steps_per_epoch),
+        RunLength(total, sampler.steps_per_epoch),
         settings.train.views if compares_whole_batch(settings.train, settings.mining) else 0,
     )
 

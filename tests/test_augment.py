@@ -13,7 +13,14 @@ from PIL import Image
 from scipy import ndimage
 
 from geomatch.config import AugmentConfig
-from geomatch.nn.augment import YIQ, augment, compressed, recoloured, turned, warped
+from geomatch.nn.augment import (
+    YIQ,
+    adjust_colour,
+    augment,
+    flip_and_turn,
+    jpeg_compress,
+    warp_tiles,
+)
 
 STILL = AugmentConfig(flips=False, turns=False, brightness=0.0, contrast=0.0, label_dropout=0.0)
 WARP = AugmentConfig(flips=True, turns=True, brightness=0.0, contrast=0.0, label_dropout=0.0)
@@ -188,9 +195,9 @@ def smooth_tiles(roles=1, batch=4, size=64, channels=3, seed=0):
 
 
 def warp(tiles, image_channels=3, flip=0, degrees=0.0, zoom=1.0, shift=(0.0, 0.0)):
-    """`warped` with the same numbers for all tiles."""
+    """`warp_tiles` with the same numbers for all tiles."""
     count = len(tiles)
-    found = warped(
+    found = warp_tiles(
         jnp.asarray(tiles),
         image_channels,
         jnp.full(count, flip),
@@ -211,7 +218,7 @@ def test_a_warp_by_nothing_is_the_tile():
 def test_a_warp_by_quarters_is_a_flip_and_turn(flip, turn):
     tiles = random_tiles(size=16)[0]
     asked = jnp.full(len(tiles), flip), jnp.full(len(tiles), turn)
-    expected = np.asarray(jax.vmap(turned)(jnp.asarray(tiles), *asked))
+    expected = np.asarray(jax.vmap(flip_and_turn)(jnp.asarray(tiles), *asked))
     found = warp(tiles, flip=flip, degrees=90.0 * turn)
     np.testing.assert_array_equal(np.rint(found), expected)
 
@@ -415,7 +422,9 @@ def test_no_saturation_is_grey():
     image = jnp.asarray(random_tiles(channels=3)[0], jnp.float32)
     zeros = jnp.zeros((len(image), 1, 1, 1))
     grey = np.asarray(image) @ YIQ[:1].T
-    np.testing.assert_allclose(recoloured(image, zeros, zeros), np.repeat(grey, 3, -1), atol=1e-3)
+    np.testing.assert_allclose(
+        adjust_colour(image, zeros, zeros), np.repeat(grey, 3, -1), atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
@@ -457,9 +466,9 @@ def test_blur_is_scipy_s_gaussian():
 
 
 def jpeg(tiles, strength):
-    """`compressed` with one strength, in bytes."""
+    """`jpeg_compress` with one strength, in bytes."""
     image = jnp.asarray(tiles, jnp.float32)
-    found = compressed(image, jnp.full((len(tiles), 1, 1, 1), strength))
+    found = jpeg_compress(image, jnp.full((len(tiles), 1, 1, 1), strength))
     return np.clip(np.rint(np.asarray(found)), 0, 255).astype(np.uint8)
 
 

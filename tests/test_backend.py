@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from geomatch.nn import backend
-from geomatch.nn.backend import ONEDNN
+from geomatch.nn.backend import ONEDNN_FLAG
 
 NEW = jax.__version_info__ >= (0, 12)
 TOLD = """
@@ -21,7 +21,7 @@ from geomatch.nn import backend
 backend.prepare(*sys.argv[1:])
 import jax
 flags = os.environ["XLA_FLAGS"]
-print(json.dumps([flags, backend.has_onednn(), jax.config.jax_enable_compilation_cache]))
+print(json.dumps([flags, backend.xla_uses_onednn(), jax.config.jax_enable_compilation_cache]))
 """
 
 
@@ -64,32 +64,32 @@ def told(*arguments, said=""):
 
 def test_in_float32_programs_are_kept():
     flags, onednn, kept = told("float32")
-    assert ONEDNN not in flags
+    assert ONEDNN_FLAG not in flags
     assert (onednn, kept) == (False, True)
 
 
 def test_in_bfloat16_onednn_computes_where_it_can():
     flags, onednn, kept = told("bfloat16")
-    assert (f"--{ONEDNN}=true" in flags) is NEW
-    assert (onednn, kept) == (NEW, not NEW and not backend.onednn_by_name())
+    assert (f"--{ONEDNN_FLAG}=true" in flags) is NEW
+    assert (onednn, kept) == (NEW, not NEW and not backend.calls_onednn())
 
 
 def test_what_the_user_says_holds():
-    flags, onednn, kept = told("bfloat16", said=f"--{ONEDNN}=false")
-    assert flags.count(ONEDNN) == 1
+    flags, onednn, kept = told("bfloat16", said=f"--{ONEDNN_FLAG}=false")
+    assert flags.count(ONEDNN_FLAG) == 1
     assert (onednn, kept) == (False, True)
 
 
 def check_bfloat16(tests, onednn):
     """Run the tests of bfloat16 in a file with oneDNN allowed ("true") or forbidden ("false")."""
     path = str(Path(__file__).with_name(tests))
-    flag = f"--{ONEDNN}={onednn}"
+    flag = f"--{ONEDNN_FLAG}={onednn}"
     done = run("-m", "pytest", "-n", "0", "-q", path, "-k", "bfloat16", XLA_FLAGS=flag)
     assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout
 
 
-@pytest.mark.skipif(not backend.onednn_by_name(), reason="XLA gives it to oneDNN, or has none")
+@pytest.mark.skipif(not backend.calls_onednn(), reason="XLA gives it to oneDNN, or has none")
 def test_layers_in_bfloat16_hold_without_onednn_too():
     check_bfloat16("test_layers.py", onednn="false")
 
@@ -102,8 +102,8 @@ def test_bfloat16_holds_by_onednn_too(tests):
 
 def test_an_accelerator_keeps_its_programs_in_bfloat16(monkeypatch):
     monkeypatch.setattr(backend, "cpu_only", lambda: False)
-    monkeypatch.setattr(backend, "has_onednn", lambda: False)
-    monkeypatch.setattr(backend, "onednn_by_name", lambda: True)
+    monkeypatch.setattr(backend, "xla_uses_onednn", lambda: False)
+    monkeypatch.setattr(backend, "calls_onednn", lambda: True)
     assert not backend.uses_onednn("bfloat16")
 
 

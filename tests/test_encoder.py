@@ -13,9 +13,9 @@ from small_network import network, tiles
 
 from geomatch.config import ModelConfig
 from geomatch.errors import UsageError
-from geomatch.nn.describe import in_dtype
-from geomatch.nn.encoder import Encoder, Siamese, TileForm, fusion_init, resolved
-from geomatch.nn.layers import ConvNorm, Shared
+from geomatch.nn.describe import with_dtype
+from geomatch.nn.encoder import Encoder, Siamese, TileForm, fusion_init, resolve
+from geomatch.nn.layers import ConvNorm, SharedSettings
 from geomatch.nn.trunks import TRUNKS, BasicBlock, Bottleneck, ResNet, Trunk
 
 pytest_plugins = ["small_fixtures"]
@@ -34,7 +34,7 @@ def _tiny():
 
 def encoder(trunk="tiny", head="pool", image=3, label=0, dtype=jnp.float32, **model):
     settings = ModelConfig(trunk=trunk, head=head, **{"descriptor": 16, **model})
-    return Encoder(resolved(settings), image, label, Shared(dtype=dtype))
+    return Encoder(resolve(settings), image, label, SharedSettings(dtype=dtype))
 
 
 def shapes(network, size, channels=3, batch=2, **call):
@@ -97,7 +97,7 @@ def near(found, wanted, tolerance=1e-4):
     ],
 )
 def test_what_is_left_to_the_trunk_is_filled_in(trunk, stage, preprocessing, epsilon):
-    model = resolved(ModelConfig(trunk=trunk))
+    model = resolve(ModelConfig(trunk=trunk))
     found = model.stage, model.preprocessing, model.epsilon, model.stride_in
     assert found == (stage, preprocessing, epsilon, "3x3")
 
@@ -106,14 +106,14 @@ def test_what_is_given_stays():
     given = ModelConfig(
         trunk="resnet50", stage=2, preprocessing="caffe", epsilon=1.001e-5, stride_in="1x1"
     )
-    assert resolved(given) == given
-    assert resolved(resolved(ModelConfig())) == resolved(ModelConfig())
+    assert resolve(given) == given
+    assert resolve(resolve(ModelConfig())) == resolve(ModelConfig())
 
 
 @pytest.mark.parametrize(("trunk", "stage"), [("resnet50", 5), ("vgg16", 6), ("convnet", 9)])
 def test_a_stage_past_the_last_is_refused(trunk, stage):
     with pytest.raises(UsageError, match=f"model.stage = {stage}") as error:
-        resolved(ModelConfig(trunk=trunk, stage=stage))
+        resolve(ModelConfig(trunk=trunk, stage=stage))
     assert f"{trunk} has {TRUNKS[trunk].stages} stages" in error.value.hint
 
 
@@ -171,7 +171,7 @@ def test_trunks_have_the_published_number_of_parameters(trunk, published):
 
 def test_a_trunk_cut_at_a_stage_is_the_beginning_of_the_whole():
     whole, variables, some = drawn(trunk="resnet10", stage=3)
-    cut = whole.clone(model=resolved(ModelConfig(trunk="resnet10", stage=2)))
+    cut = whole.clone(model=resolve(ModelConfig(trunk="resnet10", stage=2)))
     inside = partial(whole.apply, capture_intermediates=True, mutable=["intermediates"])
     _, seen = jax.jit(inside)(variables, some)
     wanted = seen["intermediates"]["trunk"]["stage2_block1"]["__call__"][0]
@@ -204,7 +204,7 @@ def test_both_strides_have_the_same_parameters():
 
 def test_stride_in_reaches_the_trunk():
     network, variables, some = drawn(trunk="resnet50", stage=2, stride_in="1x1")
-    other = network.clone(model=resolved(ModelConfig(trunk="resnet50", stage=2, head="pool")))
+    other = network.clone(model=resolve(ModelConfig(trunk="resnet50", stage=2, head="pool")))
     found, wanted = (described(each, variables, some) for each in (network, other))
     assert np.abs(found - wanted).max() > 0.01 * np.abs(wanted).max()
 
@@ -392,7 +392,7 @@ def test_inference_does_not_depend_on_the_rest_of_the_batch():
 def test_bfloat16_is_near_float32(trunk):
     network, variables, some = drawn(trunk=trunk, stage=1, pooling="mean")
     wanted = described(network, variables, some)
-    half = in_dtype(Siamese(network), jnp.bfloat16).encoder
+    half = with_dtype(Siamese(network), jnp.bfloat16).encoder
     found = described(half, variables, some)
     assert found.dtype == np.float32
     near(found, wanted, 0.05)
@@ -405,7 +405,7 @@ def test_bfloat16_is_near_float32(trunk):
 
 def test_the_pair_head_is_symmetric_and_starts_as_the_nearer_the_more_alike():
     siamese = Siamese(encoder())
-    init = jax.jit(partial(siamese.init, method=Siamese.both))
+    init = jax.jit(partial(siamese.init, method=Siamese.encode_and_pair))
     variables = init(jax.random.key(0), tiles(TileForm(32, 3, 0), 3))
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 4, WIDTH)).astype(np.float32)

@@ -12,9 +12,9 @@ from small_network import network, tiles
 
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.nn import backend
-from geomatch.nn.describe import Jax, describe, describe_with
+from geomatch.nn.describe import JaxEngine, describe, describe_with
 from geomatch.nn.encoder import TileForm
-from geomatch.nn.engines import FASTEST, EngineChoice, build, choose
+from geomatch.nn.engines import FASTEST_FIRST, EngineChoice, build, choose
 
 pytest_plugins = ["small_fixtures"]
 
@@ -44,7 +44,7 @@ def test_the_network_tells_tiles_apart(wanted):
     assert between[~np.eye(len(wanted), dtype=bool)].max() < 0.97
 
 
-@pytest.mark.parametrize("choice", FASTEST, ids=" ".join)
+@pytest.mark.parametrize("choice", FASTEST_FIRST, ids=" ".join)
 def test_engines_agree(choice, encoder, wanted):
     calibration = [tiles(FORM, 20, seed=1), tiles(FORM, 7, seed=2)]
     engine = build(choice, *encoder, FORM, 4, calibration)
@@ -75,7 +75,7 @@ def test_batches_are_asked_for_one_ahead(encoder):
 
 
 def test_weights_as_constants_give_the_same(encoder, wanted):
-    (found,) = describe_with(Jax(*encoder, 12, fixed=True), [tiles(FORM, 11)])
+    (found,) = describe_with(JaxEngine(*encoder, 12, constant_weights=True), [tiles(FORM, 11)])
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -181,9 +181,9 @@ def test_openvino_does_not_report_its_use():
 import jax, sys, warnings
 warnings.simplefilter("error")
 jax.devices()
-from geomatch.nn.engines import OpenVino
+from geomatch.nn.engines import OpenVinoEngine
 try:
-    OpenVino(b"", "float32", 1)
+    OpenVinoEngine(b"", "float32", 1)
 except RuntimeError:
     pass
 assert "openvino" in sys.modules

@@ -11,9 +11,9 @@ import pytest
 from small_network import network, tiles
 
 from geomatch.config import ModelConfig
-from geomatch.nn.encoder import Encoder, TileForm, resolved
+from geomatch.nn.encoder import Encoder, TileForm, resolve
 from geomatch.nn.heads import HEADS
-from geomatch.nn.layers import Shared
+from geomatch.nn.layers import SharedSettings
 from geomatch.nn.trunks import TRUNKS, BasicBlock, ResNet, Trunk
 
 pytest_plugins = ["small_fixtures"]
@@ -74,7 +74,7 @@ def normalised(x, mean, variance, params):
 
 def test_dense_is_one_layer_of_what_pooling_gives():
     x = values((4, 1, 6))
-    head, variables = drawn("dense", Shared(), x, descriptor=5)
+    head, variables = drawn("dense", SharedSettings(), x, descriptor=5)
     assert jax.tree.map(np.shape, variables["params"]) == {
         "Dense_0": {"kernel": (6, 5), "bias": (5,)}
     }
@@ -99,7 +99,7 @@ def blocks(variables, x, train):
 
 def mlp(dropout=0.0):
     x = values((9, 1, 6))
-    return x, *drawn("mlp", Shared(), x, descriptor=3, hidden=HIDDEN, dropout=dropout)
+    return x, *drawn("mlp", SharedSettings(), x, descriptor=3, hidden=HIDDEN, dropout=dropout)
 
 
 def test_mlp_has_a_layer_for_each_width_without_the_bias_that_batch_norm_has():
@@ -136,7 +136,9 @@ def test_mlp_trains_with_the_batch():
 def dropping(dropout, train):
     """A function of a seed: one block's values, which the last layer passes on; they are > 0."""
     x, width = values((300, 1, 4)), 40
-    head, variables = drawn("mlp", Shared(), x, descriptor=width, hidden=(width,), dropout=dropout)
+    head, variables = drawn(
+        "mlp", SharedSettings(), x, descriptor=width, hidden=(width,), dropout=dropout
+    )
     variables["params"]["Dense_1"] = {"kernel": np.eye(width), "bias": np.zeros(width)}
     variables["params"]["BatchNorm_0"]["bias"] = np.full(width, 20.0)
     apply = jax.jit(partial(head.apply, train=train, mutable=["batch_stats"]))
@@ -170,7 +172,7 @@ def test_nothing_is_dropped_outside_training():
 
 def test_pca_projects_vectors_of_unit_norm():
     x = 9 * values((4, 1, 6))
-    head, variables = drawn("pca", Shared(), x, descriptor=5)
+    head, variables = drawn("pca", SharedSettings(), x, descriptor=5)
     assert list(variables["params"]) == ["whiten"]
     found = jax.jit(head.apply, static_argnums=2)(variables, x, False)
     near(found, dense(at_unit_norm(x[:, 0]), variables["params"]["whiten"]))
@@ -178,7 +180,7 @@ def test_pca_projects_vectors_of_unit_norm():
 
 def test_pca_adds_up_regions_each_whitened_and_at_unit_norm():
     x = 9 * values((4, 14, 6))
-    head, variables = drawn("pca", Shared(), x, descriptor=5)
+    head, variables = drawn("pca", SharedSettings(), x, descriptor=5)
     wanted = np.zeros((4, 5))
     for region in range(14):
         white = dense(at_unit_norm(x[:, region]), variables["params"]["whiten"])
@@ -205,7 +207,7 @@ def convolved(x, params, stride, edge):
 )
 def test_conv_is_s1_s_head(tile_size, side, left):
     x = values((2, side, side, 3))
-    head, variables = drawn("conv", Shared(), x, tile_size, descriptor=5)
+    head, variables = drawn("conv", SharedSettings(), x, tile_size, descriptor=5)
     params, statistics = variables["params"], variables["batch_stats"]
     assert set(params) == {"Conv_0", "BatchNorm_0", "Conv_1", "BatchNorm_1", "Dense_0"}
     y = x
@@ -227,7 +229,7 @@ def test_conv_is_s1_s_head(tile_size, side, left):
 
 def test_conv_is_s1_s_head_at_512_px():
     x = values((1, 16, 16, 3))
-    head, variables = drawn("conv", Shared(), x, 512, descriptor=5)
+    head, variables = drawn("conv", SharedSettings(), x, 512, descriptor=5)
     params = variables["params"]
     assert set(params) == {"Conv_0", "Conv_1", "Conv_2", "Dense_0"}
     y = x
@@ -241,7 +243,7 @@ def test_conv_is_s1_s_head_at_512_px():
 
 def test_conv_trains_with_the_batch():
     x = values((3, 4, 4, 3))
-    head, variables = drawn("conv", Shared(), x, 64, descriptor=5)
+    head, variables = drawn("conv", SharedSettings(), x, 64, descriptor=5)
     apply = jax.jit(partial(head.apply, tile_size=64, train=True, mutable=["batch_stats"]))
     _, changed = apply(variables, x)
     y = np.tanh(convolved(x, variables["params"]["Conv_0"], 1, 1))
@@ -260,7 +262,7 @@ POOLED = {"max": 4, "mean": 4, "sum": 4, "gem": 4, "rmac": 4, "flatten": 8 * 8 *
 @pytest.mark.parametrize("head", ["dense", "mlp", "pca", "conv"])
 @pytest.mark.parametrize("size", [2, 128, 256, 512])
 def test_descriptors_are_of_the_size_asked_for(head, size):
-    encoder = Encoder(resolved(ModelConfig(trunk="tiny", head=head, descriptor=size)), 3, 0)
+    encoder = Encoder(resolve(ModelConfig(trunk="tiny", head=head, descriptor=size)), 3, 0)
     some = jax.ShapeDtypeStruct((2, 32, 32, 3), np.uint8)
     output, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), some)
     assert (output.shape, output.dtype) == ((2, size), jnp.float32)
@@ -272,7 +274,7 @@ def test_every_head_takes_every_pooling(pooling, head):
     model = ModelConfig(trunk="tiny", head=head, pooling=pooling, bins=3, descriptor=11)
     some = jax.ShapeDtypeStruct((2, 32, 32, 3), np.uint8)
     output, variables = jax.eval_shape(
-        Encoder(resolved(model), 3, 0).init_with_output, jax.random.key(0), some
+        Encoder(resolve(model), 3, 0).init_with_output, jax.random.key(0), some
     )
     assert output.shape == (2, POOLED[pooling] if head == "pool" else 11)
     kernels = jax.tree.leaves(variables["params"].get("head", {}))

@@ -14,7 +14,7 @@ from small_network import network, tiles
 
 from geomatch.nn import cpu_ops, layers
 from geomatch.nn.encoder import Siamese, TileForm
-from geomatch.nn.layers import Shared
+from geomatch.nn.layers import SharedSettings
 from geomatch.nn.trunks import TRUNKS, BasicBlock, ResNet, Trunk
 
 pytest_plugins = ["small_fixtures"]
@@ -289,17 +289,19 @@ EPSILON = 0.1
 """Large enough to be seen in a result."""
 CONV_NORMS = [
     {"filters": 5, "size": 3},
-    {"filters": 5, "size": 3, "stride": 2, "edge": "same"},
+    {"filters": 5, "size": 3, "stride": 2, "padding": "same"},
     {"filters": 5, "size": 1, "stride": 2},
-    {"filters": 5, "size": 3, "edge": 0},
+    {"filters": 5, "size": 3, "padding": 0},
     {"filters": 4, "size": 5, "depthwise": True},
-    {"filters": 4, "size": 3, "stride": 2, "edge": "same", "depthwise": True},
+    {"filters": 4, "size": 3, "stride": 2, "padding": "same", "depthwise": True},
 ]
 
 
 def conv_norm(options, train, **shared):
     """A layer, random variables of it, an input, and its convolution alone in plain loops."""
-    layer = layers.ConvNorm(train=train, shared=Shared(epsilon=EPSILON, **shared), **options)
+    layer = layers.ConvNorm(
+        train=train, shared=SharedSettings(epsilon=EPSILON, **shared), **options
+    )
     x = values((3, 8, 7, 4), 0) + 1
     shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
     rng = np.random.default_rng(1)
@@ -307,13 +309,13 @@ def conv_norm(options, train, **shared):
     drawn["batch_stats"]["var"] = rng.uniform(0.1, 2, options["filters"])
     drawn = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), drawn)
     kernel, k, stride = drawn["params"]["kernel"], options["size"], options.get("stride", 1)
-    if options.get("edge") == "same":
+    if options.get("padding") == "same":
         # SAME: as many results as strides have begun; what is odd comes after.
         totals = [(-(-n // stride) - 1) * stride + k - n for n in (8, 7)]
         edges = tuple((total // 2, total - total // 2) for total in totals)
         assert {(0, 1), (1, 1)} == set(edges)
     else:
-        edge = options.get("edge", k // 2)
+        edge = options.get("padding", k // 2)
         edges = ((edge, edge), (edge, edge))
     if options.get("depthwise"):
         parts = [convolved(x[..., [c]], kernel[..., [c]], stride, edges) for c in range(4)]
@@ -369,7 +371,7 @@ def test_conv_norm_with_frozen_statistics_still_has_gradients():
 @pytest.mark.parametrize("side", [(7, 8), (1, 2)])
 def test_same_edges_are_xla_s(size, stride, side):
     x = values((2, *side, 3), 0)
-    layer = layers.Conv(4, size, stride=stride, edge="same", use_bias=True)
+    layer = layers.Conv(4, size, stride=stride, padding="same", use_bias=True)
     kernel, bias = values((size, size, 3, 4), 1), values((4,), 2)
     found = jax.jit(layer.apply)({"params": {"kernel": kernel, "bias": bias}}, x)
     wanted = jax.lax.conv_general_dilated(
@@ -398,7 +400,7 @@ BATCH_NORMS = {"stem", "stage1_block1", "stage2_block1"}
 def test_frozen_parts_keep_their_statistics_in_training(frozen, kept):
     form = TileForm(32, 3, 0)
     siamese, variables = network(form, trunk="tiny", head="mlp", hidden=(5,), dropout=0.0)
-    encoder = siamese.encoder.clone(shared=Shared(frozen=frozen))
+    encoder = siamese.encoder.clone(shared=SharedSettings(frozen=frozen))
     train = jax.jit(partial(Siamese(encoder).apply, train=True, mutable=["batch_stats"]))
     _, changed = train(variables, tiles(form, 3))
     before, after = (
@@ -417,7 +419,7 @@ def test_frozen_parts_keep_their_statistics_in_training(frozen, kept):
 def test_with_all_statistics_frozen_training_computes_as_inference():
     form = TileForm(32, 3, 0)
     siamese, variables = network(form, trunk="tiny", head="pool")
-    encoder = siamese.encoder.clone(shared=Shared(frozen=("batch_norm",)))
+    encoder = siamese.encoder.clone(shared=SharedSettings(frozen=("batch_norm",)))
     found = jax.jit(partial(Siamese(encoder).apply, train=True))(variables, tiles(form, 3))
     close(found, jax.jit(siamese.apply)(variables, tiles(form, 3)))
 
@@ -498,7 +500,7 @@ def test_unit_vectors_have_length_one_and_zero_stays_zero():
 def test_both_backends_have_the_same_results_and_gradients(monkeypatch, trunk, stage, labels):
     form = TileForm(16, 3, labels)
     siamese, variables = network(form, trunk=trunk, stage=stage, head="pool", pooling="mean")
-    siamese = Siamese(siamese.encoder.clone(shared=Shared()))
+    siamese = Siamese(siamese.encoder.clone(shared=SharedSettings()))
     some = tiles(form, 4)
 
     def trained():
@@ -508,12 +510,12 @@ def test_both_backends_have_the_same_results_and_gradients(monkeypatch, trunk, s
             found, changed = apply({**variables, "params": params}, some)
             return (found * values(found.shape, 3)).sum(), (found, changed)
 
-        init = partial(siamese.init, method=Siamese.both)
+        init = partial(siamese.init, method=Siamese.encode_and_pair)
         shapes = jax.eval_shape(init, jax.random.key(0), some)
         return shapes, jax.jit(loss)(variables["params"])
 
     fast_shapes, found = trained()
-    monkeypatch.setattr(layers, "on_cpu", lambda: False)
+    monkeypatch.setattr(layers, "use_cpu_ops", lambda: False)
     plain_shapes, wanted = trained()
     assert plain_shapes == fast_shapes
     for some_found, some_wanted in zip(found, wanted, strict=True):

@@ -17,7 +17,7 @@ from jax import lax
 from small_network import network, tiles
 
 from geomatch.errors import GeomatchError
-from geomatch.nn.describe import in_dtype
+from geomatch.nn.describe import with_dtype
 from geomatch.nn.encoder import TileForm
 from geomatch.nn.onnx_export import to_onnx
 
@@ -148,7 +148,7 @@ def test_input_and_output_are_declared():
 def test_a_graph_is_of_float32_whatever_the_network_computes_in():
     form = TileForm(16, 3, 0)
     siamese, variables = network(form, trunk="convnet", stage=2, head="pool")
-    graph = to_onnx(partial(in_dtype(siamese, "bfloat16").apply, variables), (16, 16, 3))
+    graph = to_onnx(partial(with_dtype(siamese, "bfloat16").apply, variables), (16, 16, 3))
     types = {tensor.data_type for tensor in onnx.load_from_string(graph).graph.initializer}
     assert types <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
     some = tiles(form, 3)

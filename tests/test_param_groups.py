@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-from geomatch.nn.parts import check, path_of, within
 
 from geomatch.errors import UsageError
+from geomatch.nn.param_groups import check, path_of, within
 
 PARAMS = {
     "encoder": {
@@ -81,7 +81,7 @@ def test_parts_that_are_there_pass():
 
 @pytest.mark.parametrize("part", ["trnk", "trunk/stage3", "batch_norm", "stage1", ""])
 def test_a_part_that_is_not_there_is_refused_and_those_there_are_named(part):
-    with pytest.raises(UsageError, match=r"train.freeze: .*no part") as error:
+    with pytest.raises(UsageError, match=r"train.freeze: .*no parameter group") as error:
         check(["trunk", part], PARAMS, "train.freeze")
     assert repr(part) in error.value.message
     assert "fusion, head, log_temperature, pair_head, trunk;" in error.value.hint

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from geomatch.nn.pooling import Pool, regions
+from geomatch.nn.pooling import Pool, rmac_regions
 
 
 def maps(height=5, width=6, channels=3, seed=0):
@@ -130,7 +130,7 @@ def squares(side):
 
 @pytest.mark.parametrize("side", REGIONS)
 def test_regions_of_three_scales_spread_to_the_borders(side):
-    found = list(regions(side))
+    found = list(rmac_regions(side))
     assert found == squares(side)
     assert len(found) == 1 + 4 + 9
     seen = np.zeros((side, side), int)

@@ -22,8 +22,8 @@ from safetensors.numpy import save_file
 
 from geomatch.config import ModelConfig
 from geomatch.errors import GeomatchError
-from geomatch.nn.encoder import Encoder, resolved
-from geomatch.nn.layers import Shared
+from geomatch.nn.encoder import Encoder, resolve
+from geomatch.nn.layers import SharedSettings
 from geomatch.nn.pretrained.conversion import Weights, packaged_weights, read_weights, write_weights
 from geomatch.nn.pretrained.files import read_tensors
 
@@ -46,7 +46,7 @@ CLASSES += (347, 366, 398, 421, 435, 445, 462, 471, 492, 511)
 
 def encoder(weights: Weights) -> Callable[[np.ndarray], jax.Array]:
     """From (b, h, w, 3) uint8 to the map of an encoder with these weights."""
-    model = resolved(
+    model = resolve(
         ModelConfig(
             trunk=weights.trunk,
             stride_in=weights.stride_in,
@@ -54,7 +54,7 @@ def encoder(weights: Weights) -> Callable[[np.ndarray], jax.Array]:
             preprocessing=weights.preprocessing,
         )
     )
-    network = Encoder(model, 3, 0, Shared(epsilon=weights.epsilon))
+    network = Encoder(model, 3, 0, SharedSettings(epsilon=weights.epsilon))
     variables = {"params": {"trunk": weights.params}, "batch_stats": {"trunk": weights.batch_stats}}
     return jax.jit(lambda tiles: network.apply(variables, tiles, method=Encoder.feature_map))
 

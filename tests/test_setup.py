@@ -234,7 +234,7 @@ def test_parts_thaw_after_their_epochs(tiled, copied):
 
 
 def test_an_unknown_part_is_told_with_those_there_are(tiled, copied):
-    with pytest.raises(UsageError, match="no part 'neck'") as failed:
+    with pytest.raises(UsageError, match="no parameter group 'neck'") as failed:
         train(copied(tiled), settings('train.freeze=["neck"]'))
     assert "trunk" in failed.value.hint
 

@@ -20,12 +20,12 @@ from geomatch.nn import step as step_module
 from geomatch.nn.encoder import Siamese, TileForm, build
 from geomatch.nn.objective import MatchRule
 from geomatch.nn.step import (
-    Course,
+    RunLength,
     abstract_state,
     initial_state,
-    learning_scales,
+    learning_rate_scales,
     make_step,
-    on_devices,
+    replicate,
     with_params,
 )
 from geomatch.nn.trunks import TRUNKS, BasicBlock, ResNet, Trunk
@@ -34,7 +34,7 @@ from geomatch.training.sampler import compares_whole_batch
 pytest_plugins = ["small_fixtures"]
 
 FORM = TileForm(16, 3, 1)
-MATCH_RULE, COURSE = MatchRule(dated=True, reach=1), Course(steps=10, per_epoch=5)
+MATCH_RULE, LENGTH = MatchRule(dated=True, reach=1), RunLength(steps=10, steps_per_epoch=5)
 STILL = config.AugmentConfig(
     flips=False, turns=False, brightness=0.0, contrast=0.0, label_dropout=0.0
 )
@@ -90,7 +90,7 @@ def prepared(settings):
 
 def stepping(model, settings, match_rule=MATCH_RULE):
     views = settings.train.views if compares_whole_batch(settings.train, settings.mining) else 0
-    return make_step(model, settings, FORM, match_rule, COURSE, views)
+    return make_step(model, settings, FORM, match_rule, LENGTH, views)
 
 
 def run_step(settings, tiles, places, devices=1, state=None):
@@ -249,7 +249,7 @@ def test_memory_used_again_changes_nothing(monkeypatch, devices):
     batches = [random_batch(roles=3, batch=size, seed=size) for size in (4, 4, 2, 4)]
 
     def trained(least):
-        monkeypatch.setattr(step_module, "LEAST_KEPT", least)
+        monkeypatch.setattr(step_module, "MIN_KEPT_BYTES", least)
         model = build(settings, FORM)
         state, step = initial_state(model, settings, FORM), stepping(model, settings)
         metrics = []
@@ -412,7 +412,7 @@ def test_frozen_parts_stay_over_many_steps_on_two_devices():
     step = prepared(settings)[2]
     state = drawn_state(settings)
     batch = [shared(values, 2) for values in random_batch(3)]
-    now = on_devices(state)
+    now = replicate(state)
     for number in range(3):
         now, _ = step(now, *batch, np.uint32(number))
     for before, after in ((state.params, now.params), (state.batch_stats, now.batch_stats)):
@@ -493,7 +493,7 @@ def test_the_narrowest_part_decides_whichever_comes_first():
     def scales(*texts):
         settings = configured(model=BLOCKS, lr_scale=texts)
         model, state, _ = prepared(settings)
-        return learning_scales(model, settings, state.params)
+        return learning_rate_scales(model, settings, state.params)
 
     assert scales("trunk=0.1", "trunk/stage1=3") == scales(" trunk/stage1 = 3", "trunk=0.1")
     assert scales("trunk=0.1", "trunk/stage1=3") != scales("trunk=0.1")

@@ -284,7 +284,7 @@ def test_an_outline_leads_from_tiles_to_the_answer(model):
     siamese, variables = network(form, trunk="resnet10", **model)
 
     def forward(variables, tiles):
-        return siamese.apply(variables, tiles, method=Siamese.both)
+        return siamese.apply(variables, tiles, method=Siamese.encode_and_pair)
 
     nodes = trace(forward, variables, (32, 32, 4))
     by_name = {node.name: node for node in nodes}

@@ -1,1 +1,1 @@
-"""The encoder: network, losses, augmentation, training step, descriptors, checkpoints."""
+"""The network and what runs it: losses, augmentation, training step, descriptors, checkpoints."""

@@ -1,4 +1,4 @@
-"""Augmentation on the device: one warp for image and labels, light on the image alone."""
+"""Augmentation on the device: geometric for image and labels, photometric for the image alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jax.scipy.ndimage import map_coordinates
 from geomatch.config import AugmentConfig
 
 YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
-"""RGB to luminance and the two axes of chrominance (NTSC)."""
+"""RGB to YIQ (NTSC): luminance and two chrominance axes."""
 
 QUANTISATION = np.array(
     [
@@ -27,7 +27,7 @@ QUANTISATION = np.array(
         [72, 92, 95, 98, 112, 100, 103, 99],
     ]
 )
-"""JPEG's standard luminance table, which is its quality 50 (ITU-T T.81, table K.1)."""
+"""JPEG's luminance quantisation table at quality 50 (ITU-T T.81, table K.1)."""
 
 
 def augment(
@@ -38,58 +38,58 @@ def augment(
     settings: AugmentConfig,
     pairs: Sequence[tuple[int, int]],
 ) -> jax.Array:
-    """Change tiles at random, those of one place alike.
+    """Augment a batch of tiles, with the same geometric changes for tiles of the same place.
 
-    Rotation, shift and light are uniform within their bounds, zoom log-uniform.
+    Zoom is drawn log-uniformly, all other amounts uniformly, within the bounds of `settings`.
 
     Args:
         tiles: (roles, b, h, h, c) uint8.
-        years: (roles, b) int32, a code of each tile's year; read where `settings.per_year`.
-        image_channels: how many of the channels are image; the rest are labels.
-        pairs: roles of one place, the second after the first, which are flipped, turned and warped
-            alike unless `settings.independent`.
+        years: (roles, b) int32, a code of each tile's year; used with `settings.per_year`.
+        image_channels: number of image channels; the remaining channels are labels.
+        pairs: (first, second) roles of the same place, first < second; the second gets the flip,
+            turn and warp of the first unless `settings.independent`.
 
     Returns:
         The same shape and dtype.
     """
     roles, batch = tiles.shape[:2]
     turn_key, warp_key, light_key, label_key = jax.random.split(key, 4)
-    like = np.arange(roles)
+    source = np.arange(roles)  # the role whose geometric draws a role uses
     if not settings.independent:
         for first, second in pairs:
-            like[second] = like[first]
-    states = jax.random.randint(turn_key, (roles, batch), 0, 8)[like].reshape(-1)
+            source[second] = source[first]
+    states = jax.random.randint(turn_key, (roles, batch), 0, 8)[source].reshape(-1)
     flip = (states % 2) * settings.flips
     turn = (states // 2) * settings.turns
     flat = tiles.reshape(-1, *tiles.shape[2:])
     if settings.rotation or settings.zoom or settings.shift:
-        draws = jax.random.uniform(warp_key, (4, roles, batch), minval=-1)[:, like].reshape(4, -1)
+        draws = jax.random.uniform(warp_key, (4, roles, batch), minval=-1)[:, source].reshape(4, -1)
         angle = jnp.radians(90 * turn + settings.rotation * draws[0])
         zoom = (1 + settings.zoom) ** draws[1]
         shift = settings.shift * tiles.shape[2] * draws[2:]
-        image, labels = warped(flat, image_channels, flip, angle, zoom, shift)
+        image, labels = warp_tiles(flat, image_channels, flip, angle, zoom, shift)
     else:
-        flat = jax.vmap(turned)(flat, flip, turn)
+        flat = jax.vmap(flip_and_turn)(flat, flip, turn)
         image, labels = flat[..., :image_channels].astype(jnp.float32), flat[..., image_channels:]
     codes = years.reshape(-1) if settings.per_year else jnp.arange(len(flat))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(light_key, codes)
-    image = lit(image, keys, settings)
+    image = jitter_light(image, keys, settings)
     image = jnp.clip(jnp.rint(image), 0, 255).astype(jnp.uint8)
     if labels.size and settings.label_dropout:
-        # A query without labels must work, so some tiles learn without theirs.
+        # Queries without labels must work, so some tiles lose theirs in training.
         keep = jax.random.uniform(label_key, (len(flat), 1, 1, 1)) >= settings.label_dropout
         labels = labels * keep
     return jnp.concatenate([image, labels], axis=-1).reshape(tiles.shape)
 
 
-def turned(tile: jax.Array, flip: jax.Array, turn: jax.Array) -> jax.Array:
-    """One tile (h, h, c), mirrored if `flip` and turned by `turn` quarters."""
+def flip_and_turn(tile: jax.Array, flip: jax.Array, turn: jax.Array) -> jax.Array:
+    """A tile (h, h, c), mirrored if `flip` is 1, then rotated by `turn` quarter turns."""
     tile = jnp.where(flip == 1, tile[:, ::-1], tile)
     tile = jnp.where(turn % 2 == 1, tile.transpose(1, 0, 2)[::-1], tile)
     return jnp.where(turn >= 2, tile[::-1, ::-1], tile)
 
 
-def warped(
+def warp_tiles(
     tiles: jax.Array,
     image_channels: int,
     flip: jax.Array,
@@ -97,20 +97,20 @@ def warped(
     zoom: jax.Array,
     shift: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Tiles mirrored, turned, scaled and moved, in this order, by a single resampling.
+    """Tiles mirrored, rotated, zoomed and shifted, in this order, in a single resampling.
 
-    Bilinear for image channels and nearest for labels, at the same coordinates. A tile is
-    reflected at its edges.
+    Image channels are sampled bilinearly and labels by nearest neighbour, at the same coordinates.
+    Tiles are reflected at their edges.
 
     Args:
         tiles: (n, h, h, c) uint8.
-        flip: (n,) 1 where mirrored.
-        angle: (n,) anticlockwise, in radians.
-        zoom: (n,) above 1 for larger.
-        shift: (2, n) pixels down and to the right.
+        flip: (n,) 1 mirrors the tile.
+        angle: (n,) radians, anticlockwise.
+        zoom: (n,) factor; above 1 enlarges.
+        shift: (2, n) pixels, down and to the right.
 
     Returns:
-        Image channels, float32, and labels, uint8, each (n, h, h, channels).
+        Image channels (float32) and labels (uint8), each (n, h, h, channels).
     """
     side = tiles.shape[1]
     from_centre = jnp.arange(side) - (side - 1) / 2
@@ -119,21 +119,21 @@ def warped(
     y, x = (from_centre[:, None] - down) / zoom, (from_centre - right) / zoom
     row = jnp.cos(angle) * y + jnp.sin(angle) * x
     column = (jnp.cos(angle) * x - jnp.sin(angle) * y) * (1 - 2 * flip)
-    places = row + (side - 1) / 2, column + (side - 1) / 2
+    coordinates = row + (side - 1) / 2, column + (side - 1) / 2
 
-    def looked_up(channels: jax.Array, order: int) -> jax.Array:
-        def look_up(plane: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
+    def sample(channels: jax.Array, order: int) -> jax.Array:
+        def sample_plane(plane: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
             return map_coordinates(plane, [row, column], order, mode="reflect")
 
-        # The channels innermost, so that those of a pixel are read together.
-        return jax.vmap(jax.vmap(look_up, (-1, None, None), -1))(channels, *places)
+        # Channels are the inner vmap, so that the channels of a pixel are read together.
+        return jax.vmap(jax.vmap(sample_plane, (-1, None, None), -1))(channels, *coordinates)
 
-    image = looked_up(tiles[..., :image_channels].astype(jnp.float32), 1)
-    return image, looked_up(tiles[..., image_channels:], 0)
+    image = sample(tiles[..., :image_channels].astype(jnp.float32), 1)
+    return image, sample(tiles[..., image_channels:], 0)
 
 
-def lit(image: jax.Array, keys: jax.Array, settings: AugmentConfig) -> jax.Array:
-    """Images (n, h, w, c) float32 in another light, drawn by the key of each."""
+def jitter_light(image: jax.Array, keys: jax.Array, settings: AugmentConfig) -> jax.Array:
+    """Photometric changes of images (n, h, w, c) float32, drawn from each image's key."""
     draws = jax.vmap(lambda key: jax.random.uniform(key, (6,), minval=-1))(keys)
     contrast, brightness, saturation, hue, blur, jpeg = draws.T[..., None, None, None]
     if settings.contrast:
@@ -143,70 +143,73 @@ def lit(image: jax.Array, keys: jax.Array, settings: AugmentConfig) -> jax.Array
         image = image + 255 * settings.brightness * brightness
     if image.shape[-1] >= 3 and (settings.saturation or settings.hue):
         factor, angle = 1 + settings.saturation * saturation, 2 * math.pi * settings.hue * hue
-        colours = recoloured(image[..., :3], factor, angle)
+        colours = adjust_colour(image[..., :3], factor, angle)
         image = jnp.concatenate([colours, image[..., 3:]], axis=-1)
     if settings.blur:
-        image = blurred(image, settings.blur * jnp.abs(blur), math.ceil(3 * settings.blur))
+        image = gaussian_blur(image, settings.blur * jnp.abs(blur), math.ceil(3 * settings.blur))
     if settings.jpeg:
-        image = compressed(image, settings.jpeg * jnp.abs(jpeg))
+        image = jpeg_compress(image, settings.jpeg * jnp.abs(jpeg))
     return image
 
 
-def recoloured(image: jax.Array, factor: jax.Array, angle: jax.Array) -> jax.Array:
-    """Images (n, h, w, 3) with their chrominance scaled and turned; luminance stays.
+def adjust_colour(image: jax.Array, factor: jax.Array, angle: jax.Array) -> jax.Array:
+    """Images (n, h, w, 3) with scaled and rotated chrominance, and unchanged luminance.
 
     Args:
-        factor: (n, 1, 1, 1) of the saturation; 0 is grey.
-        angle: (n, 1, 1, 1) of the hue, in radians.
+        factor: (n, 1, 1, 1) saturation factor; 0 is grey.
+        angle: (n, 1, 1, 1) hue rotation in radians.
     """
-    back = np.linalg.inv(YIQ)
-    luminance = back[:, :1] @ YIQ[:1]
-    quarter = back[:, 1:] @ [[0, -1], [1, 0]] @ YIQ[1:]
+    to_rgb = np.linalg.inv(YIQ)
+    luminance = to_rgb[:, :1] @ YIQ[:1]
+    quarter = to_rgb[:, 1:] @ [[0, -1], [1, 0]] @ YIQ[1:]
     along, across = factor * jnp.cos(angle), factor * jnp.sin(angle)
     mixed = luminance + along[..., None] * (np.eye(3) - luminance) + across[..., None] * quarter
-    # Three terms, which XLA fuses: its product of so small matrices takes four times as long.
+    # XLA fuses three terms; a product of such small matrices takes four times as long.
     red, green, blue = (mixed[..., band] * image[..., band : band + 1] for band in range(3))
     return red + green + blue
 
 
-def blurred(image: jax.Array, deviation: jax.Array, radius: int) -> jax.Array:
-    """Images (n, h, w, c) under Gaussians of a `deviation` (n, 1, 1, 1) in pixels.
+def gaussian_blur(image: jax.Array, deviation: jax.Array, radius: int) -> jax.Array:
+    """Images (n, h, w, c) after a Gaussian blur; edges are reflected, which keeps the mean.
 
-    The edges are reflected, which keeps the mean.
+    Args:
+        deviation: (n, 1, 1, 1) standard deviation in pixels.
+        radius: of the kernel, in pixels.
     """
     steps = jnp.arange(-radius, radius + 1)
     weights = jax.nn.softmax(-0.5 * (steps / jnp.maximum(deviation, 1e-3)) ** 2)
     for axis in (1, 2):
-        around = [(0, 0)] * image.ndim
-        around[axis] = (radius, radius)
-        # Padded once: XLA would do it anew for each term.
-        padded = jax.lax.optimization_barrier(jnp.pad(image, around, mode="symmetric"))
+        padding = [(0, 0)] * image.ndim
+        padding[axis] = (radius, radius)
+        # The barrier makes XLA pad once, instead of again for each term.
+        padded = jax.lax.optimization_barrier(jnp.pad(image, padding, mode="symmetric"))
         size = image.shape[axis]
         image = jnp.zeros_like(image)
         for i in range(len(steps)):
-            part = jax.lax.slice_in_dim(padded, i, i + size, axis=axis)
-            image = image + weights[..., i : i + 1] * part
+            window = jax.lax.slice_in_dim(padded, i, i + size, axis=axis)
+            image = image + weights[..., i : i + 1] * window
     return image
 
 
-def compressed(image: jax.Array, strength: jax.Array) -> jax.Array:
-    """Images (n, h, w, c), 0 to 255, after JPEG's loss of detail in blocks of 8 x 8 pixels.
+def jpeg_compress(image: jax.Array, strength: jax.Array) -> jax.Array:
+    """Images (n, h, w, c), 0 to 255, with JPEG's quantisation of 8 x 8 blocks.
 
-    Every channel is taken for luminance, and none is subsampled.
+    All channels use the luminance table, without subsampling.
 
     Args:
-        strength: (n, 1, 1, 1) multiples of quality 10; 0 changes nothing.
+        strength: (n, 1, 1, 1) multiples of quality 10's quantisation; 0 changes nothing.
     """
     height, width = image.shape[1:3]
-    ragged = ((0, 0), (0, -height % 8), (0, -width % 8), (0, 0))
-    padded = jnp.pad(image, ragged, mode="edge")
+    padding = ((0, 0), (0, -height % 8), (0, -width % 8), (0, 0))
+    padded = jnp.pad(image, padding, mode="edge")
     count, high, wide, channels = padded.shape
     blocks = padded.reshape(count, high // 8, 8, wide // 8, 8, channels) - 128
-    wave = np.arange(8)[:, None]
-    cosines = np.cos(np.pi * (2 * np.arange(8) + 1) * wave / 16) * np.sqrt((1 + (wave > 0)) / 8)
-    # The table of quality 10 is five times that of 50, in a byte.
+    frequency = np.arange(8)[:, None]
+    cosines = np.cos(np.pi * (2 * np.arange(8) + 1) * frequency / 16)
+    cosines = cosines * np.sqrt((1 + (frequency > 0)) / 8)
+    # Quality 10 has five times the steps of quality 50, at most 255.
     step = jnp.clip(5 * strength[..., None, None] * QUANTISATION[:, None, :, None], 1e-2, 255)
-    there = jnp.einsum("ui,nyixjc,vj->nyuxvc", cosines, blocks, cosines, precision="highest")
-    there = jnp.rint(there / step) * step
-    back = jnp.einsum("ui,nyuxvc,vj->nyixjc", cosines, there, cosines, precision="highest")
-    return back.reshape(padded.shape)[:, :height, :width] + 128
+    dct = jnp.einsum("ui,nyixjc,vj->nyuxvc", cosines, blocks, cosines, precision="highest")
+    dct = jnp.rint(dct / step) * step
+    decoded = jnp.einsum("ui,nyuxvc,vj->nyixjc", cosines, dct, cosines, precision="highest")
+    return decoded.reshape(padded.shape)[:, :height, :width] + 128

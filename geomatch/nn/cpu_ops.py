@@ -1,7 +1,7 @@
-"""Formulations of convolution, BatchNorm and pooling that are fast on XLA's CPU backend.
+"""Convolution, BatchNorm and pooling with formulations that are fast on XLA's CPU backend.
 
-Forward they are the plain operations; what differs is the gradient, whose derivation by JAX
-takes paths through XLA that are several times slower there (measured in `tests/benchmarks`).
+The results are those of the plain operations (`*_plain`). The main difference is the gradient:
+the one that JAX derives is several times slower on this backend (measured in `tests/benchmarks`).
 """
 
 from __future__ import annotations
@@ -20,83 +20,83 @@ from geomatch.nn import backend
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 SMALL_MAP = 6
-"""Side of a padded map up to which a convolution is one matrix product."""
+"""A convolution of a padded map of up to this side is one matrix product."""
 
-LEAST_CHANNELS = 16
-"""Below so many, a product for each kernel position has too little to do."""
+MIN_CHANNELS = 16
+"""With fewer, a matrix product per kernel position is too small to be efficient."""
 
-Edges = tuple[tuple[int, int], tuple[int, int]]
-"""Zeros around a map: above and below, left and right."""
+Padding = tuple[tuple[int, int], tuple[int, int]]
+"""Zeros around a map: (above, below), (left, right)."""
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def conv(x: jax.Array, kernel: jax.Array, stride: int, edges: Edges) -> jax.Array:
+def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
     """Convolution of (b, h, w, c) with a square kernel (k, k, c, f)."""
-    return _convolve(_padded(x, edges), kernel, stride)
+    return _convolve(_padded(x, padding), kernel, stride)
 
 
-def conv_plain(x: jax.Array, kernel: jax.Array, stride: int, edges: Edges) -> jax.Array:
-    """`conv`, its gradient left to JAX."""
+def conv_plain(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    """`conv` with JAX's own gradient."""
     return lax.conv_general_dilated(
-        x, kernel, (stride, stride), edges, dimension_numbers=DIMENSIONS
+        x, kernel, (stride, stride), padding, dimension_numbers=DIMENSIONS
     )
 
 
-def _padded(x: jax.Array, edges: Edges) -> jax.Array:
-    return jnp.pad(x, ((0, 0), *edges, (0, 0)))
+def _padded(x: jax.Array, padding: Padding) -> jax.Array:
+    return jnp.pad(x, ((0, 0), *padding, (0, 0)))
 
 
-def _conv_forward(x: jax.Array, kernel: jax.Array, stride: int, edges: Edges) -> Any:
-    return conv(x, kernel, stride, edges), (x, kernel)
+def _conv_forward(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> Any:
+    return conv(x, kernel, stride, padding), (x, kernel)
 
 
-def _conv_backward(stride: int, edges: Edges, kept: Any, dy: jax.Array) -> Any:
+def _conv_backward(stride: int, padding: Padding, kept: Any, dy: jax.Array) -> Any:
     x, kernel = kept
-    return _input_gradient(x, kernel, stride, edges, dy), _kernel_gradient(
-        x, kernel, stride, edges, dy
+    return _input_gradient(x, kernel, stride, padding, dy), _kernel_gradient(
+        x, kernel, stride, padding, dy
     )
 
 
 def _input_gradient(
-    x: jax.Array, kernel: jax.Array, stride: int, edges: Edges, dy: jax.Array
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, dy: jax.Array
 ) -> jax.Array:
-    """A forward convolution of the output's gradient, spread out, with the turned kernel."""
+    """Convolution of the output's gradient, dilated by the stride, with the flipped kernel."""
     k = kernel.shape[0]
-    turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    # What a 1x1 kernel does not see is spread out last, and costs no multiplication.
+    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+    # A 1x1 kernel is applied before dilation, so that the zeros cost no multiplication.
     if k == 1 and dy.dtype == jnp.float32:
-        # A product takes the kernel as it lies; a convolution has it turned in memory first.
+        # A matrix product reads the kernel as stored; a convolution transposes it in memory first.
         dy = lax.dot_general(dy, kernel[0, 0], (((3,), (1,)), ((), ())))
     elif k == 1:
-        dy = _convolve(dy, turned, 1)
-    padding = [(0, 0, 0)]
-    for size, out, (before, _) in zip(x.shape[1:3], dy.shape[1:3], edges, strict=True):
+        dy = _convolve(dy, flipped, 1)
+    pads = [(0, 0, 0)]
+    for size, out, (before, _) in zip(x.shape[1:3], dy.shape[1:3], padding, strict=True):
         low = k - 1 - before
-        spread = (out - 1) * stride + 1
-        padding.append((low, size + k - 1 - low - spread, stride - 1))
-    spread_out = lax.pad(dy, jnp.zeros((), dy.dtype), [*padding, (0, 0, 0)])
+        dilated_size = (out - 1) * stride + 1
+        pads.append((low, size + k - 1 - low - dilated_size, stride - 1))
+    dilated = lax.pad(dy, jnp.zeros((), dy.dtype), [*pads, (0, 0, 0)])
     if k == 1:
-        return spread_out
-    if stride > 1 and _by_onednn(dy.dtype):
-        # Or XLA makes a dilation of it, which oneDNN does not know.
-        spread_out = lax.optimization_barrier(spread_out)
-    return _convolve(spread_out, turned, 1)
+        return dilated
+    if stride > 1 and _xla_uses_onednn(dy.dtype):
+        # Without it XLA makes a dilated convolution of this, which oneDNN does not support.
+        dilated = lax.optimization_barrier(dilated)
+    return _convolve(dilated, flipped, 1)
 
 
 def _kernel_gradient(
-    x: jax.Array, kernel: jax.Array, stride: int, edges: Edges, dy: jax.Array
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, dy: jax.Array
 ) -> jax.Array:
-    """Matrix products of the input under each kernel position and the output's gradient."""
+    """Matrix products of the input at each kernel position with the output's gradient."""
     k, channels, filters = kernel.shape[1:]
-    onednn = _by_onednn(dy.dtype)
-    if channels < LEAST_CHANNELS or (onednn and k > 1):
-        _, pull = jax.vjp(lambda weights: conv_plain(x, weights, stride, edges), kernel)
+    onednn = _xla_uses_onednn(dy.dtype)
+    if channels < MIN_CHANNELS or (onednn and k > 1):
+        _, pull = jax.vjp(lambda weights: conv_plain(x, weights, stride, padding), kernel)
         gradient: jax.Array = pull(dy)[0]
         return gradient
-    shifted = _shifted(_padded(x, edges), k, stride)
+    shifted = _shifted(_padded(x, padding), k, stride)
     flat = dy.reshape(-1, filters)
     if _calls_onednn(dy.dtype):
-        total = jnp.stack([_called_product(part, flat) for part in shifted])
+        total = jnp.stack([_onednn_product(part, flat) for part in shifted])
     elif k == 1 and (onednn or channels <= filters):
         total = shifted[0].T @ flat
     else:
@@ -105,21 +105,21 @@ def _kernel_gradient(
 
 
 def _transposed(matrix: jax.Array) -> jax.Array:
-    """(n, c) to (c, n), in memory: a plain transposition XLA folds into the product beside it."""
+    """(n, c) to (c, n), in memory: XLA would fold a plain transpose into the matrix product."""
     half = len(matrix) // 2
     return jnp.concatenate([matrix[:half].T, matrix[half:].T], axis=1)
 
 
 def _convolve(padded: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Convolution without padding, as oneDNN's, XLA's own or a matrix product.
+    """Convolution without padding, by oneDNN, XLA's convolution or a matrix product.
 
-    On maps hardly larger than the kernel XLA's convolution falls back to plain loops, sixty
-    times slower.
+    On maps hardly larger than the kernel, XLA's convolution falls back to naive loops that are
+    sixty times slower.
     """
     k = kernel.shape[0]
     if _calls_onednn(kernel.dtype):
-        return _called_convolution(padded, kernel, stride)
-    if k > 1 and min(padded.shape[1:3]) <= SMALL_MAP and not _by_onednn(kernel.dtype):
+        return _onednn_convolution(padded, kernel, stride)
+    if k > 1 and min(padded.shape[1:3]) <= SMALL_MAP and not _xla_uses_onednn(kernel.dtype):
         height, width = _outputs(padded, k, stride)
         columns = jnp.concatenate(_shifted(padded, k, stride), axis=1)
         total = columns @ kernel.reshape(-1, kernel.shape[-1])
@@ -129,8 +129,8 @@ def _convolve(padded: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     )
 
 
-def _called_convolution(padded: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Convolution without padding by oneDNN, for an XLA that does not give it any itself."""
+def _onednn_convolution(padded: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Convolution without padding by oneDNN, for an XLA that does not use oneDNN itself."""
     data = {"batch_dim": 0, "feature_dim": 3, "spatial_dims": [1, 2]}
     config = {
         "dims": 4,
@@ -153,17 +153,19 @@ def _called_convolution(padded: jax.Array, kernel: jax.Array, stride: int) -> ja
         },
     }
     shape = (len(padded), *_outputs(padded, len(kernel), stride), kernel.shape[-1])
-    return _called("convolution", {"onednn_conv_config": config}, shape, padded, kernel)
+    return _onednn_call("convolution", {"onednn_conv_config": config}, shape, padded, kernel)
 
 
-def _called_product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a.T @ b by oneDNN, for an XLA that does not give it any itself."""
+def _onednn_product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a.T @ b by oneDNN, for an XLA that does not use oneDNN itself."""
     config = {"onednn_matmul_config": {"transpose_a": True}}
-    return _called("matmul", config, (a.shape[1], b.shape[1]), a, b)
+    return _onednn_call("matmul", config, (a.shape[1], b.shape[1]), a, b)
 
 
-def _called(name: str, config: dict[str, Any], shape: tuple[int, ...], *operands: Any) -> jax.Array:
-    """What XLA's thunk of oneDNN gives, its configuration that of `onednn_config.proto`."""
+def _onednn_call(
+    name: str, config: dict[str, Any], shape: tuple[int, ...], *operands: Any
+) -> jax.Array:
+    """The result of XLA's oneDNN thunk; `config` is defined by XLA's `onednn_config.proto`."""
     call = jax.ffi.ffi_call(
         f"__onednn${name}",
         jax.ShapeDtypeStruct(shape, operands[0].dtype),
@@ -179,21 +181,21 @@ def _outputs(padded: jax.Array, k: int, stride: int) -> tuple[int, int]:
     return height, width
 
 
-def _by_onednn(dtype: Any) -> bool:
-    return bool(dtype == jnp.bfloat16) and backend.has_onednn()
+def _xla_uses_onednn(dtype: Any) -> bool:
+    return bool(dtype == jnp.bfloat16) and backend.xla_uses_onednn()
 
 
 def _calls_onednn(dtype: Any) -> bool:
-    return bool(dtype == jnp.bfloat16) and backend.onednn_by_name()
+    return bool(dtype == jnp.bfloat16) and backend.calls_onednn()
 
 
 def _shifted(padded: jax.Array, k: int, stride: int) -> list[jax.Array]:
-    """The input under each kernel position, (b h w, c) each."""
+    """The input at each kernel position, (b h w, c) each."""
     return [window.reshape(-1, padded.shape[-1]) for window in _windows(padded, k, stride)]
 
 
 def _windows(padded: jax.Array, k: int, stride: int) -> Iterator[jax.Array]:
-    """The input under each kernel position, (b, h, w, c) each."""
+    """The input at each kernel position, (b, h, w, c) each."""
     height, width = ((size - k) // stride * stride + 1 for size in padded.shape[1:3])
     for i in range(k):
         for j in range(k):
@@ -203,20 +205,20 @@ def _windows(padded: jax.Array, k: int, stride: int) -> Iterator[jax.Array]:
 conv.defvjp(_conv_forward, _conv_backward)
 
 
-def depthwise(x: jax.Array, kernel: jax.Array, stride: int, edges: Edges) -> jax.Array:
+def depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
     """Convolution of each channel of (b, h, w, c) with its own square kernel, (k, k, 1, c)."""
     weights = kernel.reshape(-1, kernel.shape[-1])
-    windows = _windows(_padded(x, edges), kernel.shape[0], stride)
+    windows = _windows(_padded(x, padding), kernel.shape[0], stride)
     return functools.reduce(jnp.add, map(jnp.multiply, windows, weights))
 
 
-def depthwise_plain(x: jax.Array, kernel: jax.Array, stride: int, edges: Edges) -> jax.Array:
-    """`depthwise`, as a grouped convolution."""
+def depthwise_plain(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    """`depthwise` as a grouped convolution."""
     return lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
-        edges,
+        padding,
         dimension_numbers=DIMENSIONS,
         feature_group_count=x.shape[-1],
     )
@@ -228,10 +230,10 @@ def batch_norm(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalise (..., c) by the statistics of the global batch.
 
-    Gradients flow through the first result alone.
+    Gradients flow through the normalised batch only.
 
     Returns:
-        The normalised batch, and the mean and variance (c,) it was normalised by.
+        The normalised batch, and the mean and variance (c,) of the global batch.
     """
     return batch_norm_plain(x, scale, bias, epsilon, axis_name)
 
@@ -239,7 +241,7 @@ def batch_norm(
 def batch_norm_plain(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`batch_norm`, its gradient left to JAX."""
+    """`batch_norm` with JAX's own gradient."""
     wide = x.astype(jnp.float32)
     axes = tuple(range(x.ndim - 1))
     moments = jnp.stack([wide.mean(axes), (wide * wide).mean(axes)])
@@ -260,7 +262,7 @@ def _batch_norm_forward(
 
 def _batch_norm_backward(epsilon: float, axis_name: str | None, kept: Any, gradients: Any) -> Any:
     x, scale, mean, inverse = kept
-    # Or XLA keeps the forward pass's float32 copy of a bfloat16 input until here.
+    # Otherwise XLA keeps the forward pass's float32 copy of a bfloat16 input alive until here.
     x = lax.optimization_barrier(x)
     dy = gradients[0].astype(jnp.float32)
     wide = x.astype(jnp.float32)
@@ -270,8 +272,8 @@ def _batch_norm_backward(epsilon: float, axis_name: str | None, kept: Any, gradi
     count = x.size // x.shape[-1]
     sums = jnp.stack([dbias, dscale])
     if axis_name is not None:
-        # The input's gradient needs the sums of all devices; those of scale and bias stay
-        # local, since the step averages them.
+        # The input's gradient needs the sums over all devices; the gradients of scale and bias
+        # stay local, since the training step averages them.
         sums = lax.psum(sums, axis_name)
         count = count * lax.psum(1, axis_name)
     total_bias, total_scale = sums / count
@@ -286,9 +288,9 @@ batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def relu(x: jax.Array, most: float | None) -> jax.Array:
-    """ReLU, cut at `most`; its gradient keeps the result alone, which the next layer keeps too."""
-    if _by_onednn(x.dtype):
-        # As it is written in bfloat16, oneDNN does not take it into the sum of a residual.
+    """ReLU clipped at `most`; its backward pass needs only the result, as does the next layer's."""
+    if _xla_uses_onednn(x.dtype):
+        # XLA fuses it into oneDNN's convolution and residual sum only if written in float32.
         return jnp.clip(x.astype(jnp.float32), 0, most).astype(x.dtype)
     return jnp.clip(x, 0, most)
 
@@ -308,38 +310,38 @@ relu.defvjp(_relu_forward, _relu_backward)
 
 @jax.custom_vjp
 def max_pool_3x3(x: jax.Array) -> jax.Array:
-    """3x3 maximum with stride 2 of values not below 0, along one axis after the other."""
+    """3x3 max pooling with stride 2 of non-negative values, one axis after the other."""
     if x.dtype != jnp.bfloat16:
         return _max_of_3(_max_of_3(x, 1), 2)
-    # The bits of values not below 0 are in their order, and integers are compared many at a time.
+    # Non-negative floats order like their bits, and integer comparisons are vectorised.
     bits = max_pool_3x3(lax.bitcast_convert_type(x, jnp.int16))
     return lax.bitcast_convert_type(bits, x.dtype)
 
 
 def _max_of_3(x: jax.Array, axis: int) -> jax.Array:
-    """Of each pair of rows, which are neighbours in memory, and the row before it."""
-    x = _edged(x, axis, 0, x.shape[axis] % 2)
+    """Maximum over windows of 3 with stride 2, from pairs of rows that are adjacent in memory."""
+    x = _pad_axis(x, axis, 0, x.shape[axis] % 2)
     pairs = x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
     even, odd = (lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in range(2))
-    return jnp.maximum(jnp.maximum(even, odd), _edged(odd, axis, 1, -1))
+    return jnp.maximum(jnp.maximum(even, odd), _pad_axis(odd, axis, 1, -1))
 
 
-def _edged(x: jax.Array, axis: int, before: int, after: int) -> jax.Array:
-    """Zeros added along an axis, or what is there taken off."""
-    edges = [(0, 0, 0)] * x.ndim
-    edges[axis] = (before, after, 0)
-    return lax.pad(x, jnp.zeros((), x.dtype), edges)
+def _pad_axis(x: jax.Array, axis: int, before: int, after: int) -> jax.Array:
+    """Zeros added along an axis, or rows cropped where `before` or `after` is negative."""
+    padding = [(0, 0, 0)] * x.ndim
+    padding[axis] = (before, after, 0)
+    return lax.pad(x, jnp.zeros((), x.dtype), padding)
 
 
 def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, Any]:
-    """The maximum as strided slices: slower, and with it the gradient is faster."""
+    """The maximum over strided slices: slower forward, but with a faster gradient."""
     return jax.vjp(lambda x: _max_of_slices(_max_of_slices(x, 1), 2), x)
 
 
 def _max_of_slices(x: jax.Array, axis: int) -> jax.Array:
     size = x.shape[axis]
     out = (size - 1) // 2 + 1
-    padded = _edged(x, axis, 1, 2 * out - size)
+    padded = _pad_axis(x, axis, 1, 2 * out - size)
     first, second, third = (_strided(padded, i, out, axis) for i in range(3))
     return jnp.maximum(jnp.maximum(first, second), third)
 
@@ -352,13 +354,13 @@ max_pool_3x3.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:
-    """2x2 maximum with stride 2, as strided slices along each axis; sizes rounded up."""
+    """2x2 max pooling with stride 2, over strided slices along each axis; sizes are rounded up."""
     for axis in (1, 2):
         out = -(-x.shape[axis] // 2)
-        edges = [(0, 0)] * 4
-        edges[axis] = (0, 2 * out - x.shape[axis])
-        # The last row of an odd size is its own partner.
-        padded = jnp.pad(x, edges, mode="edge")
+        padding = [(0, 0)] * 4
+        padding[axis] = (0, 2 * out - x.shape[axis])
+        # With an odd size the last row is compared with itself.
+        padded = jnp.pad(x, padding, mode="edge")
         x = jnp.maximum(_strided(padded, 0, out, axis), _strided(padded, 1, out, axis))
     return x
 

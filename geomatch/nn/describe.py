@@ -1,4 +1,4 @@
-"""Tiles to descriptors, for train, embed and query alike."""
+"""Tiles to descriptors, for train, embed and query."""
 
 from __future__ import annotations
 
@@ -17,50 +17,54 @@ from geomatch.nn.encoder import Siamese
 
 
 class Model(Hashable, Protocol):
-    """What is applied to tiles: all of a network, or a part of it."""
+    """A network, or part of one, that maps tiles to vectors."""
 
     def apply(self, variables: Any, tiles: Any, /) -> Any:
         """(n, h, w, c) uint8 to (n, d)."""
 
 
 class Engine(Protocol):
-    """What computes descriptors.
+    """Computes descriptors of batches of a fixed size.
 
     Attributes:
-        name: for people: "jax bfloat16".
-        size: tiles in each batch that it takes.
+        name: for display, such as "jax bfloat16".
+        batch_size: tiles per batch.
     """
 
     name: str
-    size: int
+    batch_size: int
 
     def start(self, tiles: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
-        """Begin with (size, h, w, c) tiles; a function that waits for (size, d) descriptors."""
+        """Start on (batch_size, h, w, c) tiles.
+
+        Returns:
+            A function that waits for the (batch_size, d) descriptors.
+        """
 
 
 def describe(
     model: Model, variables: Any, batches: Iterable[NDArray[np.uint8]], size: int
 ) -> Iterator[NDArray[np.float32]]:
-    """Descriptors of batches of tiles, in inference mode, over all of JAX's devices.
+    """Descriptors of batches of tiles, in inference mode, on all JAX devices.
 
     Args:
         variables: parameters and BatchNorm statistics.
         batches: (n, h, w, c) uint8, n at most `size`.
-        size: tiles a step; shorter batches are padded, so that one program serves all.
+        size: tiles per step; shorter batches are padded, so that one compiled program suffices.
 
     Yields:
         (n, d) float32 for each batch.
     """
-    return describe_with(Jax(model, variables, size), batches)
+    return describe_with(JaxEngine(model, variables, size), batches)
 
 
 def describe_with(
     engine: Engine, batches: Iterable[NDArray[np.uint8]]
 ) -> Iterator[NDArray[np.float32]]:
-    """`describe`, by any engine; batches have at most `engine.size` tiles."""
+    """`describe` with any engine; batches have at most `engine.batch_size` tiles."""
     pending: Callable[[], NDArray[np.float32]] | None = None
     for batch in batches:
-        # The engine works on this batch while the caller has the one before.
+        # The engine works on this batch while the caller uses the previous one.
         started = _start(engine, batch)
         if pending is not None:
             yield pending()
@@ -71,37 +75,43 @@ def describe_with(
 
 def _start(engine: Engine, batch: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
     count = len(batch)
-    padded = np.zeros((engine.size, *batch.shape[1:]), np.uint8)
+    padded = np.zeros((engine.batch_size, *batch.shape[1:]), np.uint8)
     padded[:count] = batch
     finish = engine.start(padded)
     return lambda: finish()[:count]
 
 
-class Jax:
-    """The network itself, over all devices.
+class JaxEngine:
+    """The network in JAX, on all devices.
 
     Args:
-        fixed: make the weights constants of the program, which oneDNN then folds and lays out once
-            instead of with every batch: for many batches, and a program that is not kept.
+        constant_weights: compile the weights into the program as constants, which oneDNN folds and
+            lays out once instead of in every batch. For many batches, and a program that is not
+            cached.
     """
 
     def __init__(
-        self, model: Model, variables: Any, size: int, name: str = "jax", fixed: bool = False
+        self,
+        model: Model,
+        variables: Any,
+        size: int,
+        name: str = "jax",
+        constant_weights: bool = False,
     ) -> None:
         self.name = name
         self.devices = jax.local_device_count()
-        self.size = -(-size // self.devices) * self.devices
-        if fixed:
+        self.batch_size = -(-size // self.devices) * self.devices
+        if constant_weights:
             self.forward = jax.pmap(partial(model.apply, variables))
             return
-        # Once, rather than with every batch.
+        # Transferred once instead of with every batch.
         mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("devices",))
-        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        self.forward = partial(_forward(model), jax.device_put(variables, everywhere))
+        replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        self.forward = partial(_forward(model), jax.device_put(variables, replicated))
 
     def start(self, tiles: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
         result = self.forward(tiles.reshape(self.devices, -1, *tiles.shape[1:]))
-        return lambda: np.asarray(result).reshape(self.size, -1)
+        return lambda: np.asarray(result).reshape(self.batch_size, -1)
 
 
 @functools.cache
@@ -109,7 +119,7 @@ def _forward(model: Model) -> Any:
     return jax.pmap(lambda variables, tiles: model.apply(variables, tiles), in_axes=(None, 0))
 
 
-def in_dtype(model: Siamese, dtype: Any) -> Siamese:
-    """The same network, computing in another dtype."""
+def with_dtype(model: Siamese, dtype: Any) -> Siamese:
+    """The same network computing in `dtype`."""
     shared = dataclasses.replace(model.encoder.shared, dtype=jnp.dtype(dtype))
     return model.clone(encoder=model.encoder.clone(shared=shared))

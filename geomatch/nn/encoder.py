@@ -1,8 +1,8 @@
 """The siamese encoder: fusion, preprocessing, trunk, pooling, head; tiles to descriptors.
 
 After Khokhlova et al., "Cross-year multi-modal image retrieval using siamese networks"
-(ICIP 2020): image and labels are fused early by a trainable 1x1 convolution, ahead of the
-preprocessing, so that the trunk sees what it would of an image alone.
+(ICIP 2020): a trainable 1x1 convolution fuses image and labels into three channels before the
+preprocessing, so that a trunk pretrained on RGB images fits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from geomatch import config
 from geomatch.errors import UsageError
 from geomatch.nn.heads import HEADS
-from geomatch.nn.layers import Shared, unit
+from geomatch.nn.layers import SharedSettings, unit
 from geomatch.nn.pooling import Pool
 from geomatch.nn.trunks import TRUNKS
 
@@ -30,7 +30,7 @@ AXIS = "devices"
 
 @dataclass(frozen=True)
 class TileForm:
-    """What a network asks of tiles."""
+    """Tile size in pixels and channel counts that a network takes."""
 
     size: int
     image_channels: int
@@ -45,15 +45,15 @@ class Encoder(nn.Module):
     """uint8 tiles to descriptors.
 
     Attributes:
-        model: the configuration, no value of it left to the trunk (see `resolved`).
-        image_channels, label_channels: how a tile's channels divide.
-        shared: what all layers have in common.
+        model: the configuration after `resolve`.
+        image_channels, label_channels: a tile's channels, in this order.
+        shared: settings that all layers share.
     """
 
     model: config.ModelConfig
     image_channels: int
     label_channels: int
-    shared: Shared = Shared()
+    shared: SharedSettings = SharedSettings()
 
     def setup(self) -> None:
         model, labels = self.model, self.model.label_classes or self.label_channels
@@ -81,11 +81,11 @@ class Encoder(nn.Module):
         return unit(x) if self.model.normalise else x
 
     def features(self, tiles: jax.Array, train: bool = False) -> jax.Array:
-        """(b, h, w, c) uint8 to (b, r, c) float32: what a head is given; r > 1 for R-MAC alone."""
+        """(b, h, w, c) uint8 to the head's input, (b, r, c) float32; r > 1 for R-MAC only."""
         return self.pool(self.feature_map(tiles, train).astype(jnp.float32))
 
     def feature_map(self, tiles: jax.Array, train: bool = False) -> jax.Array:
-        """(b, h, w, c) uint8 to the trunk's map."""
+        """(b, h, w, c) uint8 to the trunk's feature map (b, h', w', c')."""
         x = tiles.astype(jnp.float32)
         if self.model.label_classes:
             planes = jax.nn.one_hot(tiles[..., -1], self.model.label_classes + 1)[..., 1:]
@@ -96,24 +96,24 @@ class Encoder(nn.Module):
         return self.trunk(x.astype(self.shared.dtype), train)
 
 
-def _shifted(mean: Any, deviation: Any) -> Callable[[jax.Array], jax.Array]:
+def _standardise(mean: Any, deviation: Any) -> Callable[[jax.Array], jax.Array]:
     mean, deviation = (np.asarray(values, np.float32) for values in (mean, deviation))
     return lambda x: (x - mean) / deviation
 
 
 PREPROCESSING: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "torch": _shifted(
+    "torch": _standardise(
         np.multiply([0.485, 0.456, 0.406], 255), np.multiply([0.229, 0.224, 0.225], 255)
     ),
     "caffe": lambda x: x[..., ::-1] - np.array([103.939, 116.779, 123.68], np.float32),
-    "lite": _shifted(127, 128),
+    "lite": _standardise(127, 128),
     "none": lambda x: x,
 }
-"""What trunks expect of colours from 0 to 255."""
+"""Preprocessing of RGB values from 0 to 255, by the convention that pretrained weights expect."""
 
 
-def resolved(model: config.ModelConfig) -> config.ModelConfig:
-    """`model`, with the trunk's own values where the configuration leaves them to it.
+def resolve(model: config.ModelConfig) -> config.ModelConfig:
+    """`model` with the trunk's defaults in place of "auto" and unset values.
 
     Raises:
         UsageError: the trunk has no such stage.
@@ -133,14 +133,14 @@ def resolved(model: config.ModelConfig) -> config.ModelConfig:
 
 
 class Siamese(nn.Module):
-    """The encoder, the pair head sigmoid(Dense(1)(|a - b|)), and the temperature of cosines."""
+    """The encoder, the pair head sigmoid(Dense(1)(|a - b|)), and a learned temperature."""
 
     encoder: Encoder
 
     def setup(self) -> None:
-        # A pair starts as the more alike the nearer it is, rather than by random signs.
+        # At first the logit falls with the distance, instead of depending on random signs.
         self.pair_head = nn.Dense(
-            1, kernel_init=_near_is_alike, bias_init=nn.initializers.constant(0.5)
+            1, kernel_init=_negative_mean, bias_init=nn.initializers.constant(0.5)
         )
         self.log_temperature = self.param("log_temperature", nn.initializers.constant(-2.3), ())
 
@@ -149,25 +149,25 @@ class Siamese(nn.Module):
         return self.encoder(tiles, train)
 
     def features(self, tiles: jax.Array) -> jax.Array:
-        """(b, h, w, c) uint8 to (b, r c): the encoder's pooled features, flattened."""
+        """(b, h, w, c) uint8 to the encoder's pooled features, flattened to (b, r c)."""
         x = self.encoder.features(tiles)
         return x.reshape(len(x), -1)
 
     def pair(self, a: jax.Array, b: jax.Array) -> jax.Array:
-        """Logits (b,) that descriptors `a` and `b`, (b, d) each, are of one place."""
+        """Logits (b,) that descriptors `a` and `b`, (b, d) each, show the same place."""
         return self.pair_head(jnp.abs(a - b))[:, 0]
 
     def temperature(self) -> jax.Array:
-        """Scalar that divides cosines in a loss over the whole batch; at least 0.01."""
+        """Scalar that divides cosines in whole-batch losses; at least 0.01."""
         return jnp.exp(jnp.maximum(self.log_temperature, -4.6))
 
-    def both(self, tiles: jax.Array) -> jax.Array:
-        """All parts at once, to initialise them."""
+    def encode_and_pair(self, tiles: jax.Array) -> jax.Array:
+        """Encoder and pair head in one call, to initialise or trace the whole network."""
         x = self(tiles)
         return self.pair(x, x)
 
 
-def _near_is_alike(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+def _negative_mean(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
     del key
     return jnp.full(shape, -1.0 / shape[0], dtype)
 
@@ -175,10 +175,14 @@ def _near_is_alike(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.floa
 def fusion_init(image: int, label: int) -> Callable[..., jax.Array]:
     """Initial weights (image + label, 3) of the fusion to three channels.
 
-    S1's, for colour images with a grey label (0.5 from each colour to itself, 0.5 from the label
-    to all three) or a colour label (0.5 from each of its colours to the same). Further planes, one
-    for each class, are 0.5 of a colour of their own. Without labels the image's share is 1; an
-    image of one band goes to all three, further bands (near infrared) begin at 0.
+    As in Khokhlova et al. 2020, each colour of the image goes to the same channel with weight 0.5,
+    a grey label to all three with 0.5, and a colour label to the same channels with 0.5. With one
+    plane per class, each class has a hue of its own, times 0.5. Without labels the image's weight
+    is 1. An image of one band goes to all three channels; bands after the third (near infrared)
+    start at 0.
+
+    Args:
+        image, label: number of image and label channels.
     """
     weights = np.zeros((image + label, 3), np.float32)
     colours = np.arange(3) if image >= 3 else np.zeros(3, int)
@@ -197,19 +201,23 @@ def fusion_init(image: int, label: int) -> Callable[..., jax.Array]:
 
 
 def build(settings: config.Config, form: TileForm, frozen: bool = True) -> Siamese:
-    """The network of a configuration.
+    """The network of a configuration, for tiles of `form`.
 
     Args:
-        frozen: hold the parts of `train.freeze`, as in the first `train.freeze_epochs`.
+        frozen: freeze the parameter groups of `train.freeze`, as in the first
+            `train.freeze_epochs`.
+
+    Raises:
+        UsageError: the trunk has no such stage, or `model.label_classes` does not fit the tiles.
     """
-    model = resolved(settings.model)
+    model = resolve(settings.model)
     if model.label_classes and form.label_channels != 1:
         raise UsageError(
-            f"model.label_classes = {model.label_classes}, and the tiles have "
+            f"model.label_classes = {model.label_classes}, but the tiles have "
             f"{form.label_channels} label channels",
-            "Classes are read from labels of one band.",
+            "Label classes need labels of one band.",
         )
-    shared = Shared(
+    shared = SharedSettings(
         dtype=jnp.dtype(settings.train.dtype),
         axis_name=AXIS,
         epsilon=model.epsilon,

@@ -1,4 +1,4 @@
-"""What computes descriptors: JAX, or a runtime for CPUs that takes the encoder's ONNX graph."""
+"""Engines that compute descriptors: JAX, or a CPU runtime for the encoder's ONNX graph."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.nn import backend
-from geomatch.nn.describe import Engine, Jax, in_dtype
+from geomatch.nn.describe import Engine, JaxEngine, with_dtype
 from geomatch.nn.encoder import Siamese, TileForm
 from geomatch.nn.onnx_export import to_onnx
 
 
 class EngineChoice(NamedTuple):
-    """An engine and what it computes in: names of the command line, neither of them "auto"."""
+    """An engine and its dtype, as named on the command line, neither of them "auto"."""
 
     engine: str
     dtype: str
 
 
-FASTEST = (
+FASTEST_FIRST = (
     EngineChoice("openvino", "bfloat16"),
     EngineChoice("jax", "bfloat16"),
     EngineChoice("openvino", "float32"),
@@ -35,37 +35,37 @@ FASTEST = (
     EngineChoice("jax", "float32"),
     EngineChoice("openvino", "int8"),
 )
-"""As measured on a CPU with bfloat16; int8 comes last, for it has to be asked for."""
+"""As measured on a CPU with bfloat16; int8 is last, since it is used on request only."""
 
 PACKAGES = {
     "jax": (),
     "openvino": ("openvino", "nncf", "onnx"),
     "onnxruntime": ("onnxruntime", "onnx"),
 }
-"""What an engine needs, by the name of its extra."""
+"""Packages that an engine needs, by its name, which is also that of the extra."""
 
 
 def choose(engine: str, dtype: str) -> EngineChoice:
-    """The engine asked for, or with "auto" the fastest that is installed for the device at hand.
+    """The requested engine and dtype; "auto" takes the fastest installed for this device.
 
-    JAX's backend is not started, so that it can still be set up for the choice.
+    JAX is not initialised, so that `backend.prepare` can still set it up for the choice.
 
     Args:
         engine: "auto", "jax", "openvino" or "onnxruntime".
         dtype: "auto", "float32", "bfloat16" or "int8".
 
     Raises:
-        UsageError: the engine does not compute in that dtype.
+        UsageError: the engine does not support the dtype.
         GeomatchError: the engine is not installed.
     """
-    order = list(FASTEST)
+    order = list(FASTEST_FIRST)
     if not backend.cpu_only():
         order.sort(key=lambda choice: choice.engine != "jax")
     elif dtype == "auto" and not backend.has_bfloat16():
         order = [choice for choice in order if choice.dtype != "bfloat16"]
     fitting = [c for c in order if engine in ("auto", c.engine) and dtype in ("auto", c.dtype)]
     if not fitting:
-        able = " or ".join(choice.engine for choice in FASTEST if choice.dtype == dtype)
+        able = " or ".join(choice.engine for choice in FASTEST_FIRST if choice.dtype == dtype)
         raise UsageError(f"{engine} does not compute in {dtype}", f"Use --engine {able}.")
     for choice in fitting:
         if all(importlib.util.find_spec(package) for package in PACKAGES[choice.engine]):
@@ -86,35 +86,35 @@ def build(
 
     Args:
         variables: parameters and BatchNorm statistics.
-        size: tiles a batch.
-        calibration: batches (n, h, w, c) of some 300 tiles in all, read for int8 alone.
+        size: tiles per batch.
+        calibration: batches (n, h, w, c) of about 300 tiles in total, read for int8 only.
 
     Raises:
-        GeomatchError: the network cannot be written for the engine, or int8 has no tiles.
+        GeomatchError: the network cannot be exported to ONNX, or int8 has no calibration tiles.
     """
     if choice.engine == "jax":
-        model = in_dtype(model, choice.dtype)
-        fixed = backend.uses_onednn(choice.dtype)
-        return Jax(model, variables, size, " ".join(choice), fixed)
-    forward = partial(in_dtype(model, "float32").apply, variables)
+        model = with_dtype(model, choice.dtype)
+        constant_weights = backend.uses_onednn(choice.dtype)
+        return JaxEngine(model, variables, size, " ".join(choice), constant_weights)
+    forward = partial(with_dtype(model, "float32").apply, variables)
     graph = to_onnx(forward, (form.size, form.size, form.channels))
     if choice.engine == "onnxruntime":
-        return OnnxRuntime(graph, size)
-    return OpenVino(graph, choice.dtype, size, calibration)
+        return OnnxRuntimeEngine(graph, size)
+    return OpenVinoEngine(graph, choice.dtype, size, calibration)
 
 
-UNDER_WAY = 2
-"""Batches that `describe_with` has begun and not finished, at the most."""
+MAX_PENDING = 2
+"""Maximum number of batches that `describe_with` has started and not finished."""
 
 
-class OnnxRuntime:
+class OnnxRuntimeEngine:
     """onnxruntime on the CPU, in float32."""
 
     def __init__(self, graph: bytes, size: int) -> None:
         import onnxruntime
 
         self.name = "onnxruntime float32"
-        self.size = size
+        self.batch_size = size
         self.session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
 
     def start(self, tiles: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
@@ -122,14 +122,14 @@ class OnnxRuntime:
         return lambda: descriptors
 
 
-class OpenVino:
+class OpenVinoEngine:
     """OpenVINO on the CPU."""
 
     def __init__(
         self, graph: bytes, dtype: str, size: int, calibration: Iterable[NDArray[np.uint8]] = ()
     ) -> None:
-        # Else openvino and nncf report their use to their makers, from a fork of this process, and
-        # with JAX's threads a fork may hang.
+        # Otherwise openvino and nncf send telemetry from a fork of this process, which may hang
+        # because of JAX's threads.
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
         import openvino
 
@@ -139,14 +139,14 @@ class OpenVino:
             network = _quantised(network, calibration)
         network.reshape([size, *list(network.input().partial_shape)[1:]])
         hints = {
-            "NUM_STREAMS": UNDER_WAY,
+            "NUM_STREAMS": MAX_PENDING,
             "INFERENCE_PRECISION_HINT": "f32" if dtype == "float32" else "bf16",
         }
         self.network = core.compile_model(network, "CPU", hints)
-        # All at once, for to make one may wait for those at work.
-        self.idle = [self.network.create_infer_request() for _ in range(UNDER_WAY)]
+        # Created up front, since creating one later may wait for running requests.
+        self.idle = [self.network.create_infer_request() for _ in range(MAX_PENDING)]
         self.name = f"openvino {dtype}"
-        self.size = size
+        self.batch_size = size
 
     def start(self, tiles: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
         request = self.idle.pop() if self.idle else self.network.create_infer_request()
@@ -162,13 +162,13 @@ class OpenVino:
 
 
 def _quantised(network: Any, calibration: Iterable[NDArray[np.uint8]]) -> Any:
-    """An OpenVINO network in int8, its ranges taken from tiles."""
+    """An OpenVINO network quantised to int8, calibrated on tiles."""
     tiles = [tile[None] for batch in calibration for tile in batch]
     if not tiles:
         raise GeomatchError(
             "there are no tiles to calibrate int8 on", "Embed with --dtype bfloat16 or float32."
         )
-    with contextlib.redirect_stdout(io.StringIO()):  # its own progress bars
+    with contextlib.redirect_stdout(io.StringIO()):  # hides nncf's progress bars
         import nncf
 
         return nncf.quantize(network, nncf.Dataset(tiles), subset_size=len(tiles))

@@ -1,4 +1,4 @@
-"""Heads: what comes after the trunk, to a descriptor."""
+"""Heads: a feature map or pooled features to a descriptor."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import jax
 import jax.numpy as jnp
 
 from geomatch import config
-from geomatch.nn.layers import BatchNorm, Conv, Shared, mean_pool_to, unit
+from geomatch.nn.layers import BatchNorm, Conv, SharedSettings, mean_pool_to, unit
 
 
 class ConvHead(nn.Module):
-    """S1's head: 3x3 convolutions with tanh, flattened to a Dense layer.
+    """3x3 convolutions with tanh, flattened to a Dense layer, after Khokhlova et al. 2020.
 
-    Its convolutions are unpadded at 256 px, and three with a stride at 512 px; at other tile
-    sizes they are padded, and the map is pooled to 4x4 so that the Dense layer keeps its size.
+    At 256 px there are two unpadded convolutions, at 512 px three, the first with stride 2. At
+    other tile sizes the two are padded. Except at 512 px, the map is pooled to 4x4, so that the
+    size of the Dense layer does not depend on that of the tile.
     """
 
     model: config.ModelConfig
-    shared: Shared
+    shared: SharedSettings
 
     @nn.compact
     def __call__(self, x: jax.Array, tile_size: int, train: bool) -> jax.Array:
@@ -28,10 +29,10 @@ class ConvHead(nn.Module):
         conv = partial(Conv, size=3, use_bias=True, shared=self.shared)
         if tile_size == 512:
             for filters, stride in ((1024, 2), (512, 1), (256, 1)):
-                x = jnp.tanh(conv(filters, stride=stride, edge=0)(x))
+                x = jnp.tanh(conv(filters, stride=stride, padding=0)(x))
         else:
             for filters in (1024, 512):
-                x = jnp.tanh(conv(filters, edge=0 if tile_size == 256 else 1)(x))
+                x = jnp.tanh(conv(filters, padding=0 if tile_size == 256 else 1)(x))
                 x = BatchNorm(train, self.shared)(x)
             x = mean_pool_to(x, 4)
         x = x.reshape(len(x), -1)
@@ -42,7 +43,7 @@ class DenseHead(nn.Module):
     """One Dense layer."""
 
     model: config.ModelConfig
-    shared: Shared
+    shared: SharedSettings
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -51,11 +52,11 @@ class DenseHead(nn.Module):
         return nn.Dense(self.model.descriptor)(x.sum(axis=1))
 
 
-class BlocksHead(nn.Module):
-    """S3's head: Dense, BatchNorm, ReLU and Dropout for each of `model.hidden`, then Dense."""
+class MlpHead(nn.Module):
+    """Dense, BatchNorm, ReLU and Dropout for each width in `model.hidden`, then Dense."""
 
     model: config.ModelConfig
-    shared: Shared
+    shared: SharedSettings
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -67,14 +68,15 @@ class BlocksHead(nn.Module):
         return nn.Dense(self.model.descriptor)(x)
 
 
-class WhitenHead(nn.Module):
-    """S2's head: unit norm, PCA-whitening, and for regions unit norm and their sum.
+class PcaHead(nn.Module):
+    """L2 norm and PCA whitening; R-MAC's regions are then normalised again and summed.
 
-    The projection is fitted on training descriptors before a run begins.
+    After Tolias et al. 2015 (arXiv 1511.05879). The projection is fitted on training features
+    before a run begins.
     """
 
     model: config.ModelConfig
-    shared: Shared
+    shared: SharedSettings
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -87,7 +89,7 @@ class WhitenHead(nn.Module):
 HEADS: dict[str, type[nn.Module]] = {
     "conv": ConvHead,
     "dense": DenseHead,
-    "mlp": BlocksHead,
-    "pca": WhitenHead,
+    "mlp": MlpHead,
+    "pca": PcaHead,
 }
-"""By `model.head`; "pool" has none."""
+"""By `model.head`; "pool" has no module."""

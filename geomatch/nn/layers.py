@@ -1,7 +1,7 @@
 """Convolution, BatchNorm and pooling, as the trunks use them.
 
-The formulation is chosen by the backend when a program is traced: `fast` on a CPU, the plain
-operations on accelerators, whose compilers have their own. Both give the same variables.
+The formulation is chosen when a program is traced: `cpu_ops` on a CPU, and the plain operations on
+accelerators, whose compilers optimise them. Both have the same variables.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from geomatch.nn import cpu_ops, param_groups
-from geomatch.nn.cpu_ops import Edges
+from geomatch.nn.cpu_ops import Padding
 
 MOMENTUM = 0.9
 
@@ -27,8 +27,8 @@ _plain = ContextVar("_plain", default=False)
 
 
 @contextlib.contextmanager
-def plain() -> Iterator[None]:
-    """Trace the plain operations whatever the backend, for a program that runs elsewhere."""
+def plain_ops() -> Iterator[None]:
+    """Trace the plain operations on any backend, for a graph that another runtime executes."""
     token = _plain.set(True)
     try:
         yield
@@ -36,20 +36,21 @@ def plain() -> Iterator[None]:
         _plain.reset(token)
 
 
-def on_cpu() -> bool:
-    """Whether a program that is traced now is for a CPU, and in the forms that are fast there."""
+def use_cpu_ops() -> bool:
+    """Whether a program traced now takes the formulations of `cpu_ops`."""
     return jax.default_backend() == "cpu" and not _plain.get()
 
 
 @dataclass(frozen=True)
-class Shared:
-    """What the layers of a network have in common.
+class SharedSettings:
+    """Settings that all layers of a network share.
 
     Attributes:
-        dtype: of the computation; parameters and statistics stay float32.
-        axis_name: pmap axis over which BatchNorm sees the global batch.
+        dtype: of the computation; parameters and statistics are float32.
+        axis_name: pmap axis over which BatchNorm averages the global batch.
         epsilon: of BatchNorm.
-        frozen: parts (see `parts`) whose BatchNorm keeps its statistics in training.
+        frozen: parameter groups (see `param_groups`) whose BatchNorm keeps its running statistics
+            in training.
     """
 
     dtype: Any = jnp.float32
@@ -57,32 +58,29 @@ class Shared:
     epsilon: float = 1e-5
     frozen: tuple[str, ...] = ()
 
-    def learns(self, path: tuple[str, ...]) -> bool:
-        """Whether the BatchNorm at `path` follows its batches in training."""
+    def updates_statistics(self, path: tuple[str, ...]) -> bool:
+        """Whether the BatchNorm at `path` uses and tracks batch statistics in training."""
         return param_groups.BATCH_NORM not in self.frozen and not any(
-            param_groups.within(path, part) for part in self.frozen
+            param_groups.within(path, group) for group in self.frozen
         )
-
-
-Edge = int | Literal["same"]
 
 
 class Conv(nn.Module):
     """A square convolution.
 
     Attributes:
-        edge: zeros around the input; by default as in the published ResNets, (size - 1) / 2;
-            "same": what TensorFlow's SAME adds, less before than after where it is odd.
-        depthwise: each channel on its own; `filters` is then the input's.
+        padding: zeros on each side of the input; by default (size - 1) / 2, as in the published
+            ResNets. "same" is TensorFlow's SAME, which adds an odd zero at the end.
+        depthwise: convolve each channel separately; `filters` is then the number of channels.
     """
 
     filters: int
     size: int
     stride: int = 1
-    edge: Edge | None = None
+    padding: int | Literal["same"] | None = None
     use_bias: bool = False
     depthwise: bool = False
-    shared: Shared = Shared()
+    shared: SharedSettings = SharedSettings()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -96,25 +94,25 @@ class Conv(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """A square convolution and its BatchNorm; the attributes are those of `Conv`.
+    """A square convolution and its BatchNorm; for the attributes see `Conv`.
 
-    Outside training, BatchNorm is a scale of the kernel and a bias.
+    With fixed statistics, BatchNorm is folded into the kernel and a bias.
     """
 
     filters: int
     size: int
     train: bool
     stride: int = 1
-    edge: Edge | None = None
+    padding: int | Literal["same"] | None = None
     depthwise: bool = False
-    shared: Shared = Shared()
+    shared: SharedSettings = SharedSettings()
     scale_init: Any = nn.initializers.ones
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(b, h, w, c) to (b, h', w', filters)."""
         kernel = _kernel(self, x)
-        if self.train and self.shared.learns(self.path):
+        if self.train and self.shared.updates_statistics(self.path):
             return _batch_norm(self, _convolve(self, x, kernel), self.scale_init)
         factor, shift = _fixed_norm(self, self.filters, self.scale_init)
         y = _convolve(self, x, kernel * factor)
@@ -122,14 +120,14 @@ class ConvNorm(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """BatchNorm of (..., c) over the global batch; statistics in float32."""
+    """BatchNorm of (..., c) over the global batch, with statistics in float32."""
 
     train: bool
-    shared: Shared = Shared()
+    shared: SharedSettings = SharedSettings()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        if self.train and self.shared.learns(self.path):
+        if self.train and self.shared.updates_statistics(self.path):
             return _batch_norm(self, x, nn.initializers.ones)
         factor, shift = _fixed_norm(self, x.shape[-1], nn.initializers.ones)
         return x * factor.astype(x.dtype) + shift.astype(x.dtype)
@@ -147,20 +145,20 @@ def _kernel(layer: Conv | ConvNorm, x: jax.Array) -> jax.Array:
 
 def _convolve(layer: Conv | ConvNorm, x: jax.Array, kernel: jax.Array) -> jax.Array:
     dtype = layer.shared.dtype
-    edges = _edges(layer, x)
+    padding = _padding(layer, x)
     if layer.depthwise:
-        convolve = cpu_ops.depthwise if on_cpu() else cpu_ops.depthwise_plain
+        convolve = cpu_ops.depthwise if use_cpu_ops() else cpu_ops.depthwise_plain
     else:
-        convolve = cpu_ops.conv if on_cpu() else cpu_ops.conv_plain
-    return convolve(x.astype(dtype), kernel.astype(dtype), layer.stride, edges)
+        convolve = cpu_ops.conv if use_cpu_ops() else cpu_ops.conv_plain
+    return convolve(x.astype(dtype), kernel.astype(dtype), layer.stride, padding)
 
 
-def _edges(layer: Conv | ConvNorm, x: jax.Array) -> Edges:
-    if layer.edge == "same":
+def _padding(layer: Conv | ConvNorm, x: jax.Array) -> Padding:
+    if layer.padding == "same":
         vertical, horizontal = (_same(n, layer.size, layer.stride) for n in x.shape[1:3])
         return vertical, horizontal
-    edge = (layer.size - 1) // 2 if layer.edge is None else layer.edge
-    return (edge, edge), (edge, edge)
+    width = (layer.size - 1) // 2 if layer.padding is None else layer.padding
+    return (width, width), (width, width)
 
 
 def _same(n: int, size: int, stride: int) -> tuple[int, int]:
@@ -178,9 +176,9 @@ def _norm_variables(layer: nn.Module, features: int, scale_init: Any) -> tuple[A
 
 
 def _batch_norm(layer: ConvNorm | BatchNorm, x: jax.Array, scale_init: Any) -> jax.Array:
-    """Normalise by the batch, and follow its statistics."""
+    """Normalise by the batch's statistics and update the running ones."""
     scale, bias, mean, variance = _norm_variables(layer, x.shape[-1], scale_init)
-    normalise = cpu_ops.batch_norm if on_cpu() else cpu_ops.batch_norm_plain
+    normalise = cpu_ops.batch_norm if use_cpu_ops() else cpu_ops.batch_norm_plain
     shared = layer.shared
     y, *current = normalise(x, scale, bias, shared.epsilon, shared.axis_name)
     for running, now in zip((mean, variance), current, strict=True):
@@ -191,7 +189,7 @@ def _batch_norm(layer: ConvNorm | BatchNorm, x: jax.Array, scale_init: Any) -> j
 def _fixed_norm(
     layer: ConvNorm | BatchNorm, features: int, scale_init: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """BatchNorm by its running statistics, as a factor and a shift (c,)."""
+    """BatchNorm with its running statistics, as a factor (c,) and a shift (c,)."""
     scale, bias, mean, variance = _norm_variables(layer, features, scale_init)
     factor = scale * lax.rsqrt(variance.value + layer.shared.epsilon)
     return factor, bias - mean.value * factor
@@ -199,24 +197,24 @@ def _fixed_norm(
 
 def relu(x: jax.Array) -> jax.Array:
     """max(x, 0)."""
-    return cpu_ops.relu(x, None) if on_cpu() else nn.relu(x)
+    return cpu_ops.relu(x, None) if use_cpu_ops() else nn.relu(x)
 
 
 def relu6(x: jax.Array) -> jax.Array:
     """min(max(x, 0), 6)."""
-    return cpu_ops.relu(x, 6.0) if on_cpu() else nn.relu6(x)
+    return cpu_ops.relu(x, 6.0) if use_cpu_ops() else nn.relu6(x)
 
 
 def max_pool_3x3(x: jax.Array) -> jax.Array:
-    """3x3 maximum with stride 2 of values not below 0; (b, h, w, c) to (b, h/2, w/2, c)."""
-    if on_cpu():
+    """3x3 max pooling, stride 2, of non-negative values; (b, h, w, c) to (b, h/2, w/2, c)."""
+    if use_cpu_ops():
         return cpu_ops.max_pool_3x3(x)
     return nn.max_pool(x, (3, 3), (2, 2), padding=[(1, 1), (1, 1)])
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:
-    """2x2 maximum with stride 2; (b, h, w, c) to (b, h/2, w/2, c), sizes rounded up."""
-    if on_cpu():
+    """2x2 max pooling, stride 2; (b, h, w, c) to (b, h/2, w/2, c), sizes rounded up."""
+    if use_cpu_ops():
         return cpu_ops.max_pool_2x2(x)
     return nn.max_pool(x, (2, 2), (2, 2), padding="SAME")
 
@@ -224,8 +222,8 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
 def mean_pool_to(x: jax.Array, side: int) -> jax.Array:
     """Mean over a grid of at most side x side bins; (b, h, w, c) to (b, side, side, c).
 
-    Bins may share a row or column where h or w is no multiple of `side`; a map smaller than
-    `side` stays as it is.
+    Neighbouring bins overlap where h or w is not a multiple of `side`. A map of at most side x side
+    is returned unchanged.
     """
     if max(x.shape[1:3]) <= side:
         return x
@@ -244,5 +242,5 @@ def _bins(n: int, bins: int) -> np.ndarray:
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """Vectors of the last axis at unit L2 norm; zero stays zero."""
+    """Vectors (..., d) scaled to unit L2 norm; zero vectors stay zero."""
     return x / jnp.sqrt(jnp.maximum((x**2).sum(axis=-1, keepdims=True), 1e-12))

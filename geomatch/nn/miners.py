@@ -1,4 +1,4 @@
-"""Triplets chosen within a batch, from the distances of its descriptors."""
+"""In-batch triplet mining, from the distances between a batch's descriptors."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from jax import lax
 
 
 class Triplets(NamedTuple):
-    """Indices of triplets, of a shape that does not depend on what is found.
+    """Indices of triplets, in arrays whose shapes do not depend on the data.
 
     Attributes:
-        anchor: (t,) rows of the distances.
-        positive: (t,) columns.
-        negative: (t,) columns.
-        valid: (t,) bool, whether it is a triplet; the indices of others mean nothing.
-        hardness: (t,) distance to the positive less that to the negative; 0 where not valid.
+        anchor: (t,) rows of the distance matrix.
+        positive: (t,) columns of it.
+        negative: (t,) columns of it.
+        valid: (t,) bool; the indices of invalid triplets are meaningless.
+        hardness: (t,) distance to the positive minus distance to the negative; 0 if invalid.
     """
 
     anchor: jax.Array
@@ -34,27 +34,27 @@ def semi_hard(
     margin: float,
     allowed: jax.Array | None = None,
 ) -> Triplets:
-    """For each anchor and positive, the nearest negative beyond the positive, within the margin.
+    """For each anchor and positive, the nearest negative farther than the positive by < `margin`.
 
-    Schroff et al. 2015 (FaceNet, arXiv 1503.03832). Where there is none, the farthest negative, as
-    in TensorFlow Addons' triplet_semihard_loss: it is then easy, or the least hard.
+    Schroff et al. 2015 (FaceNet, arXiv 1503.03832). Without such a negative, the farthest one, as
+    in TensorFlow Addons' triplet_semihard_loss: it is either easy or the least hard.
 
     Args:
         distances: (q, m) from anchors to candidates, squared or not.
-        positive: (q, m) bool, candidates of the anchor's place, without itself.
-        negative: (q, m) bool, candidates of another; those in neither mask are in no triplet.
+        positive: (q, m) bool, candidates of the anchor's place, except the anchor itself.
+        negative: (q, m) bool, candidates of other places; candidates in neither mask are ignored.
         margin: in the unit of the distances.
-        allowed: (m, m) bool, whether the positive of the row may go with the negative of the
-            column; unset: any may.
+        allowed: (m, m) bool, whether the positive of the row may be combined with the negative of
+            the column; by default all may.
 
     Returns:
-        q * m triplets, of which those of a positive with a negative are valid.
+        q * m triplets, valid where a positive has an allowed negative.
     """
     distances = lax.stop_gradient(distances)
     anchors, columns = distances.shape
-    allowed = _any(columns) if allowed is None else allowed
+    allowed = _all_allowed(columns) if allowed is None else allowed
 
-    # Anchor by anchor, since (q, m, m) may not fit in memory.
+    # One anchor at a time, since (q, m, m) may not fit in memory.
     def of_anchor(row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         own, others = row
         candidates = allowed & others
@@ -77,7 +77,7 @@ def batch_hard(
     negative: jax.Array,
     allowed: jax.Array | None = None,
 ) -> Triplets:
-    """For each anchor, its farthest positive and the nearest negative that may go with it.
+    """For each anchor, the farthest positive and the nearest negative allowed with it.
 
     Hermans et al. 2017 (arXiv 1703.07737).
 
@@ -85,11 +85,11 @@ def batch_hard(
         distances, positive, negative, allowed: as in `semi_hard`.
 
     Returns:
-        q triplets, of which those of anchors with both are valid.
+        q triplets, valid for anchors that have both.
     """
     distances = lax.stop_gradient(distances)
     anchors, columns = distances.shape
-    allowed = _any(columns) if allowed is None else allowed
+    allowed = _all_allowed(columns) if allowed is None else allowed
     farthest = jnp.where(positive, distances, -jnp.inf).argmax(axis=1)
     candidates = negative & allowed[farthest]
     nearest = jnp.where(candidates, distances, jnp.inf).argmin(axis=1)
@@ -97,8 +97,8 @@ def batch_hard(
     return _triplets(distances, jnp.arange(anchors), farthest, nearest, valid)
 
 
-def _any(columns: int) -> jax.Array:
-    """That any positive may go with any negative."""
+def _all_allowed(columns: int) -> jax.Array:
+    """A mask that allows any positive with any negative."""
     return jnp.ones((columns, 1), bool)
 
 

@@ -1,4 +1,4 @@
-"""The operations of a network within their modules, from JAX's own description."""
+"""The graph of a network's operations, named by module, from its jaxpr."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from jax.extend.core import JaxprEqn, Literal
 
 from geomatch.nn import param_groups
-from geomatch.nn.layers import plain
+from geomatch.nn.layers import plain_ops
 
 
 class Node(NamedTuple):
-    """An operation or an array; `name` is a path of modules, `inputs` are names of nodes."""
+    """An operation or an array; `name` is a module path, `inputs` are the names of other nodes."""
 
     name: str
     operation: str
@@ -25,14 +25,17 @@ class Node(NamedTuple):
 def trace(
     forward: Callable[[Any, jax.Array], Any], variables: Any, shape: tuple[int, int, int]
 ) -> list[Node]:
-    """What a network does to one tile, without doing it.
+    """The operations of a network on one tile, without executing them.
 
     Args:
-        forward: (variables, tiles (n, h, w, c) uint8) to anything.
+        forward: a function of variables and tiles (n, h, w, c) uint8.
         variables: collections of arrays, or of their shapes and dtypes.
         shape: (h, w, c).
+
+    Returns:
+        Nodes in the order of execution: variables, tiles, operations.
     """
-    with plain():
+    with plain_ops():
         traced = jax.make_jaxpr(forward)(variables, jax.ShapeDtypeStruct((1, *shape), np.uint8))
     leaves = jax.tree_util.tree_leaves_with_path(variables)
     names = ["/".join(param_groups.path_of(keys)[1:]) for keys, _ in leaves]
@@ -44,11 +47,11 @@ def trace(
     known: dict[Any, str] = dict(zip(traced.jaxpr.invars, [*names, "tiles"], strict=True))
     for i, equation in enumerate(traced.jaxpr.eqns):
         operation = _operation(equation)
-        # Beside the modules the path has methods ("encoder.feature_map") and the whole network.
+        # The stack also has method names ("encoder.feature_map") and the outermost module.
         stack = str(equation.source_info.name_stack).split("/")
-        whole = stack[0].split(".")[0]
-        where = [module for module in stack if "." not in module and module != whole]
-        name = "/".join([*where, f"{operation}_{i}"])
+        outermost = stack[0].split(".")[0]
+        modules = [module for module in stack if "." not in module and module != outermost]
+        name = "/".join([*modules, f"{operation}_{i}"])
         inputs = [known[x] for x in equation.invars if not isinstance(x, Literal) and x in known]
         nodes.append(Node(name, operation, tuple(inputs), equation.outvars[0].aval.shape))
         known |= dict.fromkeys(equation.outvars, name)
@@ -56,7 +59,7 @@ def trace(
 
 
 def _operation(equation: JaxprEqn) -> str:
-    """The name of an operation, or of the function that it calls."""
+    """The name of an operation, or of the function it calls."""
     inner = equation.params.get("call_jaxpr")
     if inner is not None:
         return _operation(inner.eqns[0])

@@ -1,4 +1,4 @@
-"""The loss of a batch: which rows are compared with which, by the loss that a run asks for."""
+"""The loss of a batch: which rows are compared, depending on the loss of a run."""
 
 from __future__ import annotations
 
@@ -15,39 +15,42 @@ from geomatch.nn.encoder import Siamese
 from geomatch.nn.layers import unit
 
 MARGINS = {"contrastive": 1.0, "cosine": 0.0, "triplet": 0.1}
-"""S1's and S2's, where `train.margin` is unset."""
+"""By `train.loss`, where `train.margin` is unset."""
 
 
 @dataclass(frozen=True)
 class MatchRule:
-    """How rows of a batch relate.
+    """Which rows of a batch match.
 
     Attributes:
-        dated: tiles have years, so that a negative must be of its positive's year.
-        reach: cells on common ground differ by at most so many columns and rows.
+        dated: tiles have years, so that a negative must have its positive's year.
+        reach: maximum difference in columns and rows of cells that overlap.
     """
 
     dated: bool
     reach: int
 
     def relations(self, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(n, m) which rows are matches, and which are of other places; the rest is neutral.
+        """Which pairs of rows are positives, and which are negatives; the others are neutral.
 
         Args:
-            a, b: (n, 4) and (m, 4) int32: zone, column, row, and the year; of class folders the
-                class is the column, and the tile's own number stands for the year.
+            a, b: (n, 4) and (m, 4) int32: zone, column, row, year. For class folders the column is
+                the class, and the year is the tile's number.
+
+        Returns:
+            Positives and negatives, (n, m) bool each.
         """
-        apart = jnp.abs(a[:, None] - b[None])
-        same = (apart[..., :3] == 0).all(-1)
-        near = (apart[..., 0] == 0) & (apart[..., 1:3] <= self.reach).all(-1)
-        return same & (apart[..., 3] > 0), ~near
+        difference = jnp.abs(a[:, None] - b[None])
+        same = (difference[..., :3] == 0).all(-1)
+        near = (difference[..., 0] == 0) & (difference[..., 1:3] <= self.reach).all(-1)
+        return same & (difference[..., 3] > 0), ~near
 
 
 class Batch(NamedTuple):
-    """What a loss is a function of.
+    """The input of a loss.
 
     Attributes:
-        model, params: of the network, for the pair head and the temperature.
+        model, params: the network, for its pair head and temperature.
         rows: (roles, b, d) descriptors.
         places: (roles, b, 4) see `MatchRule.relations`.
     """
@@ -58,13 +61,13 @@ class Batch(NamedTuple):
     places: jax.Array
 
     def take(self, roles: Iterable[int]) -> tuple[jax.Array, jax.Array]:
-        """Descriptors and places of some roles, stacked."""
-        which = jnp.array(tuple(roles))
-        rows, places = self.rows[which], self.places[which]
+        """Descriptors (n, d) and places (n, 4) of the given roles, concatenated."""
+        indices = jnp.array(tuple(roles))
+        rows, places = self.rows[indices], self.places[indices]
         return rows.reshape(-1, rows.shape[-1]), places.reshape(-1, places.shape[-1])
 
     def triplets(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Descriptors of anchors, positives and negatives, where roles come in threes."""
+        """Descriptors of anchors, positives and negatives, for roles in this repeated order."""
         anchor, positive, negative = (
             self.take(range(first, len(self.rows), 3))[0] for first in range(3)
         )
@@ -72,34 +75,36 @@ class Batch(NamedTuple):
 
 
 Objective = Callable[[Batch], tuple[jax.Array, jax.Array]]
-"""A batch to its loss, and to the share of its triplets that are hard (NaN where none is mined)."""
+"""A batch to its loss and the share of its triplets that are hard (NaN without in-batch mining)."""
 
 
 def margin(settings: Config) -> float:
     """The margin of a run's loss."""
-    asked = settings.train.margin
-    return MARGINS.get(settings.train.loss, 0.0) if asked is None else asked
+    given = settings.train.margin
+    return MARGINS.get(settings.train.loss, 0.0) if given is None else given
 
 
 def objective(settings: Config, match_rule: MatchRule, axis: str, views: int) -> Objective:
-    """The loss that `settings` ask for, of the batches of one device among those of `axis`.
+    """The loss of a run, as a function of one device's batch.
 
     Args:
-        views: rows of one place in a batch that is compared as a whole, else 0.
+        axis: pmap axis over which whole-batch losses gather the rows of all devices.
+        views: rows per place in a batch that is compared as a whole; 0 for batches of anchors,
+            positives and negatives.
     """
-    train, apart = settings.train, margin(settings)
+    train, train_margin = settings.train, margin(settings)
 
     def of_pairs(batch: Batch) -> jax.Array:
-        """Each anchor with its match, and with what is none."""
+        """Pairs of each anchor with its positive and with its negative."""
         anchor, positive, negative = batch.triplets()
         first = jnp.concatenate([anchor, anchor])
         second = jnp.concatenate([positive, negative])
         matching = jnp.repeat(jnp.array([1.0, 0.0]), len(first) // 2)
         if train.loss == "contrastive":
-            return losses.contrastive(losses.distance(first, second), matching, apart)
+            return losses.contrastive(losses.distance(first, second), matching, train_margin)
         if train.loss == "cosine":
             cosine = (unit(first) * unit(second)).sum(-1)
-            return losses.cosine_embedding(cosine, matching, apart)
+            return losses.cosine_embedding(cosine, matching, train_margin)
         variables = {"params": batch.params}
         logits: Any = batch.model.apply(variables, first, second, method=Siamese.pair)
         if train.loss == "focal":
@@ -111,53 +116,53 @@ def objective(settings: Config, match_rule: MatchRule, axis: str, views: int) ->
         near, far = (
             losses.distance(anchor, other, train.squared) for other in (positive, negative)
         )
-        return losses.triplet(near, far, apart)
+        return losses.triplet(near, far, train_margin)
 
-    def everywhere(values: jax.Array) -> jax.Array:
+    def gather(values: jax.Array) -> jax.Array:
         return jax.lax.all_gather(values, axis, tiled=True)
 
     def all_rows(batch: Batch) -> tuple[jax.Array, jax.Array]:
         return batch.take(range(len(batch.rows)))
 
     def in_batch(batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """Triplets of this device's rows with those of all devices."""
+        """Triplets mined with this device's rows as anchors, among the rows of all devices."""
         rows, places = all_rows(batch)
-        others, their_places = everywhere(rows), everywhere(places)
+        others, their_places = gather(rows), gather(places)
         positive, negative = match_rule.relations(places, their_places)
         distances = losses.distance(rows[:, None], others[None], train.squared)
         years = their_places[:, 3]
         allowed = years[:, None] == years[None] if match_rule.dated else None
         if settings.mining.pick == "semi-hard":
-            found = miners.semi_hard(distances, positive, negative, apart, allowed)
+            found = miners.semi_hard(distances, positive, negative, train_margin, allowed)
         else:
             found = miners.batch_hard(distances, positive, negative, allowed)
         near, far = (distances[found.anchor, column] for column in (found.positive, found.negative))
         valid = found.valid.astype(jnp.float32)
-        hard = (valid * (found.hardness + apart > 0)).sum()
-        # The mean over the triplets of all devices, once the devices' are averaged.
+        hard = (valid * (found.hardness + train_margin > 0)).sum()
+        # Scaled so that the average over devices is the mean over all devices' triplets.
         count = jax.lax.pmean(valid.sum(), axis)
-        loss = losses.triplet(near, far, apart, valid) * valid.sum() / jnp.maximum(count, 1)
+        loss = losses.triplet(near, far, train_margin, valid) * valid.sum() / jnp.maximum(count, 1)
         return loss, hard / jnp.maximum(count, 1)
 
     def multi_similarity(batch: Batch) -> jax.Array:
         rows, places = all_rows(batch)
         rows = unit(rows)
-        positive, negative = match_rule.relations(places, everywhere(places))
-        return losses.multi_similarity(rows @ everywhere(rows).T, positive, negative)
+        positive, negative = match_rule.relations(places, gather(places))
+        return losses.multi_similarity(rows @ gather(rows).T, positive, negative)
 
     def info_nce(batch: Batch) -> jax.Array:
-        """Each view in the next, and around; all devices' rows are candidates."""
+        """Searches each view in the next one, cyclically, among the rows of all devices."""
         temperature: Any = batch.model.apply({"params": batch.params}, method=Siamese.temperature)
         unit_rows = batch._replace(rows=unit(batch.rows))
 
-        def one_way(asking: list[int], answers: list[int]) -> jax.Array:
-            # Matches come first among a device's candidates, in the order of the queries.
-            queries, places = unit_rows.take(asking)
-            candidates, their_places = unit_rows.take(answers)
+        def one_way(query_roles: list[int], candidate_roles: list[int]) -> jax.Array:
+            # A device's candidates start with the matches, in the order of the queries.
+            queries, places = unit_rows.take(query_roles)
+            candidates, their_places = unit_rows.take(candidate_roles)
             match = jax.lax.axis_index(axis) * len(candidates) + jnp.arange(len(queries))
-            candidates, their_places = everywhere(candidates), everywhere(their_places)
-            _, elsewhere = match_rule.relations(places, their_places)
-            return losses.info_nce(queries, candidates, match, ~elsewhere, temperature)
+            candidates, their_places = gather(candidates), gather(their_places)
+            _, negative = match_rule.relations(places, their_places)
+            return losses.info_nce(queries, candidates, match, ~negative, temperature)
 
         ways = [([view], [(view + 1) % views]) for view in range(views)]
         if len(batch.rows) > views:
@@ -166,7 +171,7 @@ def objective(settings: Config, match_rule: MatchRule, axis: str, views: int) ->
             ways[1] = [1, match], [ways[1][1][0], query]
         return jnp.stack([one_way(*way) for way in ways]).mean()
 
-    def unmined(loss: Callable[[Batch], jax.Array]) -> Objective:
+    def without_mining(loss: Callable[[Batch], jax.Array]) -> Objective:
         return lambda batch: (loss(batch), jnp.array(jnp.nan))
 
     if settings.mining.rule == "in-batch":
@@ -176,4 +181,4 @@ def objective(settings: Config, match_rule: MatchRule, axis: str, views: int) ->
         "infonce": info_nce,
         "multi-similarity": multi_similarity,
     }
-    return unmined(by_loss.get(train.loss, of_pairs))
+    return without_mining(by_loss.get(train.loss, of_pairs))

@@ -1,7 +1,7 @@
-"""The ONNX graph of an encoder, from JAX's own description of it.
+"""The ONNX graph of an encoder, translated from its jaxpr.
 
-The jaxpr is walked operation by operation. What does not depend on the tiles is computed on the
-way; a factor or a shift for each channel is taken into the convolution before it.
+The jaxpr is walked operation by operation. Values that do not depend on the tiles are evaluated;
+a factor or shift per channel is folded into the convolution before it.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from numpy.typing import NDArray
 
 from geomatch.errors import GeomatchError
-from geomatch.nn.layers import plain
+from geomatch.nn.layers import plain_ops
 
 OPSET = 18
 IR_VERSION = 8
-"""The first with this opset, so that older runtimes read it."""
+"""The lowest for this opset, so that older runtimes read it."""
 
 BATCH = 8191
-"""Tiles of the traced batch: a prime that nothing else is a multiple of, so that it tells which
-dimensions grow with the batch."""
+"""Size of the traced batch: a prime that divides no other size, so that its multiples are the
+dimensions that grow with the batch."""
 
 CHANNELS_FIRST = (0, 3, 1, 2)
-"""The order of axes that ONNX's convolutions want, of JAX's (b, h, w, c)."""
+"""The axes of JAX's (b, h, w, c) in the order of ONNX's convolutions, (b, c, h, w)."""
 
 
 def to_onnx(forward: Callable[[jax.Array], Any], shape: tuple[int, int, int]) -> bytes:
     """The ONNX graph of a function of tiles, for batches of any size, in float32.
 
     Args:
-        forward: (n, h, w, c) uint8 to (n, d) float32, each tile on its own; closed over arrays.
+        forward: (n, h, w, c) uint8 to (n, d) float32, each tile independent of the others; it
+            closes over its weights.
         shape: (h, w, c).
 
     Returns:
@@ -43,21 +44,21 @@ def to_onnx(forward: Callable[[jax.Array], Any], shape: tuple[int, int, int]) ->
         float32.
 
     Raises:
-        GeomatchError: onnx is not installed, or the function does what has no translation.
+        GeomatchError: onnx is not installed, or an operation has no translation.
     """
     try:
         from onnx import TensorProto, helper, numpy_helper
     except ImportError:
         raise GeomatchError(
-            "an ONNX graph is written with onnx, which is not installed",
+            "writing an ONNX graph needs onnx, which is not installed",
             "Run: pip install 'geomatch[onnx]'",
         ) from None
-    with plain():
+    with plain_ops():
         closed = jax.make_jaxpr(forward)(jax.ShapeDtypeStruct((BATCH, *shape), np.uint8))
     graph = _Graph(helper.make_node)
-    # Transposed while they are bytes; of numbers there are only float32 from here on.
-    turned = graph.node("Transpose", "tiles", perm=CHANNELS_FIRST)
-    tiles = _Tensor(graph.node("Cast", turned, to=TensorProto.FLOAT), CHANNELS_FIRST)
+    # Transposed while they are bytes; all numbers are float32 from here on.
+    transposed = graph.node("Transpose", "tiles", perm=CHANNELS_FIRST)
+    tiles = _Tensor(graph.node("Cast", transposed, to=TensorProto.FLOAT), CHANNELS_FIRST)
     (result,) = _walk(graph, closed.jaxpr, closed.consts, [tiles])
     graph.nodes.append(helper.make_node("Identity", [graph.name(result, (0, 1))], ["descriptors"]))
     nodes, constants = graph.needed("descriptors")
@@ -86,7 +87,7 @@ class _Tensor:
     """A value that depends on the tiles.
 
     Attributes:
-        order: which of JAX's axes each axis in the graph is.
+        order: the JAX axis of each axis in the graph.
     """
 
     name: str
@@ -119,49 +120,57 @@ class _Linear:
 
 
 class _Graph:
-    """Nodes and constants as they come."""
+    """Nodes and constants, in the order in which they are added."""
 
     def __init__(self, make_node: Callable[..., Any]) -> None:
         self.make_node = make_node
         self.nodes: list[Any] = []
-        self.makers: dict[str, Any] = {}
+        self.producers: dict[str, Any] = {}
         self.constants: dict[str, NDArray[Any]] = {}
         self.linears: dict[str, _Linear] = {}
 
     def node(self, operation: str, *inputs: str | NDArray[Any], **attributes: Any) -> str:
-        """Add a node; the name of its result."""
+        """Add a node.
+
+        Returns:
+            The name of its result.
+        """
         names = [self.constant(x) if isinstance(x, np.ndarray) else x for x in inputs]
         result = f"{operation}_{len(self.nodes)}"
         made = self.make_node(operation, names, [result], name=result, **attributes)
         self.nodes.append(made)
-        self.makers[result] = made
+        self.producers[result] = made
         return result
 
     def constant(self, value: NDArray[Any]) -> str:
-        """Add a constant; its name. Sizes and axes are int64, which JAX's own values never are."""
+        """Add a constant: bool and int64 (sizes and axes of ONNX) as they are, all else as float32.
+
+        Returns:
+            Its name.
+        """
         name = f"constant_{len(self.constants)}"
         kept = value.dtype in (np.bool_, np.int64)
         self.constants[name] = np.array(value if kept else value.astype(np.float32), order="C")
         return name
 
     def name(self, value: _Value, order: tuple[int, ...]) -> str:
-        """The name of a value with its axes in an order; a constant only if it is of that rank."""
+        """The name of a value with its axes in `order`; constants need that rank, or rank 0."""
         if isinstance(value, np.ndarray):
-            value = _unspread(value)
+            value = _unbroadcast(value)
             return self.constant(value.transpose(order) if value.ndim else value)
         if value.order == order:
             return value.name
         return self.node("Transpose", value.name, perm=[value.position(axis) for axis in order])
 
     def elementwise(self, operation: str, *values: _Value, **attributes: Any) -> _Tensor:
-        """Add a node that works on each element alone."""
+        """Add an elementwise node."""
         orders = [value.order for value in values if isinstance(value, _Tensor)]
-        order = max(orders)  # rather that of a convolution's result than JAX's own
+        order = max(orders)  # prefers channels first to JAX's order
         names = [self.name(value, order) for value in values]
         return _Tensor(self.node(operation, *names, **attributes), order)
 
     def linear(self, linear: _Linear) -> _Tensor:
-        """Add a node that a factor or shift that follows can still be taken into."""
+        """Add a node into which a following factor or shift can be folded."""
         name = self.node(
             linear.operation, linear.x, linear.kernel, linear.bias, **linear.attributes
         )
@@ -169,7 +178,7 @@ class _Graph:
         return _Tensor(name, linear.order)
 
     def needed(self, output: str) -> tuple[list[Any], dict[str, NDArray[Any]]]:
-        """Nodes and constants that `output` depends on."""
+        """The nodes and constants that `output` depends on."""
         wanted, nodes = {output}, []
         for node in reversed(self.nodes):
             if node.output[0] in wanted:
@@ -182,7 +191,7 @@ class _Graph:
 def _walk(
     graph: _Graph, jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[_Value]
 ) -> list[_Value]:
-    """Add a function's operations to the graph; its results."""
+    """Add a function's operations to the graph; returns its results."""
     values: dict[Any, _Value] = dict(zip(jaxpr.constvars, map(np.asarray, constants), strict=True))
     values.update(zip(jaxpr.invars, inputs, strict=True))
 
@@ -198,20 +207,20 @@ def _walk(
             inner = equation.params[CALLS[name]]
             results = _walk(graph, inner.jaxpr, inner.consts, operands)
         elif not any(isinstance(operand, _Tensor) for operand in operands):
-            results = _computed(equation, operands)
+            results = _evaluate(equation, operands)
         elif name in TRANSLATIONS:
             results = [TRANSLATIONS[name](graph, equation, *operands)]
         else:
-            raise _unknown(equation)
+            raise _untranslatable(equation)
         values.update(zip(equation.outvars, results, strict=True))
     return [value_of(atom) for atom in jaxpr.outvars]
 
 
-def _computed(equation: JaxprEqn, operands: Sequence[Any]) -> list[_Value]:
+def _evaluate(equation: JaxprEqn, operands: Sequence[Any]) -> list[_Value]:
     """The results of an operation on constants."""
     params = equation.params
     if equation.primitive.name == "broadcast_in_dim":
-        # As a view, for it may be of the size of the batch.
+        # As a view, since it may have the size of the traced batch.
         (operand,) = operands
         shape = np.ones(len(params["shape"]), int)
         shape[list(params["broadcast_dimensions"])] = operand.shape
@@ -221,13 +230,13 @@ def _computed(equation: JaxprEqn, operands: Sequence[Any]) -> list[_Value]:
     return [np.asarray(result) for result in results]
 
 
-def _unspread(value: NDArray[Any]) -> NDArray[Any]:
-    """A constant without its repetition along axes, which ONNX's operations do themselves."""
+def _unbroadcast(value: NDArray[Any]) -> NDArray[Any]:
+    """A constant without repetition along axes, since ONNX's operations broadcast."""
     repeated = [
         stride == 0 or size == BATCH
         for stride, size in zip(value.strides, value.shape, strict=True)
     ]
-    return value[tuple(slice(1) if again else slice(None) for again in repeated)]
+    return value[tuple(slice(1) if repeats else slice(None) for repeats in repeated)]
 
 
 def _aval(atom: Any) -> Any:
@@ -235,7 +244,7 @@ def _aval(atom: Any) -> Any:
     return atom.aval
 
 
-def _unknown(equation: JaxprEqn) -> GeomatchError:
+def _untranslatable(equation: JaxprEqn) -> GeomatchError:
     return GeomatchError(
         f"the encoder has an operation that cannot be written as ONNX: {equation.primitive.name}",
         "Embed with --engine jax.",
@@ -250,18 +259,18 @@ def _elementwise(operation: str) -> Callable[..., _Tensor]:
 
 
 def _affine(operation: str) -> Callable[..., _Tensor]:
-    """Addition and its like: taken into a linear operation before it where that is possible."""
+    """Add, Sub, Mul or Div, folded into the linear operation before it where possible."""
 
     def translate(graph: _Graph, equation: JaxprEqn, a: _Value, b: _Value) -> _Tensor:
-        if np.issubdtype(_aval(equation.invars[0]).dtype, np.integer):  # which wrap
-            raise _unknown(equation)
+        if np.issubdtype(_aval(equation.invars[0]).dtype, np.integer):  # integers wrap around
+            raise _untranslatable(equation)
         if operation in ("Add", "Mul"):
             a, b = _tensor_first(a, b)
         if isinstance(a, _Tensor) and a.name in graph.linears and isinstance(b, np.ndarray):
-            linear, constant = graph.linears[a.name], _unspread(b)
+            linear, constant = graph.linears[a.name], _unbroadcast(b)
             if constant.size == 1 or constant.size == constant.shape[-1] == len(linear.bias):
                 channels = np.broadcast_to(constant.reshape(-1), linear.bias.shape)
-                return graph.linear(_absorbed(linear, operation, channels))
+                return graph.linear(_fold(linear, operation, channels))
         return graph.elementwise(operation, a, b)
 
     return translate
@@ -271,7 +280,7 @@ def _tensor_first(a: _Value, b: _Value) -> tuple[_Value, _Value]:
     return (b, a) if isinstance(a, np.ndarray) else (a, b)
 
 
-def _absorbed(linear: _Linear, operation: str, channels: NDArray[Any]) -> _Linear:
+def _fold(linear: _Linear, operation: str, channels: NDArray[Any]) -> _Linear:
     if operation == "Add":
         return linear.shifted(channels)
     if operation == "Sub":
@@ -289,9 +298,9 @@ def _max(graph: _Graph, equation: JaxprEqn, a: _Value, b: _Value) -> _Tensor:
 def _min(graph: _Graph, equation: JaxprEqn, a: _Value, b: _Value) -> _Tensor:
     a, b = _tensor_first(a, b)
     if isinstance(a, _Tensor) and isinstance(b, np.ndarray) and b.ndim == 0:
-        maker = graph.makers[a.name]
-        if maker.op_type == "Relu":  # runtimes join a Clip, but no Min, to a convolution
-            clipped = graph.node("Clip", maker.input[0], np.zeros((), np.float32), b)
+        producer = graph.producers[a.name]
+        if producer.op_type == "Relu":  # runtimes fuse a Clip, but not a Min, into a convolution
+            clipped = graph.node("Clip", producer.input[0], np.zeros((), np.float32), b)
             return _Tensor(clipped, a.order)
     return graph.elementwise("Min", a, b)
 
@@ -323,10 +332,10 @@ def _unequal(graph: _Graph, equation: JaxprEqn, a: _Value, b: _Value) -> _Tensor
     return graph.elementwise("Not", graph.elementwise("Equal", a, b))
 
 
-def _select(graph: _Graph, equation: JaxprEqn, which: _Value, *cases: _Value) -> _Tensor:
+def _select(graph: _Graph, equation: JaxprEqn, condition: _Value, *cases: _Value) -> _Tensor:
     if len(cases) != 2 or _aval(equation.invars[0]).dtype != np.bool_:
-        raise _unknown(equation)
-    return graph.elementwise("Where", which, cases[1], cases[0])
+        raise _untranslatable(equation)
+    return graph.elementwise("Where", condition, cases[1], cases[0])
 
 
 def _clamp(graph: _Graph, equation: JaxprEqn, low: _Value, x: _Value, high: _Value) -> _Tensor:
@@ -339,11 +348,11 @@ def _convert(graph: _Graph, equation: JaxprEqn, x: _Tensor) -> _Tensor:
         return graph.elementwise("Cast", x, to=1)  # TensorProto.FLOAT
     rounds = np.issubdtype(after, np.integer) and not np.issubdtype(before, np.integer)
     if rounds or after == np.bool_:
-        raise _unknown(equation)
+        raise _untranslatable(equation)
     return x
 
 
-def _same(graph: _Graph, equation: JaxprEqn, x: _Tensor) -> _Tensor:
+def _identity(graph: _Graph, equation: JaxprEqn, x: _Tensor) -> _Tensor:
     return x
 
 
@@ -351,7 +360,7 @@ def _reduce(operation: str) -> Callable[..., _Tensor]:
     def translate(graph: _Graph, equation: JaxprEqn, x: _Tensor) -> _Tensor:
         axes = equation.params["axes"]
         if 0 in axes:
-            raise _unknown(equation)
+            raise _untranslatable(equation)
         positions = np.array([x.position(axis) for axis in axes])
         return _Tensor(graph.node(operation, x.name, positions, keepdims=0), _without(x, axes))
 
@@ -359,7 +368,7 @@ def _reduce(operation: str) -> Callable[..., _Tensor]:
 
 
 def _without(x: _Tensor, axes: Sequence[int]) -> tuple[int, ...]:
-    """The order of what is left of `x` when `axes` are gone."""
+    """The order of the axes of `x` that remain after removing `axes`."""
     left = [axis for axis in x.order if axis not in axes]
     return tuple(sorted(left).index(axis) for axis in left)
 
@@ -371,7 +380,7 @@ def _squeeze(graph: _Graph, equation: JaxprEqn, x: _Tensor) -> _Tensor:
 
 
 def _transpose(graph: _Graph, equation: JaxprEqn, x: _Tensor) -> _Tensor:
-    """Nothing moves: the axes get other numbers."""
+    """Adds no node; only the axes are renumbered."""
     permutation = equation.params["permutation"]
     return _Tensor(x.name, tuple(permutation.index(axis) for axis in x.order))
 
@@ -380,7 +389,7 @@ def _reshape(graph: _Graph, equation: JaxprEqn, x: _Tensor) -> _Tensor:
     sizes = equation.params["new_sizes"]
     shape = np.array([-1 if size % BATCH == 0 else size for size in sizes])
     if equation.params["dimensions"] is not None or (shape == -1).sum() != 1:
-        raise _unknown(equation)
+        raise _untranslatable(equation)
     rank = len(_aval(equation.invars[0]).shape)
     name = graph.node("Reshape", graph.name(x, tuple(range(rank))), shape)
     return _Tensor(name, tuple(range(len(sizes))))
@@ -397,8 +406,8 @@ def _broadcast_in_dim(graph: _Graph, equation: JaxprEqn, x: _Tensor) -> _Tensor:
     before[list(axes)] = _aval(equation.invars[0]).shape
     if tuple(before) != shape:
         if BATCH not in before:
-            raise _unknown(equation)
-        # A size of 1 is left as it is, the batch among them.
+            raise _untranslatable(equation)
+        # Expand keeps an axis whose size is given as 1, such as the batch.
         sizes = np.where(before == shape, 1, shape)
         name = graph.node("Expand", name, sizes[list(order)])
     return _Tensor(name, order)
@@ -410,7 +419,7 @@ def _slice(graph: _Graph, equation: JaxprEqn, x: _Tensor) -> _Tensor:
     parts = list(zip(params["start_indices"], params["limit_indices"], steps, strict=True))
     changed = [a for a, part in enumerate(parts) if part != (0, shape[a], 1)]
     if any(shape[axis] % BATCH == 0 for axis in changed):
-        raise _unknown(equation)
+        raise _untranslatable(equation)
     starts, ends, strides = np.array([parts[axis] for axis in changed]).reshape(-1, 3).T
     positions = np.array([x.position(axis) for axis in changed], int)
     return _Tensor(graph.node("Slice", x.name, starts, ends, positions, strides), x.order)
@@ -419,7 +428,7 @@ def _slice(graph: _Graph, equation: JaxprEqn, x: _Tensor) -> _Tensor:
 def _reverse(graph: _Graph, equation: JaxprEqn, x: _Tensor) -> _Tensor:
     axis, *more = equation.params["dimensions"]
     if axis == 0 or more:
-        raise _unknown(equation)
+        raise _untranslatable(equation)
     backwards = np.arange(_aval(equation.invars[0]).shape[axis])[::-1]
     return _Tensor(graph.node("Gather", x.name, backwards, axis=x.position(axis)), x.order)
 
@@ -427,13 +436,13 @@ def _reverse(graph: _Graph, equation: JaxprEqn, x: _Tensor) -> _Tensor:
 def _pad(graph: _Graph, equation: JaxprEqn, x: _Tensor, value: _Value) -> _Tensor:
     before, after, between = np.array(equation.params["padding_config"])[list(x.order)].T
     if between.any() or isinstance(value, _Tensor):
-        raise _unknown(equation)
+        raise _untranslatable(equation)
     return _Tensor(graph.node("Pad", x.name, np.append(before, after), value), x.order)
 
 
 def _concatenate(graph: _Graph, equation: JaxprEqn, *parts: _Value) -> _Tensor:
-    if any(isinstance(part, np.ndarray) for part in parts):  # would fix the size of the batch
-        raise _unknown(equation)
+    if any(isinstance(part, np.ndarray) for part in parts):  # would fix the batch size
+        raise _untranslatable(equation)
     order = max(part.order for part in parts if isinstance(part, _Tensor))
     names = [graph.name(part, order) for part in parts]
     axis = order.index(equation.params["dimension"])
@@ -442,7 +451,7 @@ def _concatenate(graph: _Graph, equation: JaxprEqn, *parts: _Value) -> _Tensor:
 
 def _stack(graph: _Graph, equation: JaxprEqn, *parts: _Value) -> _Tensor:
     if any(isinstance(part, np.ndarray) for part in parts):
-        raise _unknown(equation)
+        raise _untranslatable(equation)
     rank, axis = len(_aval(equation.invars[0]).shape), equation.params["axis"]
     names = [
         graph.node("Unsqueeze", graph.name(part, tuple(range(rank))), np.array([axis]))
@@ -461,7 +470,7 @@ def _convolution(graph: _Graph, equation: JaxprEqn, x: _Value, kernel: _Value) -
         or params["batch_group_count"] != 1
         or set(params["lhs_dilation"]) != {1}
     ):
-        raise _unknown(equation)
+        raise _untranslatable(equation)
     kernel = kernel.astype(np.float32).transpose(numbers.rhs_spec)
     attributes = {
         "kernel_shape": kernel.shape[2:],
@@ -476,14 +485,14 @@ def _convolution(graph: _Graph, equation: JaxprEqn, x: _Value, kernel: _Value) -
 
 
 def _pads(padding: Sequence[tuple[int, int]]) -> list[int]:
-    """ONNX's form: where each axis begins, then where each ends."""
+    """ONNX's pads: the beginnings of all axes, then their ends."""
     return [before for before, _ in padding] + [after for _, after in padding]
 
 
 def _dot_general(graph: _Graph, equation: JaxprEqn, a: _Value, b: _Value) -> _Tensor:
-    contracted, together = equation.params["dimension_numbers"]
+    contracted, batched = equation.params["dimension_numbers"]
     ranks = [len(_aval(atom).shape) for atom in equation.invars]
-    if isinstance(a, _Tensor) and isinstance(b, np.ndarray) and ranks[1] == 2 and not together[0]:
+    if isinstance(a, _Tensor) and isinstance(b, np.ndarray) and ranks[1] == 2 and not batched[0]:
         kernel = b.astype(np.float32) if contracted[1] == (1,) else b.astype(np.float32).T
         bias = np.zeros(len(kernel), np.float32)
         if ranks[0] == 4 and contracted[0] == (3,):
@@ -493,7 +502,7 @@ def _dot_general(graph: _Graph, equation: JaxprEqn, a: _Value, b: _Value) -> _Te
         if ranks[0] == 2 and contracted[0] == (1,):
             name = graph.name(a, (0, 1))
             return graph.linear(_Linear("Gemm", name, kernel, bias, {"transB": 1}, (0, 1)))
-    return _einsum(graph, a, b, ranks, contracted, together)
+    return _einsum(graph, a, b, ranks, contracted, batched)
 
 
 def _einsum(
@@ -502,16 +511,16 @@ def _einsum(
     b: _Value,
     ranks: Sequence[int],
     contracted: Sequence[Sequence[int]],
-    together: Sequence[Sequence[int]],
+    batched: Sequence[Sequence[int]],
 ) -> _Tensor:
-    """Any product: axes get letters, so that their order in the graph does not matter."""
+    """Any other product: as an einsum, the order of axes in the graph does not matter."""
     left, right = list(ascii_lowercase[: ranks[0]]), list(ascii_lowercase[ranks[0] : sum(ranks)])
-    for pair in (contracted, together):
-        for mine, other in zip(*pair, strict=True):
-            right[other] = left[mine]
-    shared = [left[axis] for axis in together[0]]
-    gone = {*shared, *(left[axis] for axis in contracted[0])}
-    out = shared + [letter for letter in left + right if letter not in gone]
+    for axes in (contracted, batched):
+        for i, j in zip(*axes, strict=True):
+            right[j] = left[i]
+    batch = [left[axis] for axis in batched[0]]
+    taken = {*batch, *(left[axis] for axis in contracted[0])}
+    out = batch + [letter for letter in left + right if letter not in taken]
     names, terms = [], []
     for value, letters in ((a, left), (b, right)):
         if isinstance(value, _Tensor):
@@ -534,7 +543,7 @@ def _pool(graph: _Graph, equation: JaxprEqn, x: _Tensor) -> _Tensor:
         or set(params["base_dilation"]) != {1}
         or len(padding) != 2
     ):
-        raise _unknown(equation)
+        raise _untranslatable(equation)
     shape, strides, dilations = (window[1:-1] for window in windows)
     name = graph.name(x, CHANNELS_FIRST)
     attributes = {"kernel_shape": shape, "strides": strides, "pads": _pads(padding)}
@@ -542,14 +551,14 @@ def _pool(graph: _Graph, equation: JaxprEqn, x: _Tensor) -> _Tensor:
         pooled = graph.node("MaxPool", name, dilations=dilations, **attributes)
         return _Tensor(pooled, CHANNELS_FIRST)
     if set(dilations) != {1}:
-        raise _unknown(equation)
+        raise _untranslatable(equation)
     mean = graph.node("AveragePool", name, count_include_pad=1, **attributes)
     count = np.array(shape[0] * shape[1], np.float32)
     return graph.elementwise("Mul", _Tensor(mean, CHANNELS_FIRST), count)
 
 
 CALLS = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
-"""Operations that call a function, and the parameter that holds it."""
+"""Primitives that call a function, and the parameter that holds it."""
 
 TRANSLATIONS: dict[str, Callable[..., _Tensor]] = {
     "abs": _elementwise("Abs"),
@@ -560,7 +569,7 @@ TRANSLATIONS: dict[str, Callable[..., _Tensor]] = {
     "concatenate": _concatenate,
     "conv_general_dilated": _convolution,
     "convert_element_type": _convert,
-    "copy": _same,
+    "copy": _identity,
     "div": _affine("Div"),
     "dot_general": _dot_general,
     "eq": _elementwise("Equal"),
@@ -598,9 +607,9 @@ TRANSLATIONS: dict[str, Callable[..., _Tensor]] = {
     "square": _square,
     "squeeze": _squeeze,
     "stack": _stack,
-    "stop_gradient": _same,
+    "stop_gradient": _identity,
     "sub": _affine("Sub"),
     "tanh": _elementwise("Tanh"),
     "transpose": _transpose,
 }
-"""How each of JAX's operations on tiles is written."""
+"""How each JAX primitive that depends on tiles is translated."""

@@ -1,4 +1,4 @@
-"""Optimizers and learning rates, from the settings of training."""
+"""Optimizers and learning rate schedules, from the settings of training."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import optax
 from geomatch.config import TrainConfig
 
 SYNC_PERIOD, SLOW_STEP = 6, 0.5
-"""Lookahead: steps between synchronisations, and how far the slow weights then go."""
+"""Lookahead: steps between synchronisations, and the slow weights' step size."""
 
 
 class LookaheadState(NamedTuple):
-    """What `lookahead` keeps: its slow weights, and the state of optax's."""
+    """The slow weights, and the state of optax's own lookahead."""
 
     slow: Any
     inner: Any
@@ -26,15 +26,16 @@ def optimizer(
 ) -> optax.GradientTransformation:
     """The optimizer of a run.
 
-    Gradients are clipped to a norm of `train.clip`. Weight decay is of kernels alone: an L2 penalty
-    for adam and sgd, decoupled (Loshchilov and Hutter 2019, arXiv 1711.05101) for adamw and ranger.
+    Gradients are clipped to a global norm of `train.clip`. Weight decay applies to kernels only: as
+    an L2 penalty for adam and sgd, decoupled (Loshchilov and Hutter 2019, arXiv 1711.05101) for
+    adamw and ranger.
 
     Args:
-        train: its settings.
-        steps: of the whole run.
-        steps_per_epoch: of one epoch.
-        scales: a factor of each parameter's updates, a tree like theirs; None: 1. The state is of
-            the same form with and without.
+        train: settings of the run.
+        steps: in the whole run.
+        steps_per_epoch: in one epoch.
+        scales: factors of the parameters' updates, a tree like `params`; None for 1. The structure
+            of the state does not depend on it.
     """
     clip = optax.clip_by_global_norm(train.clip) if train.clip else optax.identity()
     decay = optax.add_decayed_weights(train.weight_decay, mask=_kernels)
@@ -45,16 +46,16 @@ def optimizer(
         "ranger": (optax.scale_by_radam(), decay),
     }[train.optimizer]
     rate = optax.scale_by_learning_rate(schedule(train, steps, steps_per_epoch))
-    fast = optax.chain(clip, *rule, rate, _scaled(scales))
+    fast = optax.chain(clip, *rule, rate, _scale_updates(scales))
     return lookahead(fast) if train.optimizer == "ranger" else fast
 
 
 def schedule(train: TrainConfig, steps: int, steps_per_epoch: int) -> optax.Schedule:
-    """The learning rate by the number of steps done.
+    """The learning rate as a function of the step.
 
-    It rises evenly from 0 over `train.warmup` epochs to `train.lr`, then stays ("constant"), falls
-    to 0 over the rest of `steps` ("cosine"), or by the factor `train.decay` each epoch, evenly over
-    its steps ("exponential").
+    It rises linearly from 0 to `train.lr` over `train.warmup` epochs. Then it stays ("constant"),
+    falls to 0 over the remaining `steps` ("cosine"), or falls continuously by the factor
+    `train.decay` per epoch ("exponential").
     """
     warmup = round(train.warmup * steps_per_epoch)
     after: optax.Schedule
@@ -74,15 +75,15 @@ def schedule(train: TrainConfig, steps: int, steps_per_epoch: int) -> optax.Sche
 
 
 def lookahead(fast: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Lookahead (Zhang et al. 2019, arXiv 1907.08610) around `fast`, of a plain tree of parameters.
+    """Lookahead (Zhang et al. 2019, arXiv 1907.08610) around `fast`, for a plain parameter tree.
 
-    optax's has fast and slow weights side by side among the parameters; here the slow ones are
-    state. Its updates must be applied as they are.
+    optax's own version expects pairs of fast and slow weights as parameters; here the slow weights
+    are part of the state. The updates must be applied unscaled.
     """
     inner = optax.lookahead(fast, SYNC_PERIOD, SLOW_STEP)
 
     def init(params: Any) -> LookaheadState:
-        # A copy, since a step may be given the buffers of the parameters to overwrite.
+        # A copy, since the parameters' buffers may be donated to a step.
         slow = jax.tree.map(jnp.copy, params)
         return LookaheadState(slow, inner.init(optax.LookaheadParams(params, slow)))
 
@@ -98,12 +99,12 @@ def lookahead(fast: optax.GradientTransformation) -> optax.GradientTransformatio
 
 
 def _kernels(params: Any) -> Any:
-    """Whether each parameter is a kernel, rather than a bias, a scalar or BatchNorm's."""
+    """Whether each parameter is a kernel, not a bias, a scalar or a parameter of BatchNorm."""
     return jax.tree.map(lambda p: p.ndim >= 2, params)
 
 
-def _scaled(scales: Any) -> optax.GradientTransformation:
-    """Updates times `scales`."""
+def _scale_updates(scales: Any) -> optax.GradientTransformation:
+    """Multiplies updates by `scales`."""
     if scales is None:
         return optax.identity()
     return optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, scales))

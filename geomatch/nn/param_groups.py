@@ -1,4 +1,8 @@
-"""Parts of a network by name: "trunk", "trunk/stage1", "head", "fusion", "pair_head"."""
+"""Parameter groups: the modules and parameters of a network whose path starts with a name.
+
+Names such as "fusion", "trunk", "trunk/stage1", "head" and "pair_head" select what `train.freeze`
+freezes and `train.lr_scale` scales. "encoder", which contains most of them, is left out of paths.
+"""
 
 from __future__ import annotations
 
@@ -10,35 +14,35 @@ import jax
 from geomatch.errors import UsageError
 
 BATCH_NORM = "batch_norm"
-"""Names the statistics of every BatchNorm rather than a part."""
+"""In `train.freeze`: the running statistics of every BatchNorm, not a parameter group."""
 
 
-def within(path: Sequence[str], part: str) -> bool:
-    """Whether a module or parameter at `path` is of `part`; "stage1" holds "stage1_block2"."""
+def within(path: Sequence[str], group: str) -> bool:
+    """Whether `path` is in `group`; "trunk/stage1" includes "trunk/stage1_block2"."""
     name = "/".join(key for key in path if key != "encoder")
-    return name == part or name.startswith((part + "/", part + "_"))
+    return name == group or name.startswith((group + "/", group + "_"))
 
 
 def path_of(keys: Iterable[Any]) -> tuple[str, ...]:
-    """A path as `jax.tree_util` gives it, as names."""
+    """The names in a key path of `jax.tree_util`."""
     return tuple(str(key.key) for key in keys)
 
 
-def check(parts: Iterable[str], params: Any, where: str) -> None:
-    """See that every part names some parameters.
+def check(groups: Iterable[str], params: Any, setting: str) -> None:
+    """Check that every group has parameters.
 
     Args:
         params: of the whole network.
-        where: the setting they come from, for the error.
+        setting: the setting that names the groups, for the error message.
 
     Raises:
-        UsageError: a part names none.
+        UsageError: a group has no parameters.
     """
     paths = [path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
-    for part in parts:
-        if not any(within(path, part) for path in paths):
+    for group in groups:
+        if not any(within(path, group) for path in paths):
             known = sorted({next(key for key in path if key != "encoder") for path in paths})
             raise UsageError(
-                f"{where}: the network has no part {part!r}",
-                f"Its parts: {', '.join(known)}; of the trunk also trunk/stage1 and so on.",
+                f"{setting}: the network has no parameter group {group!r}",
+                f"Available: {', '.join(known)}; also within the trunk, such as trunk/stage1.",
             )

@@ -1,4 +1,4 @@
-"""The training step: pmap over devices, gradients averaged, BatchNorm of the global batch."""
+"""The training step: pmap over devices, averaged gradients, BatchNorm over the global batch."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from geomatch.nn.encoder import AXIS, Siamese, TileForm
 from geomatch.nn.losses import head_penalty
 from geomatch.nn.objective import Batch, MatchRule, objective
 
-LEAST_KEPT = 2**18
-"""Bytes of an activation whose memory is used again."""
+MIN_KEPT_BYTES = 2**18
+"""Size from which an activation's memory is reused."""
 
 
 class State(NamedTuple):
@@ -34,35 +34,34 @@ class State(NamedTuple):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What describes tiles: the averaged weights, or else those that learn."""
+        """Variables that compute descriptors: the averaged ones if kept, else the current ones."""
         return self.average or {"params": self.params, "batch_stats": self.batch_stats}
 
 
 @dataclass(frozen=True)
-class Course:
-    """How long a run is: what learning rates follow."""
+class RunLength:
+    """The length of a run, on which learning rate schedules depend."""
 
     steps: int
-    per_epoch: int
+    steps_per_epoch: int
 
 
 def initial_state(model: Siamese, settings: Config, form: TileForm) -> State:
-    """Seeded weights and a fresh optimizer, as host arrays."""
+    """Weights drawn from the seed and a new optimizer state, as host arrays."""
     tiles = jnp.zeros((1, form.size, form.size, form.channels), jnp.uint8)
-    init = jax.jit(lambda key: model.init(key, tiles, method=Siamese.both))
+    init = jax.jit(lambda key: model.init(key, tiles, method=Siamese.encode_and_pair))
     variables = init(jax.random.key(settings.train.seed))
-    return _begun(settings, variables["params"], variables.get("batch_stats", {}))
+    return _host_state(settings, variables["params"], variables.get("batch_stats", {}))
 
 
 def with_params(state: State, settings: Config, params: Any, batch_stats: Any) -> State:
-    """`state` with other weights, its optimizer begun anew."""
-    like = jax.tree.map(np.shape, (state.params, state.batch_stats))
-    found = jax.tree.map(np.shape, (params, batch_stats))
-    assert found == like
-    return _begun(settings, params, batch_stats)
+    """`state` with other weights and a new optimizer state."""
+    expected = jax.tree.map(np.shape, (state.params, state.batch_stats))
+    assert jax.tree.map(np.shape, (params, batch_stats)) == expected
+    return _host_state(settings, params, batch_stats)
 
 
-def _begun(settings: Config, params: Any, batch_stats: Any) -> State:
+def _host_state(settings: Config, params: Any, batch_stats: Any) -> State:
     return jax.tree.map(np.asarray, _state(settings, params, batch_stats))
 
 
@@ -72,60 +71,63 @@ def _state(settings: Config, params: Any, batch_stats: Any) -> State:
 
 
 def abstract_state(model: Siamese, settings: Config, form: TileForm) -> State:
-    """Shapes and dtypes of `initial_state`, without computing it."""
+    """Shapes and dtypes of `initial_state`."""
     shape = (1, form.size, form.size, form.channels)
 
     def state(key: jax.Array) -> State:
-        variables = model.init(key, jnp.zeros(shape, jnp.uint8), method=Siamese.both)
+        variables = model.init(key, jnp.zeros(shape, jnp.uint8), method=Siamese.encode_and_pair)
         return _state(settings, variables["params"], variables.get("batch_stats", {}))
 
     return jax.eval_shape(state, jax.random.key(0))
 
 
 def _optimizer(
-    settings: Config, course: Course = Course(1, 1), scales: Any = None
+    settings: Config, length: RunLength = RunLength(1, 1), scales: Any = None
 ) -> optax.GradientTransformation:
-    return optimizers.optimizer(settings.train, course.steps, course.per_epoch, scales)
+    return optimizers.optimizer(settings.train, length.steps, length.steps_per_epoch, scales)
 
 
-def learning_scales(model: Siamese, settings: Config, params: Any) -> Any:
-    """What each parameter's learning rate is multiplied by; 0 where it is frozen.
+def learning_rate_scales(model: Siamese, settings: Config, params: Any) -> Any:
+    """The factor of each parameter's learning rate; 0 if it is frozen.
 
     Raises:
-        UsageError: a part of `train.freeze` or `train.lr_scale` is none of the network's, or a
-            scale is no number from 0 on.
+        UsageError: the network lacks a parameter group of `train.freeze` or `train.lr_scale`, or a
+            scale is not a number >= 0.
     """
     scaled = dict(_scale(text) for text in settings.train.lr_scale)
     frozen = model.encoder.shared.frozen
     param_groups.check(scaled, params, "train.lr_scale")
     param_groups.check(
-        [part for part in frozen if part != param_groups.BATCH_NORM], params, "train.freeze"
+        [group for group in frozen if group != param_groups.BATCH_NORM], params, "train.freeze"
     )
 
     def scale(keys: Any, _: Any) -> float:
         path = param_groups.path_of(keys)
-        if any(param_groups.within(path, part) for part in frozen):
+        if any(param_groups.within(path, group) for group in frozen):
             return 0.0
-        # The narrowest part decides.
-        matching = [part for part in scaled if param_groups.within(path, part)]
+        # The most specific group decides.
+        matching = [group for group in scaled if param_groups.within(path, group)]
         return scaled[max(matching, key=len)] if matching else 1.0
 
     return jax.tree_util.tree_map_with_path(scale, params)
 
 
 def _scale(text: str) -> tuple[str, float]:
-    part, _, factor = text.partition("=")
+    group, _, factor = text.partition("=")
     try:
         scale = float(factor)
     except ValueError:
         scale = math.nan
     if not 0 <= scale < math.inf:
-        raise UsageError(f"train.lr_scale: {text!r}", 'For example "trunk=0.1".')
-    return part.strip(), scale
+        raise UsageError(
+            f"train.lr_scale: {text!r} is not GROUP=FACTOR with a factor of 0 or more",
+            'For example "trunk=0.1".',
+        )
+    return group.strip(), scale
 
 
-def on_devices(state: State) -> State:
-    """`state` on every device, as a step gives it: a host's would be another program's."""
+def replicate(state: State) -> State:
+    """`state` on every device, as a step returns it; host arrays would need another program."""
     return jax.device_put(state, _sharding(jax.local_device_count(), jax.sharding.PartitionSpec()))
 
 
@@ -135,14 +137,14 @@ def _sharding(devices: int, spec: jax.sharding.PartitionSpec) -> jax.sharding.Na
 
 
 def _zeros(like: list[jax.ShapeDtypeStruct]) -> list[jax.Array]:
-    """Arrays (devices, ...), a part on each device."""
+    """Zeros (devices, ...), sharded over devices."""
     if not like:
         return []
-    parts_of = _sharding(like[0].shape[0], jax.sharding.PartitionSpec(AXIS))
-    return jax.jit(lambda: [jnp.zeros(x.shape, x.dtype) for x in like], out_shardings=parts_of)()
+    sharding = _sharding(like[0].shape[0], jax.sharding.PartitionSpec(AXIS))
+    return jax.jit(lambda: [jnp.zeros(x.shape, x.dtype) for x in like], out_shardings=sharding)()
 
 
-def augmented(
+def augment_batch(
     settings: Config,
     form: TileForm,
     match_rule: MatchRule,
@@ -152,14 +154,16 @@ def augmented(
     number: Any,
     device: Any,
 ) -> tuple[jax.Array, jax.Array]:
-    """What a device learns from at step `number`: its tiles, changed, and the key of its dropout.
+    """A device's augmented tiles at step `number`, and its dropout key.
 
     Args:
-        views, tiles, places: see `make_step`; without the axis of devices.
+        views, tiles, places: see `make_step`; without the device axis.
+        number: of the step.
+        device: index of the device.
     """
     key = jax.random.fold_in(jax.random.key(settings.train.seed), number)
     dropout_key, key = jax.random.split(jax.random.fold_in(key, device))
-    pairs = _alike(len(tiles), views) if match_rule.dated else []
+    pairs = _same_place(len(tiles), views) if match_rule.dated else []
     years = places[..., 3] if match_rule.dated else jnp.zeros_like(places[..., 3])
     tiles = augment(key, tiles, years, form.image_channels, settings.augment, pairs)
     return tiles, dropout_key
@@ -170,22 +174,21 @@ def make_step(
     settings: Config,
     form: TileForm,
     match_rule: MatchRule,
-    course: Course,
+    length: RunLength,
     views: int = 0,
 ) -> Callable[[State, Any, Any, np.uint32], tuple[State, jax.Array]]:
-    """A function (state, tiles, places, step number) to (new state, metrics of each device).
+    """The training step: (state, tiles, places, step number) to (new state, metrics per device).
 
     Tiles are (devices, roles, b, h, w, c) uint8, places (devices, roles, b, 4) int32 (see
-    `MatchRule.relations`). Metrics are (devices, 2): the loss and the share of triplets that are
-    hard.
-    Randomness is a function of the seed and the step number alone.
+    `MatchRule.relations`). Metrics are (devices, 2): the loss, and the share of triplets that are
+    hard. Randomness depends only on the seed and the step number.
 
     Args:
-        views: rows of one place in a batch that is compared as a whole; 0 for batches of anchors,
+        views: rows per place in a batch that is compared as a whole; 0 for batches of anchors,
             positives and negatives.
     """
-    scales = learning_scales(model, settings, abstract_state(model, settings, form).params)
-    optimizer, training = _optimizer(settings, course, scales), settings.train
+    scales = learning_rate_scales(model, settings, abstract_state(model, settings, form).params)
+    optimizer, training = _optimizer(settings, length, scales), settings.train
     loss_of_batch = objective(settings, match_rule, AXIS, views)
 
     def step(
@@ -195,17 +198,17 @@ def make_step(
         number: jax.Array,
         memory: list[jax.Array],
     ) -> tuple[State, jax.Array, list[jax.Array]]:
-        # An argument that nothing uses would not be kept, nor its memory.
+        # JAX would drop an unused argument, and with it the donated memory.
         number, _ = jax.lax.optimization_barrier((number, memory))
         device = jax.lax.axis_index(AXIS)
-        tiles, dropout_key = augmented(
+        tiles, dropout_key = augment_batch(
             settings, form, match_rule, views, tiles, places, number, device
         )
 
         def loss_of(params: Any) -> tuple[jax.Array, Any]:
-            # What is frozen needs no gradient.
+            # Frozen parameters need no gradient.
             params = jax.tree.map(lambda p, s: p if s else jax.lax.stop_gradient(p), params, scales)
-            # Both branches of the siamese are one stacked batch through one encoder.
+            # All branches of the siamese network are one stacked batch through one encoder.
             descriptors, changed = model.apply(
                 {"params": params, "batch_stats": state.batch_stats},
                 tiles.reshape(-1, *tiles.shape[2:]),
@@ -220,18 +223,18 @@ def make_step(
 
         loss, pull, (stats, hard) = jax.vjp(loss_of, state.params, has_aux=True)
         (gradients,) = pull(jnp.ones_like(loss))
-        if jax.lax.axis_size(AXIS) > 1:  # the mean of one device's alone is still a copy
+        if jax.lax.axis_size(AXIS) > 1:  # the mean over a single device would still copy
             gradients = jax.lax.pmean(gradients, AXIS)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         average = state.average
         if average:
-            # Faster at first, or the random weights of the beginning would stay in it for long.
+            # Faster at first, so that the initial random weights do not stay in it for long.
             decay = jnp.minimum(training.ema, (1.0 + number) / (10.0 + number))
             new = {"params": params, "batch_stats": stats}
             average = optax.incremental_update(new, average, 1 - decay)
         metrics = jax.lax.pmean(jnp.stack([loss, hard]), AXIS)
-        kept = _activations(pull, tiles.shape[0] * tiles.shape[1]) if layers.on_cpu() else []
+        kept = _activations(pull, tiles.shape[0] * tiles.shape[1]) if layers.use_cpu_ops() else []
         return State(params, stats, optimizer_state, average), metrics, kept
 
     mapped = jax.pmap(
@@ -252,7 +255,7 @@ def make_step(
             programs[shape] = program, kept
         program, kept = programs[shape]
         if shape not in memory:
-            # Of one shape at a time; and after compiling, which takes memory too.
+            # For one shape at a time, and after compiling, which needs memory too.
             memory.clear()
             memory[shape] = _zeros(kept)
         state, metrics, memory[shape] = program(state, tiles, places, number, memory[shape])
@@ -262,21 +265,21 @@ def make_step(
 
 
 def _activations(pull: Any, images: int) -> list[jax.Array]:
-    """What a backward pass needs of its forward pass, but for small arrays and parameters.
+    """The forward pass's activations that the backward pass needs, except for small arrays.
 
-    A step returns them so that the next one writes them to the same memory. XLA's CPU backend asks
-    the system anew for all that a program needs at one time, and to be given a gigabyte of fresh
-    pages takes a seventh of a step.
+    A step returns them, and they are donated to the next step, which writes to the same memory.
+    XLA's CPU backend allocates a program's memory again at each run, and faulting in a gigabyte of
+    fresh pages takes a seventh of a step.
 
     Args:
-        pull: of `jax.vjp`.
-        images: in a batch.
+        pull: from `jax.vjp`.
+        images: number of images in the batch.
     """
     leaves = {id(leaf): leaf for leaf in jax.tree.leaves(pull)}.values()
-    return [x for x in leaves if x.shape[:1] == (images,) and x.nbytes >= LEAST_KEPT]
+    return [x for x in leaves if x.shape[:1] == (images,) and x.nbytes >= MIN_KEPT_BYTES]
 
 
-def _alike(count: int, views: int) -> list[tuple[int, int]]:
-    """Roles of one place, each after the one whose flips and turns it shares."""
+def _same_place(count: int, views: int) -> list[tuple[int, int]]:
+    """Pairs of roles of the same place, which share their augmentation (see `augment`)."""
     first = [(0, view) for view in range(1, views or 2)]
     return first + ([(count - 3, count - 2)] if count > (views or 3) else [])

@@ -23,7 +23,7 @@ from geomatch.nn import param_groups
 from geomatch.nn.describe import describe
 from geomatch.nn.encoder import Siamese, TileForm
 from geomatch.nn.objective import MatchRule, margin
-from geomatch.nn.step import State, augmented
+from geomatch.nn.step import State, augment_batch
 from geomatch.progress import ProgressCallback
 from geomatch.report.contact_sheet import Thumbnail
 from geomatch.search import exact
@@ -197,7 +197,7 @@ class Examples:
         self._sampler, self._form = sampler, form
         views = settings.train.views if compares_whole_batch(settings.train, settings.mining) else 0
         match_rule = MatchRule(sampler.tiles.dated, 0)
-        self._augmented = jax.jit(partial(augmented, settings, form, match_rule, views))
+        self._augmented = jax.jit(partial(augment_batch, settings, form, match_rule, views))
         anchor, positive, _ = TRIPLET
         self._roles = [anchor, *[positive] * (views - 1)] if views else [*TRIPLET]
         self._roles += [(f"hard {name}", right) for name, right in TRIPLET]

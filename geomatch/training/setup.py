@@ -17,10 +17,10 @@ from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import GeomatchError
 from geomatch.manifests import RunManifest, TileManifest
-from geomatch.nn.augment import turned
+from geomatch.nn.augment import flip_and_turn
 from geomatch.nn.checkpoint import Checkpoints
 from geomatch.nn.describe import describe
-from geomatch.nn.encoder import Siamese, TileForm, build, resolved
+from geomatch.nn.encoder import Siamese, TileForm, build, resolve
 from geomatch.nn.pretrained.conversion import Weights, packaged_weights, read_weights
 from geomatch.nn.step import State, initial_state, with_params
 from geomatch.progress import ProgressCallback
@@ -67,7 +67,7 @@ def resolve_settings(
         of_weights = replace(settings, model=replace(model, **chosen))
         model = _adopt_values(settings, of_weights).model
     dtype = "float32" if training.dtype == "auto" else training.dtype
-    return replace(settings, model=resolved(model), train=replace(training, dtype=dtype))
+    return replace(settings, model=resolve(model), train=replace(training, dtype=dtype))
 
 
 def _adopt_values(settings: config.Config, other: config.Config) -> config.Config:
@@ -177,7 +177,7 @@ def _whitened(
     flips, turns = 1 + settings.augment.flips, 1 + 3 * settings.augment.turns
     drawn = np.sort(rng.permutation(turns * flips * len(training))[:WHITENING_VIEWS])
     rows, turn, flip = np.unravel_index(drawn, (len(training), turns, flips))
-    change = jax.jit(jax.vmap(turned))
+    change = jax.jit(jax.vmap(flip_and_turn))
     batches = (
         np.asarray(change(store.read(training.store_row[rows[part]]), flip[part], turn[part]))
         for part in (slice(start, start + BATCH) for start in range(0, len(rows), BATCH))

@@ -1,10 +1,10 @@
-"""Images a second of each change of augmentation, and of all together.
+"""Images per second of each augmentation, and of all together.
 
     python tests/benchmarks/augment.py --size 128 --batch 96
     python tests/benchmarks/augment.py --size 256 --batch 48 --channels 6
 
-All are compiled in one process and take turns, so that a machine whose speed drifts is unkind to
-all alike. Figures are medians.
+All are compiled in one process and take turns, so that drifting machine speed affects all equally.
+Values are medians.
 """
 
 from __future__ import annotations
@@ -58,21 +58,21 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(args.repeats):
         for name, work in works.items():
-            begun = time.perf_counter()
+            start = time.perf_counter()
             jax.block_until_ready(work())
-            times[name].append(time.perf_counter() - begun)
+            times[name].append(time.perf_counter() - start)
     title = f"{args.size} px, {args.channels} channels, batch {args.batch}, jax {jax.__version__}"
     table = Table(title=title)
     for column in ("", "images/s", "slowest", "fastest"):
         table.add_column(column, justify="right" if column else "left")
     for name, seconds in times.items():
-        metrics = (statistics.median(seconds), max(seconds), min(seconds))
-        table.add_row(name, *(f"{args.batch / figure:.0f}" for figure in metrics))
+        columns = (statistics.median(seconds), max(seconds), min(seconds))
+        table.add_row(name, *(f"{args.batch / value:.0f}" for value in columns))
     Console().print(table)
 
 
 def change(tiles: jax.Array, settings: AugmentConfig) -> Callable[[], jax.Array]:
-    """Augmentation by these settings."""
+    """A call of `augment` with these settings."""
     years = jnp.zeros((1, len(tiles)), jnp.int32)
     run = jax.jit(lambda key, tiles: augment(key, tiles[None], years, 3, settings, []))
     return lambda: run(jax.random.key(0), tiles)

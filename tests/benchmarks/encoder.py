@@ -1,12 +1,12 @@
-"""Images a second of a training step and of embedding, ours and every peer that is installed.
+"""Images per second of a training step and of embedding, for ours and all installed peers.
 
     pip install '.[benchmark]'
     python tests/benchmarks/encoder.py training --trunk resnet50 --size 128 --batch 32
     python tests/benchmarks/encoder.py embedding --trunk resnet50 --size 256 --batch 16
 
-Each contender is a process of its own; they take turns, one repetition each, so that a machine
-whose speed drifts is unkind to all alike. Figures are medians, with the ratio of medians to the
-best peer of the same precision, and the peak resident memory of each process.
+Each contender is a separate process, and they take turns, one repetition each, so that drifting
+machine speed affects all equally. Values are medians, their ratio to the best peer of the same
+precision, and the peak resident memory of each process.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Work = Callable[[], object]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is measured: a network on a batch of square uint8 tiles."""
+class Case:
+    """The measured case: a network on a batch of square uint8 tiles."""
 
     trunk: str
     size: int
@@ -52,13 +52,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="images; half of them anchors")
     parser.add_argument("--channels", type=int, default=3, help="3, or 6 with labels")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=2, help="batches of one repetition")
+    parser.add_argument("--steps", type=int, default=2, help="batches per repetition")
     parser.add_argument("--only", nargs="*", help="names of contenders")
     args = parser.parse_args()
-    asked = Asked(args.trunk, args.size, args.batch, args.channels)
+    case = Case(args.trunk, args.size, args.batch, args.channels)
     known = TRAINING if args.what == "training" else EMBEDDING
     names = args.only or [name for name in known if installed(name)]
-    workers = {name: Worker(args.what, name, asked, args.steps) for name in names}
+    workers = {name: Worker(args.what, name, case, args.steps) for name in names}
     times: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(args.repeats):
         for name, worker in workers.items():
@@ -68,46 +68,46 @@ def main() -> None:
 
 
 def installed(name: str) -> bool:
-    """Whether what a contender needs is there."""
+    """Whether the package that a contender needs is installed."""
     package = name.split()[0]
     return package in ("ours", "plain") or importlib.util.find_spec(package) is not None
 
 
 class Worker:
-    """A contender in a process of its own, which works when told to."""
+    """A contender in a separate process, which works on request."""
 
-    def __init__(self, what: str, name: str, asked: Asked, steps: int) -> None:
+    def __init__(self, what: str, name: str, case: Case, steps: int) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, what, name, asked, steps))
+        self._process = context.Process(target=serve, args=(theirs, what, name, case, steps))
         self._process.start()
         self._pipe.recv()  # compiled
 
     def time(self) -> float:
-        """Seconds a batch."""
+        """Seconds per batch."""
         self._pipe.send(True)
         seconds: float = self._pipe.recv()
         return seconds
 
     def close(self) -> int:
-        """End it; its peak memory in bytes."""
+        """End the process; returns its peak memory in bytes."""
         self._pipe.send(False)
         peak: int = self._pipe.recv()
         self._process.join()
         return peak
 
 
-def serve(pipe: Connection, what: str, name: str, asked: Asked, steps: int) -> None:
-    """What a worker's process does."""
-    work = (TRAINING if what == "training" else EMBEDDING)[name](asked)
+def serve(pipe: Connection, what: str, name: str, case: Case, steps: int) -> None:
+    """The main function of a worker's process."""
+    work = (TRAINING if what == "training" else EMBEDDING)[name](case)
     for _ in range(3):
         work()
     pipe.send(True)
     while pipe.recv():
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(steps):
             work()
-        pipe.send((time.perf_counter() - begun) / steps)
+        pipe.send((time.perf_counter() - start) / steps)
     pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
@@ -121,7 +121,7 @@ def show(args: Any, times: dict[str, list[float]], memory: dict[str, int]) -> No
     speed = {name: images / statistics.median(values) for name, values in times.items()}
     title = f"{args.what}, {args.trunk}, {args.size} px, {args.channels} channels, "
     table = Table(title=title + f"batch {args.batch}, jax {jax.__version__}")
-    for column in ("", "images/s", "slowest", "fastest", "of the best peer", "peak GB"):
+    for column in ("", "images/s", "slowest", "fastest", "relative to best peer", "peak GB"):
         table.add_column(column, justify="right" if column else "left")
     for name in sorted(speed, key=lambda name: -speed[name]):
         precision = name.split()[-1]
@@ -140,10 +140,10 @@ def show(args: Any, times: dict[str, list[float]], memory: dict[str, int]) -> No
 PEERS = ("torch", "keras", "openvino")
 
 
-def ours_training(dtype: str, plain: bool = False) -> Callable[[Asked], Work]:
-    """A whole training step of ours, augmentation and optimizer included."""
+def ours_training(dtype: str, plain: bool = False) -> Callable[[Case], Work]:
+    """Our whole training step, including augmentation and optimizer."""
 
-    def prepare(asked: Asked) -> Work:
+    def prepare(case: Case) -> Work:
         import contextlib
 
         from geomatch.nn import backend
@@ -154,18 +154,18 @@ def ours_training(dtype: str, plain: bool = False) -> Callable[[Asked], Work]:
         from geomatch.nn import layers
         from geomatch.nn.encoder import build
         from geomatch.nn.objective import MatchRule
-        from geomatch.nn.step import Course, initial_state, make_step, on_devices
+        from geomatch.nn.step import RunLength, initial_state, make_step, replicate
 
-        settings, form = ours(asked, dtype)
+        settings, form = ours(case, dtype)
         model = build(settings, form)
-        state = on_devices(initial_state(model, settings, form))
-        step = make_step(model, settings, form, MatchRule(True, 0), Course(1, 1), views=2)
-        shaped = asked.tiles().reshape(1, 2, asked.batch // 2, *asked.tiles().shape[1:])
-        places = np.arange(asked.batch * 4, dtype=np.int32).reshape(1, 2, asked.batch // 2, 4)
+        state = replicate(initial_state(model, settings, form))
+        step = make_step(model, settings, form, MatchRule(True, 0), RunLength(1, 1), views=2)
+        shaped = case.tiles().reshape(1, 2, case.batch // 2, *case.tiles().shape[1:])
+        places = np.arange(case.batch * 4, dtype=np.int32).reshape(1, 2, case.batch // 2, 4)
 
         def work() -> object:
             nonlocal state
-            with layers.plain() if plain else contextlib.nullcontext():
+            with layers.plain_ops() if plain else contextlib.nullcontext():
                 state, loss = step(state, shaped, places, np.uint32(0))
             return jax.block_until_ready(loss)
 
@@ -174,45 +174,45 @@ def ours_training(dtype: str, plain: bool = False) -> Callable[[Asked], Work]:
     return prepare
 
 
-def ours(asked: Asked, dtype: str) -> Any:
-    """Settings and tile form of what is measured."""
+def ours(case: Case, dtype: str) -> Any:
+    """Our settings and tile form for a case."""
     from geomatch import config
     from geomatch.nn.encoder import TileForm
 
     settings = config.with_overrides(
         config.Config(),
         [
-            f"model.trunk={asked.trunk}",
+            f"model.trunk={case.trunk}",
             "model.head=pool",
             "train.loss=infonce",
             f"train.dtype={dtype}",
         ],
     )
-    return settings, TileForm(asked.size, 3, asked.channels - 3)
+    return settings, TileForm(case.size, 3, case.channels - 3)
 
 
-def torch_model(asked: Asked) -> Any:
-    """torchvision's network, with a fusion where there are labels."""
+def torch_model(case: Case) -> Any:
+    """torchvision's network, with a fusion layer if there are labels."""
     import torch
     import torchvision
 
-    trunk = getattr(torchvision.models, asked.trunk)(weights=None)
+    trunk = getattr(torchvision.models, case.trunk)(weights=None)
     trunk.fc = torch.nn.Identity()
-    fusion = torch.nn.Conv2d(asked.channels, 3, 1) if asked.channels != 3 else torch.nn.Identity()
+    fusion = torch.nn.Conv2d(case.channels, 3, 1) if case.channels != 3 else torch.nn.Identity()
     return torch.nn.Sequential(fusion, trunk).to(memory_format=torch.channels_last)
 
 
-def torch_training(dtype: str, compiled: bool = False) -> Callable[[Asked], Work]:
+def torch_training(dtype: str, compiled: bool = False) -> Callable[[Case], Work]:
     """The same step in torch: channels-last, autocast in bfloat16, a fused optimizer."""
 
-    def prepare(asked: Asked) -> Work:
+    def prepare(case: Case) -> Work:
         import torch
 
         torch.set_num_threads(os.cpu_count() or 1)
-        model = torch_model(asked).train()
+        model = torch_model(case).train()
         optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=True)
-        tiles = torch.from_numpy(asked.tiles())
-        half = asked.batch // 2
+        tiles = torch.from_numpy(case.tiles())
+        half = case.batch // 2
         target = torch.arange(half)
 
         def loss_of(pixels: Any) -> Any:
@@ -238,10 +238,10 @@ def torch_training(dtype: str, compiled: bool = False) -> Callable[[Asked], Work
     return prepare
 
 
-def keras_training(dtype: str) -> Callable[[Asked], Work]:
+def keras_training(dtype: str) -> Callable[[Case], Work]:
     """The same step in Keras on TensorFlow, compiled by tf.function."""
 
-    def prepare(asked: Asked) -> Work:
+    def prepare(case: Case) -> Work:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
         import keras
         import tensorflow as tf
@@ -250,11 +250,11 @@ def keras_training(dtype: str) -> Callable[[Asked], Work]:
             "mixed_bfloat16" if dtype == "bfloat16" else "float32"
         )
         model = keras.applications.ResNet50(
-            include_top=False, weights=None, input_shape=(asked.size, asked.size, 3), pooling="max"
+            include_top=False, weights=None, input_shape=(case.size, case.size, 3), pooling="max"
         )
         optimizer = keras.optimizers.Adam(1e-4)
-        tiles = tf.constant(asked.tiles()[..., :3])
-        half = asked.batch // 2
+        tiles = tf.constant(case.tiles()[..., :3])
+        half = case.batch // 2
 
         @tf.function
         def step() -> Any:
@@ -288,45 +288,45 @@ TRAINING = {
 }
 
 
-def ours_embedding(engine: str, dtype: str) -> Callable[[Asked], Work]:
-    """`embed`'s own engine, from uint8 tiles to descriptors."""
+def ours_embedding(engine: str, dtype: str) -> Callable[[Case], Work]:
+    """The engine of `embed`, from uint8 tiles to descriptors."""
 
-    def prepare(asked: Asked) -> Work:
+    def prepare(case: Case) -> Work:
         from geomatch.nn import backend, engines
 
         if engine == "jax":
             backend.keep_memory()
-        import geomatch.embed  # noqa: F401  (with the threads that its libraries begin)
+        import geomatch.embed  # noqa: F401  (its libraries start threads)
 
         backend.prepare(dtype)
         from geomatch.nn.describe import describe_with
         from geomatch.nn.encoder import build
         from geomatch.nn.step import initial_state
 
-        settings, form = ours(asked, "float32")
-        model, tiles = build(settings, form), asked.tiles()
+        settings, form = ours(case, "float32")
+        model, tiles = build(settings, form), case.tiles()
         variables = initial_state(model, settings, form).variables
         choice = engines.EngineChoice(engine, dtype)
-        made = engines.build(choice, model, variables, form, asked.batch, [tiles])
-        return lambda: list(describe_with(made, [tiles, tiles]))
+        built = engines.build(choice, model, variables, form, case.batch, [tiles])
+        return lambda: list(describe_with(built, [tiles, tiles]))
 
     return prepare
 
 
-def torch_embedding(dtype: str, compiled: bool = False) -> Callable[[Asked], Work]:
-    """torch: channels-last, autocast in bfloat16; frozen where it is compiled."""
+def torch_embedding(dtype: str, compiled: bool = False) -> Callable[[Case], Work]:
+    """torch: channels-last, autocast in bfloat16; frozen when compiled."""
 
-    def prepare(asked: Asked) -> Work:
+    def prepare(case: Case) -> Work:
         import torch
 
         torch.set_num_threads(os.cpu_count() or 1)
-        model = torch_model(asked).eval()
+        model = torch_model(case).eval()
         if compiled:
             import torch._inductor.config
 
             torch._inductor.config.freezing = True
             model = torch.compile(model)
-        tiles = torch.from_numpy(asked.tiles())
+        tiles = torch.from_numpy(case.tiles())
 
         def work() -> object:
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, dtype == "bfloat16"):
@@ -340,23 +340,23 @@ def torch_embedding(dtype: str, compiled: bool = False) -> Callable[[Asked], Wor
     return prepare
 
 
-def openvino_embedding(dtype: str) -> Callable[[Asked], Work]:
-    """torchvision's network as OpenVINO converts it, with the same preprocessing inside."""
+def openvino_embedding(dtype: str) -> Callable[[Case], Work]:
+    """torchvision's network converted by OpenVINO, with the same preprocessing inside."""
 
-    def prepare(asked: Asked) -> Work:
+    def prepare(case: Case) -> Work:
         import openvino
         import torch
 
-        class Whole(torch.nn.Module):
+        class WithPreprocessing(torch.nn.Module):
             def __init__(self) -> None:
                 super().__init__()
-                self.network = torch_model(asked).eval()
+                self.network = torch_model(case).eval()
 
             def forward(self, tiles: Any) -> Any:
                 return self.network(tiles.permute(0, 3, 1, 2).float() / 128 - 1)
 
-        tiles = asked.tiles()
-        network = openvino.convert_model(Whole(), example_input=torch.from_numpy(tiles))
+        tiles = case.tiles()
+        network = openvino.convert_model(WithPreprocessing(), example_input=torch.from_numpy(tiles))
         network.reshape(list(tiles.shape))
         hint = {"INFERENCE_PRECISION_HINT": "bf16" if dtype == "bfloat16" else "f32"}
         compiled = openvino.Core().compile_model(network, "CPU", hint | {"NUM_STREAMS": 2})
@@ -387,7 +387,7 @@ EMBEDDING = {
     "torch float32": torch_embedding("float32"),
     "torch compile bfloat16": torch_embedding("bfloat16", compiled=True),
 }
-"""Each works through two batches a repetition, as `embed` has two under way."""
+"""Each processes two batches per repetition, as `embed` has two in flight."""
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How long `eval` takes, and how much memory, on random descriptors.
+"""Time and memory of `eval` on random descriptors.
 
     python tests/benchmarks/eval.py [--tiles 100000] [--size 128]
 
-So many queries of one year are asked for among as many tiles of the other. Half of them are found
-first; of the others nothing is known, which is the most work.
+Each tile of one year is a query among as many tiles of the other. Half of the queries find their
+match first; the others have random descriptors, which is the most work.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from geomatch.progress import silent
 
 
 def tiles_of(count):
-    """Two years of `count` places in a square, all of the test split."""
+    """Two years of `count` places in a square, all in the test split."""
     place = np.arange(2 * count) % count
     side = int(np.ceil(np.sqrt(count)))
     nothing = np.zeros(2 * count, np.int64)
@@ -46,7 +46,7 @@ def tiles_of(count):
 
 
 def vectors_of(count, size):
-    """Descriptors: of every second place the same in both years but for some noise."""
+    """Descriptors; those of every second place differ between the years only by noise."""
     rng = np.random.default_rng(0)
     older, newer = (rng.normal(size=(count, size)).astype(np.float32) for _ in range(2))
     newer[::2] = older[::2] + 0.5 * newer[::2]
@@ -57,11 +57,11 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--tiles", type=int, default=100_000)
     parser.add_argument("--size", type=int, default=128)
-    asked = parser.parse_args()
-    tiles, vectors = tiles_of(asked.tiles), vectors_of(asked.tiles, asked.size)
+    args = parser.parse_args()
+    tiles, vectors = tiles_of(args.tiles), vectors_of(args.tiles, args.size)
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    begun, busy = time.monotonic(), time.process_time()
+    start, busy = time.monotonic(), time.process_time()
     found = measure(
         vectors, "cosine", tiles, True, Conditions(years=("2020",)), fpr=0.01, progress=silent
     )
@@ -69,13 +69,13 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         found.queries.save(Path(folder) / "queries.parquet", tiles)
     saved = time.monotonic()
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"{asked.tiles} queries, {asked.tiles} tiles, d {asked.size}:")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"{args.tiles} queries, {args.tiles} tiles, d {args.size}:")
     print(
-        f"measured in {measured - begun:.1f} s ({busy:.1f} s of processor time), "
+        f"measured in {measured - start:.1f} s ({busy:.1f} s of processor time), "
         f"queries saved in {saved - measured:.1f} s"
     )
-    print(f"{most / 2**20:.2f} GB in memory at most, {before / 2**20:.2f} GB of it to begin with")
+    print(f"{peak / 2**20:.2f} GB of peak memory, {before / 2**20:.2f} GB of it before measuring")
     metrics = found.splits["test"]
     print(f"mAP@5 {metrics.map5:.4f}, recall@1 {metrics.recall1:.4f}")
 

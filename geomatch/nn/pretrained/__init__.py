@@ -1,1 +1,1 @@
-"""Weights that other libraries trained."""
+"""Pretrained weights of other libraries."""

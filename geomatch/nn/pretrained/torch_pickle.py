@@ -1,6 +1,6 @@
-"""Tensors in files of `torch.save`, read without torch.
+"""Reads the tensors of `torch.save` files without torch.
 
-A pickle is a program. This one may call nothing but what makes tensors and dictionaries.
+A pickle can run code. This unpickler calls only what makes tensors and dictionaries.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ DTYPES = {
 }
 OPCODES = {opcode.code for opcode in pickletools.opcodes if opcode.proto < 5}
 WRAPPERS = ("state_dict", "model")
-REMEDY = "Store the tensors alone, torch.save(model.state_dict(), FILE), or as .safetensors."
+HINT = "Store only the tensors: torch.save(model.state_dict(), FILE), or .safetensors."
 
 
 def read_pickled(path: Path) -> dict[str, np.ndarray]:
     """The state dict of a `.pth` file, or the one under "state_dict" or "model" in it.
 
-    Both of torch's formats are read: a zip archive, and the one before torch 1.6.
+    Reads both of torch's formats: a zip archive, and the one before torch 1.6.
 
     Returns:
-        Arrays by name, of the file's own types; read only.
+        Arrays by name, with the file's dtypes; read-only.
 
     Raises:
-        GeomatchError: the file is damaged, asks for more than tensors, or has no state dict.
+        GeomatchError: the file is damaged, needs more than tensors, or has no state dict.
     """
     try:
         with path.open("rb") as stream:
@@ -58,16 +58,16 @@ def read_pickled(path: Path) -> dict[str, np.ndarray]:
             if isinstance(saved, dict) and isinstance(saved.get(key), dict):
                 saved = saved[key]
         if not isinstance(saved, dict):
-            raise GeomatchError(f"{path} has no state dict", REMEDY)
+            raise GeomatchError(f"{path} has no state dict", HINT)
         for name, value in saved.items():
             if not isinstance(name, str):
-                raise GeomatchError(f"{path} has no state dict", REMEDY)
+                raise GeomatchError(f"{path} has no state dict", HINT)
             if not isinstance(value, _Tensor):
-                raise GeomatchError(f"{path}: {name} is no tensor", REMEDY)
+                raise GeomatchError(f"{path}: {name} is not a tensor", HINT)
         return {name: value.array(storages) for name, value in saved.items()}
     except GeomatchError:
         raise
-    except Exception as error:  # A damaged pickle raises anything.
+    except Exception as error:  # A damaged pickle may raise anything.
         raise GeomatchError(f"{path} is damaged: {str(error) or type(error).__name__}") from error
 
 
@@ -92,7 +92,7 @@ class _Tensor:
         last = self.offset + sum(
             (n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True)
         )
-        # A tensor of more elements than its storage would repeat them without limit.
+        # Strides of 0 would repeat a storage's elements without limit.
         if count > len(values) or (count and last >= len(values)):
             raise ValueError("a tensor is larger than its storage")
         if min((self.offset, *self.shape, *self.strides)) < 0:
@@ -105,10 +105,10 @@ class _Tensor:
         )
 
 
-# Python's own unpickler, and without protocol 5: the one in C, and that protocol's bytearrays, set
-# aside memory of whatever size a damaged file names.
+# The unpickler in Python, without protocol 5: the C one, and that protocol's bytearrays, allocate
+# whatever size a damaged file states.
 class _Unpickler(pickle._Unpickler):
-    """Resolves the names in `path` to inert stand-ins, and refuses any that tensors do not need."""
+    """Resolves names to inert stand-ins, and refuses those that tensors do not need."""
 
     dispatch: ClassVar = {
         code: load for code, load in pickle._Unpickler.dispatch.items() if chr(code) in OPCODES
@@ -120,7 +120,7 @@ class _Unpickler(pickle._Unpickler):
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> str | type | Callable[..., Any]:
-        # Made anew each time, since a pickle can set attributes of what it is given.
+        # New objects each time, since a pickle can set attributes on what it is given.
         allowed: dict[str, type | Callable[..., Any]] = {
             "collections.OrderedDict": OrderedDict,
             "torch._utils._rebuild_tensor_v2": lambda *saved: _Tensor(*saved[:4]),
@@ -130,26 +130,26 @@ class _Unpickler(pickle._Unpickler):
             return name
         if f"{module}.{name}" not in allowed:
             raise GeomatchError(
-                f"{self.path}: it asks for {module}.{name}, which would run code: refused", REMEDY
+                f"{self.path} needs {module}.{name}, which would run code: refused", HINT
             )
         return allowed[f"{module}.{name}"]
 
     def persistent_load(self, saved: Any) -> _Storage:
         _, kind, key, _, count, *view = saved
         if view not in ([], [None]):
-            raise GeomatchError(f"{self.path} is of a torch too old to be read", REMEDY)
+            raise GeomatchError(f"{self.path} was written by a torch version too old to read", HINT)
         return self.storages.setdefault(key, _Storage(key, np.dtype(DTYPES[kind]), count))
 
 
 def _zipped(path: Path) -> tuple[Any, dict[str, bytes]]:
-    """What is saved in an archive, and the bytes of its storages by key."""
+    """The object saved in an archive, and the bytes of its storages by key."""
     with zipfile.ZipFile(path) as archive:
         pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         if len(pickles) != 1:
-            raise GeomatchError(f"{path} is an archive, but none of torch.save", REMEDY)
-        # torch compresses nothing, so what claims to hold more than the file is no tensor.
+            raise GeomatchError(f"{path} is an archive, but not of torch.save", HINT)
+        # torch does not compress, so entries larger than the file are not tensors.
         if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-            raise ValueError("its parts are larger than the file")
+            raise ValueError("its entries are larger than the file")
         folder = pickles[0].removesuffix("data.pkl")
         if f"{folder}byteorder" in archive.namelist():
             _check_order(path, archive.read(f"{folder}byteorder") == b"little")
@@ -159,8 +159,8 @@ def _zipped(path: Path) -> tuple[Any, dict[str, bytes]]:
 
 
 def _sequential(path: Path) -> tuple[Any, dict[str, bytes]]:
-    """The same of a file from before torch 1.6: pickles, then the storages end to end."""
-    # In memory: a file would set aside whatever length a damaged pickle names.
+    """The same for a file from before torch 1.6: pickles, then the storages one after another."""
+    # In memory, since reading from a file allocates whatever length a damaged pickle states.
     stream = io.BytesIO(path.read_bytes())
     _magic, _version, system = (_Unpickler(stream, path).load() for _ in range(3))
     _check_order(path, system["little_endian"])
@@ -171,11 +171,11 @@ def _sequential(path: Path) -> tuple[Any, dict[str, bytes]]:
         (count,) = struct.unpack("<q", stream.read(8))
         expected = unpickler.storages[key]
         if count != expected.count:
-            raise ValueError("a storage has another size than its tensors")
+            raise ValueError("a storage and its tensors differ in size")
         storages[key] = stream.read(count * expected.dtype.itemsize)
     return saved, storages
 
 
 def _check_order(path: Path, little: bool) -> None:
     if not little:
-        raise GeomatchError(f"{path} was written by a big-endian machine", REMEDY)
+        raise GeomatchError(f"{path} was written by a big-endian machine", HINT)

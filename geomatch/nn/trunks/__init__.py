@@ -1,4 +1,4 @@
-"""Convolutional trunks: images to a feature map. A new one is a module here and a line below."""
+"""Convolutional trunks: images to a feature map. A new one is a module and an entry in `TRUNKS`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from geomatch.nn.trunks.vgg import VGG
 
 @dataclass(frozen=True)
 class Trunk:
-    """A trunk and what its published weights were trained with.
+    """A trunk and the settings with which its published weights were trained.
 
     Attributes:
-        network: makes it, from the attributes that all have.
-        stages: how many there are.
-        preprocessing: see `encoder.PREPROCESSING`.
-        epsilon: of its BatchNorm.
+        network: constructor, with the attributes of `TrunkNetwork` as arguments.
+        stages: number of stages.
+        preprocessing: a key of `encoder.PREPROCESSING`.
+        epsilon: of BatchNorm.
     """
 
     network: Callable[..., TrunkNetwork]

@@ -1,4 +1,4 @@
-"""A small network for digits, after the siamese one of Hadsell, Chopra and LeCun 2006."""
+"""A small network for digits, after the siamese network of Hadsell, Chopra and LeCun 2006."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from geomatch.nn.layers import Conv, max_pool_2x2, relu
 from geomatch.nn.trunks.network import TrunkNetwork
 
 STAGES = ((32, 7), (64, 5), (128, 3), (256, 1))
-"""Filters and kernel size; the fifth stage has as many filters as the descriptor."""
+"""Filters and kernel size; a fifth stage has as many filters as the descriptor has values."""
 
 
 class ConvNet(TrunkNetwork):
-    """Five convolutions, each with a maximum that halves the map; the last has no ReLU."""
+    """Five convolutions, each with 2x2 max pooling, and a ReLU except after the last."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:

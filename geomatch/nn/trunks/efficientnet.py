@@ -1,5 +1,5 @@
-"""EfficientNet-Lite0: EfficientNet-B0 (Tan and Le 2019, arXiv 1905.11946) with ReLU6, and without
-squeeze and excitation.
+"""EfficientNet-Lite0: EfficientNet-B0 (Tan and Le 2019, arXiv 1905.11946) with ReLU6 and without
+squeeze-and-excitation.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STAGES = (
 
 
 class InvertedBottleneck(nn.Module):
-    """Expand, convolve each channel on its own, project; a shortcut where the shape stays."""
+    """Expansion, depthwise convolution, projection; a shortcut where the shape is unchanged."""
 
     filters: int
     size: int
@@ -37,20 +37,20 @@ class InvertedBottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x
-        wide = x.shape[-1] * self.expansion
+        width = x.shape[-1] * self.expansion
         if self.expansion > 1:
-            y = relu6(self.conv(wide, 1, name="expand")(y))
-        y = self.conv(wide, self.size, stride=self.stride, depthwise=True, name="depthwise")(y)
+            y = relu6(self.conv(width, 1, name="expand")(y))
+        y = self.conv(width, self.size, stride=self.stride, depthwise=True, name="depthwise")(y)
         y = self.conv(self.filters, 1, name="project")(relu6(y))
         return x + y if x.shape == y.shape else y
 
 
 class EfficientNetLite(TrunkNetwork):
-    """Stages 1 to 7 of stride 2, 4, 8, 16, 16, 32, 32; the eighth is the last 1x1 to 1280."""
+    """Stages 1 to 7 have total stride 2, 4, 8, 16, 16, 32, 32; stage 8 is a 1x1 to 1280."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        conv = partial(ConvNorm, train=train, edge="same", shared=self.shared)
+        conv = partial(ConvNorm, train=train, padding="same", shared=self.shared)
         x = relu6(conv(32, 3, stride=2, name="stem")(x))
         for i, (count, filters, size, stride, expansion) in enumerate(STAGES[: self.stage], 1):
             for j in range(count):

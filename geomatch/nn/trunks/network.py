@@ -1,22 +1,22 @@
-"""What all trunks are made from."""
+"""The base class of trunks."""
 
 from __future__ import annotations
 
 import flax.linen as nn
 
-from geomatch.nn.layers import Shared
+from geomatch.nn.layers import SharedSettings
 
 
 class TrunkNetwork(nn.Module):
-    """A trunk; called with images (b, h, w, 3) and whether it trains, it gives a feature map.
+    """A trunk: called as (images (b, h, w, 3), train), it returns a feature map.
 
     Attributes:
-        shared: what its layers have in common.
-        stage: the last one to compute.
-        stride_in, outputs: `stride_in` and `descriptor` of `ModelConfig`, for trunks that ask.
+        shared: settings that all layers share.
+        stage: the last stage to compute.
+        stride_in, outputs: `stride_in` and `descriptor` of `ModelConfig`; not all trunks use them.
     """
 
-    shared: Shared
+    shared: SharedSettings
     stage: int
     stride_in: str
     outputs: int

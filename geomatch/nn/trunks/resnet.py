@@ -25,7 +25,7 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         y = relu(self.conv(self.filters, 3, stride=self.stride, name="conv1")(x))
-        # The last scale starts at zero, so that a block begins as its shortcut (Goyal et al.).
+        # Scale 0 at first, so that a block starts as its shortcut (Goyal et al., arXiv 1706.02677).
         y = self.conv(self.filters, 3, scale_init=nn.initializers.zeros, name="conv2")(y)
         return relu(_shortcut(self, x, self.filters) + y)
 
@@ -34,8 +34,8 @@ class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions and a shortcut.
 
     Attributes:
-        stride_in: the convolution that has the stride: "3x3" ("v1.5", torchvision's) or "1x1", the
-            first (as published, and Keras's).
+        stride_in: the convolution with the stride: "3x3" ("v1.5", as in torchvision) or the first
+            "1x1" (as published, and in Keras).
     """
 
     filters: int
@@ -48,9 +48,9 @@ class Bottleneck(nn.Module):
         first, second = (self.stride, 1) if self.stride_in == "1x1" else (1, self.stride)
         y = relu(self.conv(self.filters, 1, stride=first, name="conv1")(x))
         y = relu(self.conv(self.filters, 3, stride=second, name="conv2")(y))
-        wide = 4 * self.filters
-        y = self.conv(wide, 1, scale_init=nn.initializers.zeros, name="conv3")(y)
-        return relu(_shortcut(self, x, wide) + y)
+        outputs = 4 * self.filters
+        y = self.conv(outputs, 1, scale_init=nn.initializers.zeros, name="conv3")(y)
+        return relu(_shortcut(self, x, outputs) + y)
 
 
 def _shortcut(block: BasicBlock | Bottleneck, x: jax.Array, filters: int) -> jax.Array:
@@ -60,10 +60,10 @@ def _shortcut(block: BasicBlock | Bottleneck, x: jax.Array, filters: int) -> jax
 
 
 class ResNet(TrunkNetwork):
-    """Feature maps of stride 4, 8, 16 and 32, of stages 1 to 4.
+    """Stages 1 to 4 have total stride 4, 8, 16 and 32.
 
     Attributes:
-        blocks: of each stage.
+        blocks: number of blocks per stage.
         width: channels of the first stage.
     """
 

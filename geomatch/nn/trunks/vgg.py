@@ -9,11 +9,11 @@ from geomatch.nn.layers import Conv, max_pool_2x2, relu
 from geomatch.nn.trunks.network import TrunkNetwork
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-"""Filters of each convolution."""
+"""Filters of each stage's convolutions."""
 
 
 class VGG(TrunkNetwork):
-    """Feature maps of stride 2, 4, 8, 16 and 32, of stages 1 to 5, each ending in its maximum."""
+    """Stages 1 to 5 have total stride 2, 4, 8, 16 and 32; each ends in max pooling."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
