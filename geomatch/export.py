@@ -15,7 +15,7 @@ from geomatch import __version__, config
 from geomatch.errors import UsageError
 from geomatch.nn import backend, param_groups
 from geomatch.nn.checkpoint import Checkpoints
-from geomatch.nn.describe import with_dtype
+from geomatch.nn.encoder import with_dtype
 from geomatch.nn.onnx_export import to_onnx
 from geomatch.project import Project, read_json, replacing, write_json
 from geomatch.runs import Encoding, load_encoder, read_run

@@ -13,8 +13,7 @@ from small_network import network, tiles
 
 from geomatch.config import ModelConfig
 from geomatch.errors import UsageError
-from geomatch.nn.describe import with_dtype
-from geomatch.nn.encoder import Encoder, Siamese, TileForm, fusion_init, resolve
+from geomatch.nn.encoder import Encoder, Siamese, TileForm, fusion_init, resolve, with_dtype
 from geomatch.nn.layers import ConvNorm, SharedSettings
 from geomatch.nn.trunks import TRUNKS, BasicBlock, Bottleneck, ResNet, Trunk
 

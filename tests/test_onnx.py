@@ -17,8 +17,7 @@ from jax import lax
 from small_network import network, tiles
 
 from geomatch.errors import GeomatchError
-from geomatch.nn.describe import with_dtype
-from geomatch.nn.encoder import TileForm
+from geomatch.nn.encoder import TileForm, with_dtype
 from geomatch.nn.onnx_export import to_onnx
 
 pytest_plugins = ["small_fixtures"]

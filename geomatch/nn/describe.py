@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import partial
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
-
-from geomatch.nn.encoder import Siamese
 
 
 class Model(Hashable, Protocol):
@@ -117,9 +113,3 @@ class JaxEngine:
 @functools.cache
 def _forward(model: Model) -> Any:
     return jax.pmap(lambda variables, tiles: model.apply(variables, tiles), in_axes=(None, 0))
-
-
-def with_dtype(model: Siamese, dtype: Any) -> Siamese:
-    """The same network computing in `dtype`."""
-    shared = dataclasses.replace(model.encoder.shared, dtype=jnp.dtype(dtype))
-    return model.clone(encoder=model.encoder.clone(shared=shared))

@@ -224,3 +224,9 @@ def build(settings: config.Config, form: TileForm, frozen: bool = True) -> Siame
         frozen=settings.train.freeze if frozen else (),
     )
     return Siamese(Encoder(model, form.image_channels, form.label_channels, shared))
+
+
+def with_dtype(model: Siamese, dtype: Any) -> Siamese:
+    """The same network computing in `dtype`."""
+    shared = replace(model.encoder.shared, dtype=jnp.dtype(dtype))
+    return model.clone(encoder=model.encoder.clone(shared=shared))

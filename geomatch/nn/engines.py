@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.nn import backend
-from geomatch.nn.describe import Engine, JaxEngine, with_dtype
-from geomatch.nn.encoder import Siamese, TileForm
+from geomatch.nn.describe import Engine, JaxEngine
+from geomatch.nn.encoder import Siamese, TileForm, with_dtype
 from geomatch.nn.onnx_export import to_onnx
 
 
