@@ -288,7 +288,7 @@ batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def relu(x: jax.Array, most: float | None) -> jax.Array:
-    """ReLU clipped at `most`; its gradient needs the result only, which the next layer keeps too."""
+    """ReLU clipped at `most`; its gradient needs the result only, which the next layer keeps."""
     if _xla_uses_onednn(x.dtype):
         # XLA fuses it into oneDNN's convolution and residual sum only if written in float32.
         return jnp.clip(x.astype(jnp.float32), 0, most).astype(x.dtype)
