@@ -13,9 +13,12 @@ import pytest
 from small_project import CRS, make_project, settings
 
 from geomatch import embed as module
+from geomatch.data import embeddings
 from geomatch.data.embeddings import Embeddings
 from geomatch.data.store import TileStore
-from geomatch.errors import GeomatchError, UsageError
+from geomatch.errors import GeomatchError, StaleError, UsageError
+from geomatch.geo.grid import Grid
+from geomatch.info import info
 from geomatch.nn.describe import describe
 from geomatch.runs import load_encoder
 from geomatch.train import train
@@ -205,3 +208,46 @@ def test_the_footer_says_what_the_descriptors_are(indexed):
     assert manifest.run == "runs/run1"
     assert (manifest.engine, manifest.dtype) == ("jax", "float32")
     assert json.loads(metadata[b"geo"])["version"] == "1.1.0"
+    assert json.loads(metadata[b"emb"]) == {
+        "emb:type": "chip",
+        "emb:dimensions": 192,
+        "data_type": "float32",
+        "gsd": 1.0,
+        "emb:chip_layout": {
+            "layout_type": "regular_grid",
+            "chip_size": [32, 32],
+            "stride": [32, 32],
+            "grid_id": "EPSG:32630/32m/32px",
+        },
+    }
+
+
+@pytest.mark.parametrize("crs", ["EPSG:2154", "utm"])
+def test_the_convention_s_layout_is_that_of_the_grid(crs):
+    layout = embeddings.convention(8, Grid(crs, 256, 0.5, 128))["emb:chip_layout"]
+    assert (layout["chip_size"], layout["stride"]) == ([256, 256], [128, 128])
+    assert layout["grid_id"] == f"{crs}/128m/256px/stride128px"
+
+
+def test_without_a_ground_the_convention_says_nothing_of_it():
+    assert embeddings.convention(8, None) == {
+        "emb:type": "chip",
+        "emb:dimensions": 8,
+        "data_type": "float32",
+    }
+
+
+def test_embeddings_of_the_older_format_are_made_again(indexed, copied):
+    project = copied(indexed)
+    (path,) = project.embeddings.glob("*.parquet")
+    table = pq.read_table(path)
+    metadata = dict(table.schema.metadata)
+    metadata[b"emb"] = metadata.pop(b"geomatch")
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+    with pytest.raises(StaleError, match="an older geomatch") as caught:
+        Embeddings.load(path)
+    assert caught.value.hint == "Run: geomatch embed"
+    (shown,) = info(project)["embeddings"]
+    assert (shown["name"], shown["stale"]) == (path.stem, True)
+    embed(project)
+    assert path.read_bytes() == indexed.embedded.path.read_bytes()

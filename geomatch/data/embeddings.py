@@ -1,4 +1,8 @@
-"""Descriptors of tiles, saved as GeoParquet that follows the geoembeddings convention."""
+"""Descriptors of tiles, saved as GeoParquet.
+
+Two keys of the file's metadata are about them: "emb" tells any reader what the file holds, after
+the geoembeddings convention, and "geomatch" is the manifest.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from numpy.typing import NDArray
 from geomatch.data import geoparquet
 from geomatch.data.tiles import SPLITS, Footprint, TileTable
 from geomatch.errors import StaleError
+from geomatch.geo.grid import Grid
 from geomatch.manifests import EmbeddingManifest, IndexManifest
 
 FOOTER = "geomatch"
@@ -58,6 +63,29 @@ def read_manifest(path: Path) -> EmbeddingManifest:
         return EmbeddingManifest.from_json(geoparquet.read_footer(path, FOOTER, "geomatch embed"))
     except KeyError as error:
         raise StaleError(f"{path} lacks the field {error}", "Run: geomatch embed") from error
+
+
+def convention(dimension: int, grid: Grid | None) -> dict[str, Any]:
+    """The fields of the STAC Embedding Extension 0.0.1 (geoembeddings.org) that describe a file.
+
+    Args:
+        dimension: values of a descriptor.
+        grid: None without a ground; then tiles have no layout, and pixels no size in metres.
+    """
+    fields: dict[str, Any] = {
+        "emb:type": "chip",
+        "emb:dimensions": dimension,
+        "data_type": "float32",
+    }
+    if grid is not None:
+        fields["gsd"] = grid.gsd
+        fields["emb:chip_layout"] = {
+            "layout_type": "regular_grid",
+            "chip_size": [grid.size, grid.size],
+            "stride": [grid.stride, grid.stride],
+            "grid_id": grid.id,
+        }
+    return fields
 
 
 def check_index(index: IndexManifest, path: Path) -> None:
@@ -125,4 +153,5 @@ def write(
             column = pa.FixedSizeListArray.from_arrays(pa.array(part.ravel()), part.shape[1])
             yield rows.append_column("embedding", column).select(schema.names)
 
-    geoparquet.write(path, schema, tables(), crs, {FOOTER: manifest.as_json()})
+    footer = {"emb": convention(manifest.dimension, tiles.grid), FOOTER: manifest.as_json()}
+    geoparquet.write(path, schema, tables(), crs, footer)

@@ -63,11 +63,17 @@ def read_footer(path: Path, key: str, command: str) -> dict[str, Any]:
     """Read the JSON metadata that `write` stored under `key`.
 
     Raises:
-        StaleError: the file is damaged or was not written by geomatch; `command` makes it again.
+        StaleError: the file is damaged, of an older format or of another program; `command` makes
+            it again.
     """
     try:
         metadata = pq.read_schema(path).metadata or {}
-        value: dict[str, Any] = json.loads(metadata[key.encode()])
-    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        value: dict[str, Any] = json.loads(metadata.get(key.encode(), b"null"))
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise StaleError(f"{path} cannot be read: {error}", f"Run: {command}") from error
+    if value is None:
+        raise StaleError(
+            f"{path} has no {key!r} metadata: an older geomatch or another program wrote it",
+            f"Run: {command}",
+        )
     return value
