@@ -21,7 +21,7 @@ import geomatch
 PACKAGE = Path(geomatch.__file__).parent
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "examples" not in path.parts)
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
-DEVELOPERS = {"test", "benchmark", "lint"}
+DEVELOPERS = {"test", "benchmark", "lint", "dev"}
 """Extras that no user needs."""
 
 STAGES = ("tile", "train", "embed", "index", "query", "evaluate")

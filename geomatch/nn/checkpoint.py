@@ -1,4 +1,8 @@
-"""Checkpoints of a run, through Orbax: the last one, and the best on validation."""
+"""Checkpoints of a run, through Orbax: the last one, and the best on validation.
+
+Orbax 0.12 has its v1 API only under `experimental`, "subject to change without notice", and that
+API's `Checkpointer` has no read-only mode (opening makes the folder); so this is the older API.
+"""
 
 from __future__ import annotations
 
