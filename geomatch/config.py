@@ -1,10 +1,12 @@
-"""What a project is asked to do: frozen dataclasses, read from `geomatch.toml` and `--set`."""
+"""The configuration: frozen dataclasses, read from `geomatch.toml` and `--set`."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -15,6 +17,27 @@ from typing import Any, Literal
 
 from geomatch.errors import UsageError
 
+TILE_SIZE = 256
+"""Tile side in pixels where nothing says otherwise."""
+
+# Choices that are also options of commands, or arguments of stages.
+Split = Literal["train", "validation", "test"]
+SplitRule = Literal["blocks", "source", "file"]
+Trunk = Literal[
+    "resnet50",
+    "resnet101",
+    "resnet34",
+    "resnet18",
+    "resnet10",
+    "vgg16",
+    "efficientnet_lite0",
+    "convnet",
+]
+Engine = Literal["auto", "jax", "openvino", "onnxruntime"]
+EmbedDtype = Literal["auto", "float32", "bfloat16", "int8"]
+Database = Literal["split", "all", "train"]
+ProjectionMethod = Literal["pca", "tsne"]
+
 
 def _key(default: Any, doc: str, least: float | None = None) -> Any:
     return field(default=default, metadata={"doc": doc, "least": least})
@@ -22,7 +45,9 @@ def _key(default: Any, doc: str, least: float | None = None) -> Any:
 
 @dataclass(frozen=True)
 class GridConfig:
-    size: int = _key(256, "tile side in pixels")
+    size: int | None = _key(
+        None, "tile side in pixels; unset: 256, or the side of images that are square and alike"
+    )
     gsd: float | None = _key(None, "ground sample distance in metres; unset: the first source's")
     crs: str = _key("auto", 'EPSG code; "auto": the first source\'s; "utm": a zone per place')
     stride: int | None = _key(None, "pixels between tiles; unset: the tile side, no overlap")
@@ -45,7 +70,9 @@ class ImagesConfig:
         (), 'images in class folders, an MNIST file, or ["train=PATH", "test=PATH"]'
     )
     pairs: tuple[str, ...] = _key((), "two folders of images with the same names")
-    least: int = _key(2, "images of a class; smaller ones are left out", least=1)
+    least: int = _key(
+        2, "smallest number of images of a class; smaller classes are left out", least=1
+    )
     ignore: tuple[str, ...] = _key((), "classes left out")
     validation: float = _key(0.2, "share of each class, or a count from 1 on", least=0)
     test: float = _key(0.1, "share of each class, or a count from 1 on", least=0)
@@ -53,37 +80,34 @@ class ImagesConfig:
 
 @dataclass(frozen=True)
 class SplitConfig:
-    by: Literal["blocks", "source", "file"] = _key("blocks", "how regions are set apart")
+    by: SplitRule = _key("blocks", "how the regions of the splits are chosen")
     validation: tuple[str, ...] = _key((), "source: globs of file names; file: polygon files")
     test: tuple[str, ...] = _key((), "the same for the test split")
     block: float | None = _key(None, "side of a spatial block in metres; unset: about 24 blocks")
-    buffer: float | None = _key(None, "metres kept free between splits; unset: a tile for blocks")
+    buffer: float | None = _key(
+        None, "metres kept free between splits; unset: one tile side for blocks, else 0"
+    )
     years: tuple[str, ...] = _key((), "train on these years only; empty: on all")
-    seed: int = _key(0, "draws which blocks are validation and test (15 % each)")
+    seed: int = _key(0, "decides which blocks are validation and test (15 % each)")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    trunk: Literal[
-        "resnet50",
-        "resnet101",
-        "resnet34",
-        "resnet18",
-        "resnet10",
-        "vgg16",
-        "efficientnet_lite0",
-        "convnet",
-    ] = _key("resnet50", "convolutional trunk; resnet10 is a narrow one for demos and tests")
+    trunk: Trunk = _key(
+        "resnet50", "convolutional trunk; resnet10 is a narrow one for demos and tests"
+    )
     stage: int = _key(0, "last stage of the trunk; 0: all of them", least=0)
     stride_in: Literal["auto", "3x3", "1x1"] = _key(
-        "auto", 'which convolution of a bottleneck strides; "auto": as the weights have it, or 3x3'
+        "auto", 'which convolution of a bottleneck strides; "auto": as in the weights, or 3x3'
     )
-    epsilon: float = _key(0.0, "of BatchNorm; 0: the weights', or the trunk's own", least=0)
+    epsilon: float = _key(
+        0.0, "epsilon of BatchNorm; 0: that of the weights, or the trunk's own", least=0
+    )
     preprocessing: Literal["auto", "torch", "caffe", "lite", "none"] = _key(
-        "auto", "of colours; \"auto\": the weights', or the trunk's own"
+        "auto", 'how colours are normalised; "auto": as for the weights, or the trunk\'s own'
     )
     pooling: Literal["max", "mean", "sum", "gem", "rmac", "flatten", "grid"] = _key(
-        "max", 'of the trunk\'s map, ahead of every head but "conv"'
+        "max", 'of the trunk\'s feature map, before every head but "conv"'
     )
     bins: int = _key(8, 'side of the grid of "grid" pooling', least=1)
     head: Literal["conv", "pool", "dense", "mlp", "pca"] = _key(
@@ -91,55 +115,62 @@ class ModelConfig:
     )
     hidden: tuple[int, ...] = _key((512,), 'widths of the blocks of the "mlp" head')
     dropout: float = _key(0.2, 'share dropped in the blocks of the "mlp" head', least=0)
-    descriptor: int = _key(
-        128, 'descriptor size; with head "pool" it is what the pooling gives', least=1
-    )
+    descriptor: int = _key(128, 'descriptor size; with head "pool" the pooling decides it', least=1)
     normalise: bool = _key(False, "L2-normalise descriptors inside the network")
-    centre: bool = _key(False, "embed subtracts the mean training descriptor of each year")
+    centre: bool = _key(False, "embed subtracts each year's mean training descriptor")
     label_classes: int = _key(
-        0, "classes 1 to N of a one-band label, as one plane each; 0: labels as a picture", least=0
+        0, "number of classes of a one-band label, one-hot encoded; 0: labels as an image", least=0
     )
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    epochs: int = _key(120, "one epoch is every training place once as anchor", least=0)
-    batch: int = _key(6, "anchors per global batch, divisible by the devices", least=1)
-    views: int = _key(2, "tiles of each place in a batch that is compared as a whole", least=2)
+    epochs: int = _key(120, "in an epoch every training place is the anchor once", least=0)
+    batch: int = _key(6, "anchors per global batch, divisible by the number of devices", least=1)
+    views: int = _key(2, "tiles per place in a batch that is compared as a whole", least=2)
     lr: float = _key(1e-4, "learning rate", least=0)
     schedule: Literal["constant", "cosine", "exponential"] = _key(
-        "constant", '"cosine": to 0 in the last epoch; "exponential": by `decay` each epoch'
+        "constant",
+        '"cosine": falls to 0 by the last epoch; "exponential": times `decay` each epoch',
     )
-    warmup: float = _key(0.0, "epochs in which the learning rate rises from 0", least=0)
-    decay: float = _key(0.95, 'factor of an epoch, of the "exponential" schedule', least=0)
+    warmup: float = _key(0.0, "epochs over which the learning rate rises from 0", least=0)
+    decay: float = _key(0.95, '"exponential" schedule: factor per epoch', least=0)
     lr_scale: tuple[str, ...] = _key(
         (), 'learning rate factors of parameter groups: ["trunk=0.1", "head=10"]'
     )
     freeze: tuple[str, ...] = _key(
         (), 'frozen parameter groups: "trunk", "trunk/stage1", "head", "batch_norm" (statistics)'
     )
-    freeze_epochs: int = _key(0, "for so many epochs; 0: throughout", least=0)
+    freeze_epochs: int = _key(0, "epochs that `freeze` lasts; 0: all", least=0)
     loss: Literal[
         "bce", "focal", "contrastive", "cosine", "triplet", "infonce", "multi-similarity"
-    ] = _key("bce", "bce and focal are of the pair head; infonce compares a whole batch")
-    margin: float | None = _key(None, "of distances; unset: 1 contrastive, 0 cosine, 0.1 triplet")
-    squared: bool = _key(True, 'squared distances in "triplet"')
-    gamma: float = _key(2.0, '"focal": how much easy pairs are played down', least=0)
-    alpha: float = _key(0.25, '"focal": weight of matching pairs; of others 1 less it', least=0)
+    ] = _key("bce", "bce and focal use the pair head; infonce compares a whole batch")
+    margin: float | None = _key(
+        None, "margin of distances; unset: 1 contrastive, 0 cosine, 0.1 triplet"
+    )
+    squared: bool = _key(True, '"triplet": squared distances')
+    gamma: float = _key(2.0, '"focal": how strongly easy pairs are down-weighted', least=0)
+    alpha: float = _key(
+        0.25, '"focal": weight of matching pairs; the others get 1 - alpha', least=0
+    )
     optimizer: Literal["adam", "adamw", "sgd", "ranger"] = _key(
         "adam", '"sgd": Nesterov momentum; "ranger": RAdam with Lookahead'
     )
-    momentum: float = _key(0.9, 'of "sgd"', least=0)
-    weight_decay: float = _key(0.0, "of kernels; not of BatchNorm and biases", least=0)
-    clip: float = _key(0.0, "largest norm of all gradients; 0: any", least=0)
-    ema: float = _key(0.0, "decay of averaged weights, which are then kept; 0: none", least=0)
-    patience: int = _key(0, "validation rounds without a better one, then stop; 0: never", least=0)
-    seed: int = _key(0, "of weights, batches and augmentation")
-    init: str = _key("", 'trunk weights: "imagenet", a file, or a run\'s name; "": random')
-    dtype: Literal["auto", "float32", "bfloat16"] = _key("auto", "computation in the network")
-    save_minutes: float = _key(5.0, "a checkpoint at least this often", least=0)
+    momentum: float = _key(0.9, '"sgd": momentum', least=0)
+    weight_decay: float = _key(0.0, "weight decay of kernels, not of BatchNorm and biases", least=0)
+    clip: float = _key(0.0, "largest global norm of the gradients; 0: no clipping", least=0)
+    ema: float = _key(
+        0.0, "decay of averaged weights, which are then the ones saved; 0: off", least=0
+    )
+    patience: int = _key(
+        0, "stop after so many validation rounds without improvement; 0: never", least=0
+    )
+    seed: int = _key(0, "seed of weights, batches and augmentation")
+    init: str = _key("", 'trunk weights: "imagenet", a file or the name of a run; "": random')
+    dtype: Literal["auto", "float32", "bfloat16"] = _key("auto", "precision of the computation")
+    save_minutes: float = _key(5.0, "minutes between checkpoints at the most", least=0)
     frames: Literal["", "validation", "test"] = _key(
-        "", "draw this split's descriptors in two dimensions at every round"
+        "", "split whose descriptors are drawn in two dimensions at every round"
     )
 
 
@@ -149,13 +180,17 @@ class MiningConfig:
         "knn", '"knn": hard pairs; "ranked": hardest triplets; "neighbours": batches of like tiles'
     )
     every: int = _key(5, "epochs between mining (and validation) rounds", least=1)
-    k: int = _key(5, "neighbours looked at for each query", least=1)
-    truth_within: int = _key(2, "a query is hard when its match is not among so many", least=0)
+    k: int = _key(5, "nearest neighbours considered per query", least=1)
+    truth_within: int = _key(
+        2, "a query is hard if its match is not among this many neighbours", least=0
+    )
     pick: Literal["semi-hard", "batch-hard"] = _key("semi-hard", '"in-batch": which triplets')
-    hardest: int = _key(1600, '"ranked": triplets of an epoch', least=1)
-    candidates: int = _key(100, '"ranked": triplets of each place that are ranked', least=1)
+    hardest: int = _key(1600, '"ranked": triplets per epoch', least=1)
+    candidates: int = _key(100, '"ranked": triplets that are ranked per place', least=1)
     ramp: float = _key(0.0, "epochs over which the share of hard samples rises to 1", least=0)
-    exact_up_to: int = _key(200_000, "tiles; neighbours among more are approximate", least=0)
+    exact_up_to: int = _key(
+        200_000, "largest number of tiles whose neighbours are searched exactly", least=0
+    )
 
     @property
     def by_rounds(self) -> bool:
@@ -170,40 +205,38 @@ class AugmentConfig:
     rotation: float = _key(0.0, "largest rotation in degrees, either way", least=0)
     zoom: float = _key(0.0, "largest relative change of scale", least=0)
     shift: float = _key(0.0, "largest translation, as a share of the tile's side", least=0)
-    independent: bool = _key(False, "flips, turns and warps drawn apart for each year of a place")
+    independent: bool = _key(
+        False, "draw flips, turns and warps separately for each year of a place"
+    )
     brightness: float = _key(0.2, "largest change, as a share of full scale", least=0)
     contrast: float = _key(0.2, "largest relative change", least=0)
     saturation: float = _key(0.0, "largest relative change", least=0)
     hue: float = _key(0.0, "largest change, as a share of the colour circle", least=0)
     blur: float = _key(0.0, "largest standard deviation in pixels", least=0)
     jpeg: float = _key(0.0, "strongest block compression, 0 to 1", least=0)
-    per_year: bool = _key(False, "light drawn for each year of a batch rather than for each tile")
-    label_dropout: float = _key(0.1, "share of tiles that lose their labels", least=0)
+    per_year: bool = _key(False, "draw the light per year of a batch rather than per tile")
+    label_dropout: float = _key(0.1, "share of tiles whose labels are dropped", least=0)
 
 
 @dataclass(frozen=True)
 class EmbedConfig:
-    engine: Literal["auto", "jax", "openvino", "onnxruntime"] = _key(
-        "auto", 'what computes; "auto": the fastest that is installed'
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "int8"] = _key(
-        "auto", 'precision; "auto": bfloat16 where the processor has it'
-    )
+    engine: Engine = _key("auto", 'what computes; "auto": the fastest that is installed')
+    dtype: EmbedDtype = _key("auto", 'precision; "auto": bfloat16 if the processor supports it')
 
 
 @dataclass(frozen=True)
 class IndexConfig:
     metric: Literal["auto", "cosine", "euclidean"] = _key(
-        "auto", 'how queries compare; "auto": as the loss of the run did'
+        "auto", 'how descriptors are compared; "auto": as in the loss of the run'
     )
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    database: Literal["split", "all", "train"] = _key(
+    database: Database = _key(
         "split", "tiles searched: the split's own, all, or the training split's"
     )
-    during: tuple[Literal["train", "validation", "test"], ...] = _key(
+    during: tuple[Split, ...] = _key(
         (), "splits measured at every round of training, beside validation"
     )
 
@@ -211,9 +244,9 @@ class EvalConfig:
 @dataclass(frozen=True)
 class TuneConfig:
     space: tuple[str, ...] = _key(
-        (), 'what is tried: ["train.lr = 1e-5 .. 1e-3 log", "model.descriptor = 64 | 128"]'
+        (), 'values to try: ["train.lr = 1e-5 .. 1e-3 log", "model.descriptor = 64 | 128"]'
     )
-    trials: int = _key(20, "runs of the search", least=1)
+    trials: int = _key(20, "number of runs", least=1)
 
 
 @dataclass(frozen=True)
@@ -235,16 +268,16 @@ class Config:
 
     @property
     def metric(self) -> Literal["cosine", "euclidean"]:
-        """How descriptors compare: by what their loss made near."""
+        """How descriptors are compared: by the measure that the loss trained."""
         by_distance = self.train.loss in ("contrastive", "triplet")
         return "euclidean" if by_distance and not self.model.normalise else "cosine"
 
 
 def load(path: Path, overrides: Iterable[str] = ()) -> Config:
-    """Read `path` (absent: defaults) and lay `overrides` ("table.key=value") over it.
+    """Read `path` (the defaults if it does not exist) and apply `overrides` ("table.key=value").
 
     Raises:
-        UsageError: TOML that does not parse, an unknown key, a value of the wrong type.
+        UsageError: the TOML does not parse, a key is unknown, or a value has the wrong type.
     """
     values: dict[str, Any] = {}
     if path.exists():
@@ -257,12 +290,12 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Config:
 
 
 def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
-    """`config` with "table.key=value" strings laid over it.
+    """`config` with "table.key=value" strings applied.
 
     Values are TOML, or bare strings.
 
     Raises:
-        UsageError: as `load`.
+        UsageError: as for `load`.
     """
     values = as_dict(config)
     for override in overrides:
@@ -280,7 +313,7 @@ def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
 
 
 def as_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as JSON-ready values (tuples as lists)."""
+    """A dataclass as values for JSON (tuples as lists)."""
     result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return result
 
@@ -296,7 +329,7 @@ def with_sources(config: Config, sources: Iterable[SourceConfig]) -> Config:
 
 
 def located(config: Config, root: Path) -> Config:
-    """`config` with relative paths of sources and split areas taken from `root`."""
+    """`config` with the relative paths of sources and split areas resolved against `root`."""
     base = root.absolute()
     sources = tuple(
         dataclasses.replace(
@@ -323,38 +356,93 @@ def differences(old: Config, new: Config, tables: Iterable[str]) -> list[str]:
     return [f"{t}.{k}" for t in tables for k in a[t] if a[t][k] != b[t][k]]
 
 
-def template() -> str:
-    """The `geomatch.toml` that `init` writes: every key, its default and meaning, commented out."""
-    return "\n".join(_template_lines()) + "\n"
+def template(overrides: Iterable[str] = ()) -> str:
+    """The `geomatch.toml` that `init` writes: every key with its default and meaning.
+
+    Keys are commented out but for those that `overrides` ("table.key=value") name.
+
+    Raises:
+        UsageError: as for `load`.
+    """
+    given = list(overrides)
+    return "\n".join(_template_lines(with_overrides(Config(), given), _names(given))) + "\n"
 
 
-def _template_lines() -> Iterator[str]:
-    yield "# A geomatch project. Commented keys are the defaults; --set table.key=value beats all."
+def _template_lines(config: Config, given: Iterable[str]) -> Iterator[str]:
+    yield "# A geomatch project. Commented keys are the defaults; --set table.key=value beats the file."
     yield ""
-    yield "# One table a year, in order; or on the command line: geomatch tile YEAR=PATH ..."
+    yield "# One [[source]] per year, in order; or on the command line: geomatch tile YEAR=PATH ..."
     yield "# [[source]]"
     yield '# year = "2015"'
     yield '# images = "ortho/2015/*.tif"'
     yield '# labels = "landcover/2015.tif"   # a raster, or a vector file'
     yield '# changed = "changed/2015.tif"      # a mask of changed ground, for evaluation'
-    yield '# placement = "real"              # "fictitious": no figure in metres is quoted'
+    yield '# placement = "real"              # "fictitious": no errors in metres are reported'
     for table in dataclasses.fields(Config):
         if table.name == "source":
             continue
         yield ""
         yield f"[{table.name}]"
-        for key in dataclasses.fields(table.default):  # type: ignore[arg-type]
-            value = "..." if key.default is None else toml(key.default)
-            yield f"# {key.name} = {value}".ljust(32) + f"# {key.metadata['doc']}"
+        values = getattr(config, table.name)
+        for key in dataclasses.fields(values):
+            value = getattr(values, key.name)
+            line = f"{key.name} = {'...' if value is None else toml(value)}"
+            mark = "" if f"{table.name}.{key.name}" in given else "# "
+            yield f"{mark}{line}".ljust(32) + f"# {key.metadata['doc']}"
+
+
+def edited(text: str, overrides: Iterable[str]) -> str:
+    """TOML with "table.key=value" strings written into it.
+
+    A key takes the place of the one that is there, with its comment; others come first in their
+    table, and new tables last.
+
+    Raises:
+        UsageError: as for `load`.
+    """
+    given = list(overrides)
+    wanted = with_overrides(from_dict(tomllib.loads(text), "geomatch.toml"), given)
+    lines = text.splitlines()
+    for name in _names(given):
+        table, _, key = name.partition(".")
+        start, stop = _place(lines, table, key)
+        lines[start:stop] = [f"{key} = {toml(getattr(getattr(wanted, table), key))}"]
+    return "\n".join(lines) + "\n"
+
+
+def _names(overrides: Iterable[str]) -> list[str]:
+    """The "table.key" of each override."""
+    return [override.partition("=")[0].strip() for override in overrides]
+
+
+def _place(lines: list[str], table: str, key: str) -> tuple[int, int]:
+    """The lines that hold a key of a table, which is added if it is not there; else none of them.
+
+    An array may go over several lines.
+    """
+    if f"[{table}]" not in lines:
+        lines += ["", f"[{table}]"]
+    first = lines.index(f"[{table}]") + 1
+    for start in range(first, len(lines)):
+        if lines[start].startswith("["):
+            break
+        if lines[start].partition("=")[0].strip() == key:
+            for stop in range(start + 1, len(lines) + 1):
+                with contextlib.suppress(tomllib.TOMLDecodeError):
+                    tomllib.loads("\n".join(lines[start:stop]))
+                    return start, stop
+    return first, first
 
 
 def toml(value: Any) -> str:
-    """A configuration value as TOML, which JSON equals for all the types they have."""
-    return json.dumps(list(value) if isinstance(value, tuple) else value)
+    """A configuration value as TOML; for the types that occur, JSON is valid TOML."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
 
 
 def literal(text: str) -> Any:
-    """A value typed on a command line: TOML where it parses, else the string itself."""
+    """A value typed on a command line: parsed as TOML if possible, else the string itself."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -396,7 +484,7 @@ def _convert(value: Any, hint: Any, where: str, name: str) -> Any:
     if origin is tuple:
         items = [value] if isinstance(value, (str, Mapping)) else value
         if not isinstance(items, (list, tuple)):
-            raise UsageError(f"{where}: {name} = {value!r}", "A list is expected.")
+            raise UsageError(f"{where}: {name} = {value!r}", "Expected a list.")
         return tuple(_convert(item, args[0], where, name) for item in items)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -404,7 +492,7 @@ def _convert(value: Any, hint: Any, where: str, name: str) -> Any:
         return str(value)  # years and EPSG codes are typed bare
     if type(value) is not hint:
         raise UsageError(
-            f"{where}: {name} = {value!r}", f"A value of type {hint.__name__} is expected."
+            f"{where}: {name} = {value!r}", f"Expected a value of type {hint.__name__}."
         )
     return value
 

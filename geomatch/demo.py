@@ -1,8 +1,10 @@
-"""Demo: the six commands on a made-up landscape of two years, in one empty folder."""
+"""Demo: the whole pipeline on a synthetic landscape of two years, in one empty folder."""
 
 from __future__ import annotations
 
 import time
+import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +28,10 @@ from geomatch.train import train
 
 QUERIES = 5
 MARK = "demo.json"
-"""Its presence says that a folder is the demo's own."""
+"""File that marks a folder as the demo's own."""
 
 SETTINGS = """\
-# The demo's own settings: every command works in this folder as it is.
+# Settings of the demo: every command works in this folder without further options.
 
 [[source]]
 year = "before"
@@ -65,7 +67,7 @@ every = 5
 
 @dataclass(frozen=True)
 class Shown:
-    """What the demo ends with: mAP@5 of the test places, trained and untrained."""
+    """The result of `demo`: mAP@5 of the test places, trained and untrained."""
 
     places: int
     trained: float | None
@@ -74,35 +76,62 @@ class Shown:
     seconds: float
 
 
-def demo(folder: Path, *, seed: int = 0, progress: ProgressCallback = silent) -> Shown:
+def demo(
+    folder: Path,
+    *,
+    seed: int = 0,
+    overrides: Sequence[str] = (),
+    progress: ProgressCallback = silent,
+) -> Shown:
     """Make a landscape, then tile, train, embed, index, query and evaluate it.
 
+    Args:
+        overrides: "table.key=value" strings that are written into the demo's `geomatch.toml`.
+
     Raises:
-        UsageError: `folder` holds something else.
+        UsageError: `folder` holds something else, or the demo with another seed or settings.
     """
     started = time.monotonic()
-    mark = folder / MARK
+    project, mark = Project(folder), folder / MARK
+    text = config.edited(SETTINGS.format(seed=seed), overrides)
     if folder.exists() and any(folder.iterdir()):
         if not mark.exists():
             raise UsageError(f"{folder} is not empty", "Name another folder: geomatch demo DIR")
         before = read_json(mark, "geomatch demo DIR")["seed"]
         if before != seed:
             raise UsageError(
-                f"{folder} holds the demo of seed {before}",
-                f"Go on with --seed {before}, or name another folder.",
+                f"{folder} holds the demo with seed {before}",
+                f"Continue with --seed {before}, or name another folder.",
             )
+        if project.config.exists():
+            _check_settings(project, text)
     write_json(mark, {"seed": seed})
-    project = Project(folder)
-    with replacing(project.config) as temporary:
-        temporary.write_text(SETTINGS.format(seed=seed), encoding="utf-8")
+    if not project.config.exists():
+        with replacing(project.config) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     imagery = folder / "imagery"
     if not imagery.exists():
-        progress("making a landscape and photographing it in two years")
+        progress("making a landscape and its images of two years")
         partial = folder / "imagery.partial"
         partial.mkdir(exist_ok=True)
         write_landscape(partial, seed=seed)
         replace_folder(partial, imagery)
     return _chain(project, started, progress)
+
+
+def _check_settings(project: Project, text: str) -> None:
+    """Check that a demo in progress has the settings in `text`.
+
+    Raises:
+        UsageError: some differ.
+    """
+    there, wanted = config.load(project.config), config.from_dict(tomllib.loads(text), MARK)
+    tables = [table for table in config.as_dict(wanted) if table != "source"]
+    if changed := config.differences(there, wanted, tables):
+        raise UsageError(
+            f"{project.root} holds the demo with other settings: {', '.join(changed)}",
+            "Continue with the --set options it was started with, or name another folder.",
+        )
 
 
 def _chain(project: Project, started: float, progress: ProgressCallback) -> Shown:
@@ -113,9 +142,12 @@ def _chain(project: Project, started: float, progress: ProgressCallback) -> Show
     for name, epochs in (("untrained", 0), ("run1", settings.train.epochs)):
         wanted = config.with_overrides(settings, [f"train.epochs={epochs}"])
         train(project, wanted, run=name, progress=progress)
-        named = embed(project, run=name, progress=progress).name
-        metrics.append(evaluate(project, run=named, progress=progress).splits["test"])
-    index(project, run=named, progress=progress)
+        named = embed(project, run=name, settings=settings, progress=progress).name
+        report = evaluate(
+            project, run=named, database=settings.eval.database, html=False, progress=progress
+        )
+        metrics.append(report.splits["test"])
+    index(project, run=named, metric=settings.index.metric, progress=progress)
     picture = _picture(project, progress)
     return Shown(
         places=metrics[0].queries // 2,
@@ -127,7 +159,7 @@ def _chain(project: Project, started: float, progress: ProgressCallback) -> Show
 
 
 def _picture(project: Project, progress: ProgressCallback) -> Path:
-    """Five queries of the test region, spread over it, with their nearest tiles."""
+    """Five queries, spread over the test region, with their nearest tiles."""
     pictures = TilePictures.of(project)
     tiles = pictures.tiles
     test = tiles.split == SPLITS.index("test")

@@ -1,4 +1,8 @@
-"""Embed: every tile of the catalogue through the encoder, part by part."""
+"""Embed: the descriptor of every tile in the catalogue, computed part by part.
+
+What brings pyarrow is imported inside functions: memory has to be kept before its threads start
+(`geomatch.nn.backend.keep_memory`).
+"""
 
 from __future__ import annotations
 
@@ -7,34 +11,35 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from geomatch import __version__, config
-from geomatch.data import embeddings
-from geomatch.data.store import TileStore
-from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import StaleError
-from geomatch.geo import footprints
 from geomatch.manifests import EmbeddingManifest
 from geomatch.nn import backend, engines
 from geomatch.nn.describe import describe_with
 from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project, fingerprint, read_json, replacing, write_json
-from geomatch.runs import Encoding, load_encoder
-from geomatch.training import setup
+
+if TYPE_CHECKING:
+    from geomatch.data.store import TileStore
+    from geomatch.data.tiles import TileTable
+    from geomatch.runs import Encoding
 
 BATCH = 32
 CALIBRATION = 300
+"""Training tiles that int8 is calibrated on."""
 DEFAULTS = config.Config()
 PART = 4096
-"""Tiles of one part: what a killed command may lose."""
+"""Tiles per part: at most so many are lost when a command is killed."""
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What `embed` made: the file, and how many tiles it holds."""
+    """The result of `embed`: the file, and the number of tiles in it."""
 
     name: str
     path: Path
@@ -49,20 +54,32 @@ def embed(
     settings: config.Config = DEFAULTS,
     progress: ProgressCallback = silent,
 ) -> Embedded:
-    """Describe every tile with a run's best checkpoint.
+    """Compute the descriptor of every tile with the best checkpoint of a run.
+
+    With the JAX engine on a CPU, memory that is freed stays with the process from then on, which
+    makes batches faster. Threads that exist already (after `tile` or `train` in the same process,
+    or an import of pyarrow) gain less: for full speed, embed in a process of its own, as the
+    command line does.
 
     Args:
-        run: "NAME" or "NAME@STEP"; by default the latest run's best checkpoint.
-        model: folder of a run, of this or another project, in place of `run`; or "imagenet", which
+        run: "NAME" or "NAME@STEP"; by default the best checkpoint of the latest run.
+        model: folder of a run, of this or another project, instead of `run`; or "imagenet", which
             needs no training.
         settings: the engine and its precision; for "imagenet" also the size of descriptors and
-            of the grid.
+            the bins of the pooling grid.
 
     Raises:
-        GeomatchError: there is no run, or its tiles are of another form.
+        GeomatchError: there is no run, or its tiles have another form.
     """
     choice = engines.choose(settings.embed.engine, settings.embed.dtype)
+    if choice.engine == "jax":
+        backend.keep_memory()
     backend.prepare(choice.dtype if choice.engine == "jax" else "float32")
+    from geomatch.data.store import TileStore
+    from geomatch.data.tiles import TileTable
+    from geomatch.runs import load_encoder
+    from geomatch.training import setup
+
     if model == setup.IMAGENET and not Path(model).exists():
         with project.lock("tiles", shared=True), project.lock(setup.IMAGENET):
             tiles = TileTable.load(project.catalogue)
@@ -81,7 +98,7 @@ def embed(
             "dtype": choice.dtype,
         }
         if _up_to_date(path, made_from):
-            path.touch()  # what was asked for last is what later stages take
+            path.touch()  # later stages take the latest
             progress(f"embeddings {name} are up to date")
             return Embedded(name, path, manifest.tiles)
         tiles = TileTable.load(project.catalogue)
@@ -95,6 +112,8 @@ def embed(
 
 
 def _up_to_date(path: Path, made_from: dict[str, str]) -> bool:
+    from geomatch.data import embeddings
+
     try:
         before = embeddings.read_manifest(path)
     except StaleError:  # damaged, missing or of an older version
@@ -103,7 +122,7 @@ def _up_to_date(path: Path, made_from: dict[str, str]) -> bool:
 
 
 def _prepare(parts: Path, made_from: dict[str, str]) -> None:
-    """Make the folder of unfinished parts, or keep the one that is of the same origin."""
+    """Make the folder of unfinished parts, or keep the one that has the same origin."""
     record = parts / "origin.json"
     if record.exists():
         before = read_json(record, "geomatch embed")
@@ -149,7 +168,9 @@ def _describe_parts(
 
 
 def _calibration(store: TileStore, tiles: TileTable) -> Iterator[NDArray[np.uint8]]:
-    """Training tiles spread over the territory, to see what values a network meets."""
+    """Training tiles spread over the area, which show the range of a network's values."""
+    from geomatch.data.tiles import SPLITS
+
     rows = tiles.store_row[tiles.split == SPLITS.index("train")]
     rows = rows[:: max(1, len(rows) // CALIBRATION)][:CALIBRATION]
     for start in range(0, len(rows), BATCH):
@@ -163,7 +184,10 @@ def _part(parts: Path, start: int) -> Path:
 def _join(
     parts: Path, path: Path, tiles: TileTable, encoding: Encoding, made_from: dict[str, str]
 ) -> str:
-    """Write all parts as one file; its fingerprint."""
+    """Write all parts to one file and return its fingerprint."""
+    from geomatch.data import embeddings
+    from geomatch.geo import footprints
+
     files = [_part(parts, start) for start in range(0, len(tiles), PART)]
     centred = encoding.settings.model.centre
     centres = embeddings.centres(map(np.load, files), tiles) if centred else None
@@ -198,6 +222,6 @@ def _join(
 
 
 def _within(folder: Path, root: Path) -> str:
-    """`folder` from `root`, where it is inside: a project may be moved."""
+    """`folder` relative to `root` if it lies inside, since a project may be moved."""
     folder, root = folder.absolute(), root.absolute()
     return str(folder.relative_to(root) if folder.is_relative_to(root) else folder)

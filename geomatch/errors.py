@@ -1,12 +1,12 @@
-"""The errors a user can meet: what went wrong, and what to do about it."""
+"""Errors that users can meet: what went wrong, and what to do about it."""
 
 
 class GeomatchError(Exception):
-    """A failure that is explained in one line.
+    """A failure that one line explains.
 
     Args:
-        message: what is wrong, naming the file or key.
-        hint: the remedy, as a command or an edit; empty where there is none to give.
+        message: what is wrong, with the file or key.
+        hint: the remedy, as a command or an edit; empty if there is none.
     """
 
     exit_code = 1
@@ -17,19 +17,19 @@ class GeomatchError(Exception):
         self.hint = hint
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        # Worker processes send errors home by pickle, which would drop the hint.
+        # Worker processes pickle errors, which would drop the hint.
         return type(self), (self.message, self.hint)
 
 
 class UsageError(GeomatchError):
-    """A command line or configuration that cannot be meant: exit code 2."""
+    """A command line or configuration that makes no sense: exit code 2."""
 
     exit_code = 2
 
 
 class StaleError(GeomatchError):
-    """An artefact made from something that has changed since."""
+    """An artefact whose origin has changed since it was made."""
 
 
 class DivergedError(GeomatchError):
-    """Training whose loss became no number: its settings are at fault."""
+    """The training loss became NaN or infinite, usually because of the settings."""

@@ -35,6 +35,7 @@ def evaluate(
     baselines: bool = False,
     others: Sequence[str] = (),
     grades: Path | None = None,
+    html: bool = True,
     progress: ProgressCallback = silent,
 ) -> Report:
     """Measure embeddings on every split, by the protocol that the guide to evaluation states.
@@ -52,6 +53,7 @@ def evaluate(
         others: names of embeddings to measure beside it.
         grades: a CSV file of graded answers, for the revisited Oxford and Paris protocol. Its
             queries are searched for among the other tiles of their splits, or in `database`.
+        html: write `report.html`, its curves and its matches beside `report.json`.
 
     Raises:
         GeomatchError: there are no embeddings, or they are stale.
@@ -105,6 +107,10 @@ def evaluate(
     if not conditions.unusual:
         _keep_pairs(found, described, project.embeddings / f"{name}.parquet")
     report.save(folder / "report.json")
+    if html:
+        from geomatch.report.html import write_page
+
+        write_page(project, folder)
     return report
 
 

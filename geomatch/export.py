@@ -23,13 +23,13 @@ from geomatch.runs import Encoding, load_encoder, read_run
 
 @dataclass(frozen=True)
 class Exported:
-    """The files that were written, and of which checkpoint."""
+    """The files that were written, and the name of the checkpoint."""
 
     name: str
     files: tuple[Path, ...]
 
 
-def export_model(
+def export(
     project: Project,
     *,
     run: str | None = None,
@@ -37,19 +37,20 @@ def export_model(
     onnx: Path | None = None,
     safetensors: Path | None = None,
 ) -> Exported:
-    """Write an encoder as ONNX, as safetensors with a model card, or as both.
+    """Write a trained encoder as ONNX, as safetensors with a model card, or as both.
 
     Args:
         run, model: as for `embed`.
-        onnx: takes uint8 tiles (n, h, w, c), preprocessing inside, and gives descriptors (n, d).
-        safetensors: all weights, by their paths; the card is a JSON file beside it.
+        onnx: file for a graph that preprocesses uint8 tiles (n, h, w, c) and gives descriptors
+            (n, d).
+        safetensors: file for all weights, named by their paths; the card is a JSON file beside it.
 
     Raises:
         UsageError: no file is named.
         GeomatchError: there is no such checkpoint, or onnx is not installed.
     """
     if onnx is None and safetensors is None:
-        raise UsageError("nothing to write", "Name a file: --onnx FILE or --safetensors FILE.")
+        raise UsageError("no file to write", "Add --onnx FILE or --safetensors FILE.")
     backend.prepare()
     encoding = load_encoder(project, run, model)
     files = []
@@ -72,7 +73,7 @@ def export_model(
 
 
 def _card(project: Project, encoding: Encoding) -> dict[str, Any]:
-    """What one has to know to use the weights, and how good they are."""
+    """What users of the weights need to know, and how good they are."""
     _, _, manifest = read_run(encoding.folder)
     form, model = encoding.form, encoding.settings.model
     with Checkpoints(encoding.folder / "checkpoints", read_only=True) as checkpoints:

@@ -1,4 +1,4 @@
-"""Weights: a trunk trained elsewhere, made ready for `train.init`."""
+"""Import weights: a trunk that was trained elsewhere, converted for `train.init`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from geomatch.project import Project, replacing
 
 @dataclass(frozen=True)
 class Imported:
-    """What was imported.
+    """The result of `import_weights`.
 
     Attributes:
-        family: whose names the file had.
-        left_out: names in the file that are not of the trunk, such as a classifier's.
+        path: of the converted weights, relative to the project.
+        family: library whose names the file uses.
+        preprocessing: how the weights expect colours to be normalised.
+        tensors: number of tensors.
+        left_out: names in the file that are not part of the trunk, such as a classifier's.
     """
 
     path: Path
@@ -27,13 +30,13 @@ class Imported:
 
 
 def import_weights(project: Project, file: Path, trunk: str) -> Imported:
-    """Read a file of torchvision, timm, Keras or our own, and keep it in the project.
+    """Convert weights from torchvision, timm, Keras or geomatch, and keep them in the project.
 
     Raises:
-        GeomatchError: it cannot be read, or does not fit the trunk; what does not fit is named.
+        GeomatchError: the file cannot be read or does not fit the trunk; the error says where.
     """
     if not file.is_file():
-        raise GeomatchError(f"there is no file {file}", "Give a .pth, .safetensors or .h5 file.")
+        raise GeomatchError(f"there is no file {file}", "Name a .pth, .safetensors or .h5 file.")
     weights = read_weights(file, trunk)
     path = project.weights / f"{file.name.split('.')[0]}.safetensors"
     with replacing(path) as temporary:

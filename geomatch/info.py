@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+import jax
+
 from geomatch import config
 from geomatch.data import embeddings
 from geomatch.errors import StaleError
@@ -24,6 +26,7 @@ def info(project: Project) -> dict[str, Any]:
         "indexes": [],
         "reports": sorted(str(p) for p in project.reports.glob("*/report.json")),
         "next": "geomatch tile YEAR=PATH YEAR=PATH",
+        "devices": [str(device) for device in jax.devices()],
     }
     if (project.root / "tiles.partial").exists():
         found["next"] = "geomatch tile"

@@ -1,4 +1,4 @@
-"""How a stage tells what it is doing, without knowing who listens."""
+"""How a stage says what it is doing, without knowing who listens."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Protocol
 
 
 class ProgressCallback(Protocol):
-    """Receives progress of a task, or a note when `total` is not given.
+    """Receives the progress of a task, or a note if `total` is 0.
 
-    `values` are what a long task is followed by: names and values, as text, in order.
+    `values` describe a long task while it runs, such as its loss: text by name, in order.
     """
 
     def __call__(
@@ -29,11 +29,11 @@ def silent(
     detail: str = "",
     values: Mapping[str, str] | None = None,
 ) -> None:
-    """The reporter of library callers who want none."""
+    """The callback that shows nothing."""
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: "50 s", "12 min", "3 h 05 min"."""
+    """A duration as text: "50 s", "12 min", "3 h 05 min"."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)

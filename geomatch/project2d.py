@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from geomatch.config import ProjectionMethod, Split
 from geomatch.data.embeddings import Embeddings
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
@@ -30,8 +31,8 @@ def project2d(
     project: Project,
     *,
     run: str | None = None,
-    split: str = "test",
-    method: str = "pca",
+    split: Split = "test",
+    method: ProjectionMethod = "pca",
     out: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> Path:

@@ -130,6 +130,7 @@ def query(
     same_year: bool = False,
     from_year: str | None = None,
     index: str | None = None,
+    sheet: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> Matches:
     """Find the `top` nearest tiles to a tile, a point or an image.
@@ -140,6 +141,7 @@ def query(
         same_year: also search the query's own year (its tile is never an answer).
         from_year: year of the tile to take at a point; by default the newest.
         index: name of the index; by default the latest.
+        sheet: PNG to draw the query and its answers in.
 
     Raises:
         GeomatchError: there is no index, it is stale, or the target is not found.
@@ -155,7 +157,14 @@ def query(
         searched = [y for y in range(len(opened.manifest.years)) if every_year or y != found.year]
     scores, positions = opened.vectors.search(found.vector, searched, top + 1)
     keep = positions != found.position if found.position is not None else slice(None)
-    return _matches(opened, found, scores[keep][:top], positions[keep][:top])
+    result = _matches(opened, found, scores[keep][:top], positions[keep][:top])
+    if sheet:
+        from geomatch.report.matches import match_sheet
+
+        query_tile = result.query_pixels if result.query_row is None else result.query_row
+        assert query_tile is not None
+        match_sheet(project, result.as_json(), result.rows, query_tile, target, sheet)
+    return result
 
 
 def _find(

@@ -1,8 +1,8 @@
 """Tile: rasters and label layers of several years, cut on one ground grid.
 
-The plan (which cell of which year is which row of the store) is made from headers alone. Shards
-are cut by worker processes into `tiles.partial/`, each with a record of what it was cut from, so
-that a killed command goes on; when all are there, what was made takes the place of `tiles/`.
+The plan (which cell of which year is which row of the store) is made from headers alone. Worker
+processes cut shards into `tiles.partial/`, each with a record of what it was cut from, so that a
+killed command can continue. When all shards are there, they replace `tiles/`.
 """
 
 from __future__ import annotations
@@ -34,15 +34,32 @@ from geomatch.geo.grid import Grid, Ints
 from geomatch.geo.rasters import GridReader, Raster
 from geomatch.manifests import Channels, TileRequest, YearOfTiles
 from geomatch.progress import ProgressCallback, silent
-from geomatch.project import Project, fingerprint, read_json, replace_folder
+from geomatch.project import Project, fingerprint, replace_folder
 from geomatch.tiling import image_folders, shards, sources
 from geomatch.tiling.plan import TilePlan, choose_grid, make_plan
 from geomatch.tiling.sources import YearSource
 
 
 @dataclass(frozen=True)
+class Tiled:
+    """The result of `tile`.
+
+    Attributes:
+        grid: id of the ground grid; of images without georeference their size.
+        skipped: cells or images that are not in the catalogue, having too few valid pixels or none
+            that can be read.
+        splits: number of tiles by split.
+    """
+
+    table: TileTable
+    grid: str
+    skipped: int
+    splits: dict[str, int]
+
+
+@dataclass(frozen=True)
 class CellShard(shards.Shard):
-    """The work of one process at one time."""
+    """A shard of cells, which one worker process cuts in one go."""
 
     grid: Grid
     channels: tuple[int, int]
@@ -70,28 +87,43 @@ def tile(
     workers: int | None = None,
     force: bool = False,
     progress: ProgressCallback = silent,
-) -> TileTable:
-    """Cut the tiles of `settings.source`, or of `settings.images`, and return their catalogue.
+) -> Tiled:
+    """Cut the tiles of `settings.source` or `settings.images`.
 
-    Relative paths in `settings` are taken from the project's folder.
+    Relative paths in `settings` are relative to the project folder.
+    `geomatch.tiling.request.tile_arguments` combines settings as the command line does.
 
     Args:
         overrides: the "table.key=value" strings within `settings` that `geomatch.toml` does not
-            hold; kept, with the sources, so that the same tiles can be asked for again.
-        workers: processes (of images without a ground, threads); one a core by default.
-        force: cut anew what is up to date.
+            hold; they are recorded with the sources, so that the request can be repeated.
+        workers: processes (threads for images without georeference); by default one per core.
+        force: cut tiles again even if they are up to date.
 
     Raises:
-        GeomatchError: a source is missing, damaged or does not fit the others.
+        GeomatchError: a source is missing or damaged, or does not fit the others.
         UsageError: a setting makes no sense.
     """
-    if settings.images.folders or settings.images.pairs:
-        return image_folders.tile(project, settings, overrides, workers, force, progress)
-    if not settings.source:
+    images = settings.images.folders or settings.images.pairs
+    if not (images or settings.source):
         raise UsageError(
             "no imagery is named",
             "Run: geomatch tile 2010=PATH 2020=PATH, or --folders DIR, or add [[source]].",
         )
+    cut = image_folders.tile if images else _tile_ground
+    table = cut(project, settings, overrides, workers, force, progress)
+    manifest = project.tile_manifest()
+    return Tiled(table, manifest.grid, manifest.planned - len(table), manifest.splits)
+
+
+def _tile_ground(
+    project: Project,
+    settings: config.Config,
+    overrides: Sequence[str],
+    workers: int | None,
+    force: bool,
+    progress: ProgressCallback,
+) -> TileTable:
+    """Cut the tiles of `settings.source`, as `image_folders.tile` does those of folders."""
     settings = config.located(settings, project.root)
     partial = project.root / "tiles.partial"
     with project.lock("tiles"):
@@ -127,19 +159,11 @@ def tile(
         return TileTable.load(project.catalogue)
 
 
-def asked_before(project: Project) -> TileRequest:
-    """What the last `tile` was asked for, finished or not."""
-    for path in (project.root / "tiles.partial" / "plan.json", project.tiles_manifest):
-        if path.exists():
-            return TileRequest.from_json(read_json(path, "geomatch tile YEAR=PATH")["asked"])
-    return TileRequest(source=(), set=())
-
-
 def _shards(
     plan: TilePlan, folder: Path, channels: tuple[int, int], year_sources: Sequence[YearSource]
 ) -> list[CellShard]:
     rows = shard_rows(plan.grid.size, sum(channels))
-    # Boxes of images, labels and masks of each year, by zone.
+    # Boxes of the images, labels and masks of each year, by zone.
     boxes: list[tuple[Boxes, Boxes, Boxes]] = [({}, {}, {}) for _ in year_sources]
     found = []
     for number, start in enumerate(range(0, len(plan.col), rows)):
@@ -168,7 +192,7 @@ Boxes = dict[int, np.ndarray]
 def _near(
     files: tuple[Raster, ...], boxes: Boxes, epsg: Ints, bounds: np.ndarray
 ) -> tuple[Raster, ...]:
-    """The rasters whose box meets that of some cells, in any of their zones."""
+    """The rasters whose box intersects that of some cells, in any of their zones."""
     wanted = np.zeros(len(files), bool)
     for zone in np.unique(epsg).tolist():
         if zone not in boxes:
@@ -191,7 +215,7 @@ def _cut(workers: int, missing: list[CellShard]) -> Iterator[tuple[CellShard, sh
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, initializer=_watch, initargs=(os.getpid(),))
     try:
-        # A territory has many thousands of shards: keep only a few queued.
+        # A large area has many thousands of shards: keep only a few queued.
         waiting = iter(missing)
         running: dict[Future[shards.Record], CellShard] = {}
         with _interrupts_ignored():  # for the workers to inherit while they start
@@ -204,8 +228,8 @@ def _cut(workers: int, missing: list[CellShard]) -> Iterator[tuple[CellShard, sh
                 running[pool.submit(_cut_shard, shard)] = shard
     except BrokenProcessPool as error:
         raise GeomatchError(
-            "a worker process died, most often for want of memory",
-            "Run the same command again with --workers 1; what was cut is kept.",
+            "a worker process died, most likely because memory ran out",
+            "Run the same command again with --workers 1; finished shards are kept.",
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -213,7 +237,7 @@ def _cut(workers: int, missing: list[CellShard]) -> Iterator[tuple[CellShard, sh
 
 @contextlib.contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Leave Ctrl-C to this process: children started within never see it."""
+    """Let this process alone handle Ctrl-C: children started within ignore it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -225,7 +249,7 @@ def _interrupts_ignored() -> Iterator[None]:
 
 
 def _watch(parent: int) -> None:
-    """End a worker with its parent, even when that is killed."""
+    """Make a worker exit with its parent, even if that is killed."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -236,7 +260,7 @@ def _watch(parent: int) -> None:
 
 
 def _cut_shard(shard: CellShard) -> shards.Record:
-    """Read a shard's cells, write its pixels, then its record."""
+    """Read the cells of a shard, write its pixels, then its record."""
     size, (bands, drawn) = shard.grid.size, shard.channels
     pixels = np.zeros((len(shard.col), size, size, bands + drawn), np.uint8)
     valid = np.zeros(len(shard.col), np.float32)
@@ -270,7 +294,7 @@ def _groups(shard: CellShard) -> Iterator[tuple[tuple[int, int], Ints]]:
 def _label_reader(
     stack: contextlib.ExitStack, source: YearSource, shard: CellShard, rows: Ints, crs: str
 ) -> Callable[[int, int], rasters.Pixels] | None:
-    """A function of column and row that gives a cell's labels, 0 where there are none."""
+    """A function of column and row that reads the labels of a cell, 0 where there are none."""
     if source.vector is not None:
         bounds = shard.grid.bounds(shard.col[rows], shard.row[rows])
         low, high = bounds[:, :2].min(axis=0), bounds[:, 2:].max(axis=0)
@@ -285,7 +309,7 @@ def _label_reader(
 def _share_reader(
     stack: contextlib.ExitStack, source: YearSource, shard: CellShard, crs: str
 ) -> Callable[[int, int], float | None]:
-    """A function of column and row that gives a cell's share of changed ground, None if unknown."""
+    """A function of column and row: the share of changed ground in a cell, None if unknown."""
     if not source.changed:
         return lambda col, row: None
     reader = stack.enter_context(GridReader(source.changed, shard.grid, crs, nearest=True))
@@ -294,7 +318,7 @@ def _share_reader(
     def share(col: int, row: int) -> float | None:
         cell = shard.grid.bounds(np.asarray(col), np.asarray(row))
         covered = ((boxes[:, :2] < cell[2:]) & (boxes[:, 2:] > cell[:2])).all(axis=1).any()
-        # Where 0 is a mask's nodata, unchanged ground is not valid.
+        # If the nodata value of a mask is 0, unchanged ground is not valid.
         return float((reader.read(col, row)[0] > 0).mean()) if covered else None
 
     return share
@@ -317,7 +341,7 @@ def _catalogue(
     if not len(kept):
         raise GeomatchError(
             f"no tile has {min_valid:.0%} valid pixels (the best has {valid.max(initial=0):.0%})",
-            "Lower grid.min_valid, or check the sources' nodata value with gdalinfo.",
+            "Lower grid.min_valid, or check the nodata value of the sources with gdalinfo.",
         )
     return TileTable(
         grid=plan.grid,

@@ -1,7 +1,7 @@
-"""Tune: a search over settings, each trial a run, by mAP@5 on validation.
+"""Tune: a search for settings by mAP@5 on validation, each trial a run.
 
-Optuna keeps the study in SQLite and says what to try; runs that fall behind or diverge are broken
-off. A trial that was killed goes on from its run's last checkpoint.
+Optuna keeps the study in SQLite and suggests settings; runs that fall behind or diverge are stopped
+early. A killed trial continues from the last checkpoint of its run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RANGE = re.compile(r"(\S+)\s*\.\.\s*(\S+?)(\s+log)?")
 
 @dataclass(frozen=True)
 class Parameter:
-    """A setting that is searched: one of `values`, which are TOML, or from `low` to `high`."""
+    """A setting to search: one of `values`, which are TOML, or a number from `low` to `high`."""
 
     key: str
     values: tuple[str, ...] = ()
@@ -32,21 +32,21 @@ class Parameter:
     log: bool = False
 
     def suggest(self, trial: Any) -> Any:
-        """The value that a trial is to take."""
+        """The value for a trial."""
         if self.values:
             return self.value(trial.suggest_categorical(self.key, self.values))
         if isinstance(self.low, int) and isinstance(self.high, int):
             return trial.suggest_int(self.key, self.low, self.high, log=self.log)
         return trial.suggest_float(self.key, self.low, self.high, log=self.log)
 
-    def value(self, kept: Any) -> Any:
-        """The value that Optuna keeps as `kept`."""
-        return config.literal(kept) if self.values else kept
+    def value(self, stored: Any) -> Any:
+        """The value that Optuna stores as `stored`."""
+        return config.literal(stored) if self.values else stored
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial: what it was given, and how far it came ("complete", or "pruned")."""
+    """One trial: its settings, and how it ended ("complete" or "pruned")."""
 
     run: str
     state: str
@@ -56,14 +56,22 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuned:
-    """A study: its trials in order, and the run of the best one."""
+    """The result of `tune`: all trials in order, and the run of the best one."""
 
     study: str
     best: str
     trials: tuple[Trial, ...]
 
+    @property
+    def map5(self) -> float:
+        """mAP@5 of the best run on validation."""
+        scores = {trial.run: trial.map5 for trial in self.trials}
+        score = scores[self.best]
+        assert score is not None
+        return score
+
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Values for JSON."""
         return asdict(self)
 
 
@@ -74,14 +82,14 @@ def tune(
     study: str = "tune",
     progress: ProgressCallback = silent,
 ) -> Tuned:
-    """Search `settings.tune.space`, or go on with a study.
+    """Search `settings.tune.space`, or continue a study.
 
-    Trials are runs named after the study; only the best keeps its checkpoints, and is what later
-    stages take by default.
+    Trials are runs named after the study. Only the best one keeps its checkpoints, and later stages
+    take it by default.
 
     Raises:
-        UsageError: the space is empty or wrong, or the study was begun with other settings.
-        GeomatchError: Optuna is not installed, or no trial came to an end.
+        UsageError: the space is empty or wrong, or the study was started with other settings.
+        GeomatchError: Optuna is not installed, or no trial was completed.
     """
     space = _space(settings)
     check_name(study)
@@ -94,7 +102,7 @@ def tune(
         found = _open(optuna, project, settings, study)
         states = optuna.trial.TrialState
         for stale in found.get_trials(states=[states.RUNNING]):
-            # Its process died: the same settings again, in the same run.
+            # Its process died: try the same settings again, in the same run.
             found.tell(stale.number, state=states.FAIL)
             found.enqueue_trial(stale.params, user_attrs=stale.user_attrs)
         ended = (states.COMPLETE, states.PRUNED)
@@ -111,7 +119,7 @@ def tune(
             try:
                 value = _train(project, wanted, run, trial, progress)
             except UsageError:
-                # It would be refused again: no trial to go on with.
+                # The settings would be refused again, so this trial must not be continued.
                 found.tell(trial, state=states.FAIL)
                 raise
             found.tell(trial, value, states.PRUNED if value is None else states.COMPLETE)
@@ -119,10 +127,10 @@ def tune(
         best = _best(found)
         if best is None:
             raise GeomatchError(
-                f"no trial of study {study} came to its end",
-                "Search other values in tune.space, as another study: --study NAME",
+                f"no trial of study {study} was completed",
+                "Change tune.space and start another study: --study NAME",
             )
-        # What was found last is what later stages take.
+        # Later stages take the latest run.
         (project.run(best) / "config.json").touch()
         trials = tuple(
             Trial(
@@ -137,7 +145,7 @@ def tune(
 
 
 def _open(optuna: Any, project: Project, settings: config.Config, name: str) -> Any:
-    """The study, begun with these settings."""
+    """The study, which is created with these settings or was before."""
     folder = project.root / "tune"
     folder.mkdir(exist_ok=True)
     found = optuna.create_study(
@@ -147,7 +155,7 @@ def _open(optuna: Any, project: Project, settings: config.Config, name: str) -> 
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
         load_if_exists=True,
     )
-    # Not the same seed again, or a study that goes on would draw the same again.
+    # With the same seed, a continued study would suggest the same settings again.
     seed = settings.train.seed + len(found.get_trials())
     found.sampler = optuna.samplers.TPESampler(seed=seed)
     values = config.as_dict(settings)
@@ -156,7 +164,7 @@ def _open(optuna: Any, project: Project, settings: config.Config, name: str) -> 
     )
     if found.user_attrs.setdefault("settings", of) != of:
         raise UsageError(
-            f"study {name} was begun with other settings", "Start a new one: --study NAME"
+            f"study {name} was started with other settings", "Start another one: --study NAME"
         )
     found.set_user_attr("settings", of)
     return found
@@ -165,14 +173,14 @@ def _open(optuna: Any, project: Project, settings: config.Config, name: str) -> 
 def _train(
     project: Project, settings: config.Config, run: str, trial: Any, progress: ProgressCallback
 ) -> float | None:
-    """Train a trial's run; its best mAP@5, None where it was broken off or diverged."""
+    """Train the run of a trial; its best mAP@5, or None if it was stopped early or diverged."""
     pruned = False
 
     def should_stop(epoch: int, metric: float | None) -> bool:
         nonlocal pruned
         if metric is None:
             raise GeomatchError(
-                "a search needs validation tiles, and there are none", "See: geomatch info"
+                "a search needs validation tiles, but there are none", "See: geomatch info"
             )
         trial.report(metric, epoch)
         pruned = trial.should_prune()
@@ -187,12 +195,12 @@ def _train(
 
 
 def short(value: Any) -> str:
-    """A value that is tried, as it is shown."""
+    """A value of a trial as text."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _best(study: Any) -> str | None:
-    """The run of the best trial that came to its end."""
+    """The run of the best completed trial; None if there is none."""
     if all(trial.state.name != "COMPLETE" for trial in study.get_trials()):
         return None
     run: str = study.best_trial.user_attrs["run"]
@@ -200,7 +208,7 @@ def _best(study: Any) -> str | None:
 
 
 def _keep_the_best(project: Project, study: Any) -> None:
-    """Drop the checkpoints of trials that others beat: they are large."""
+    """Remove the checkpoints, which are large, of all trials but the best."""
     best = _best(study)
     for trial in study.get_trials():
         run = trial.user_attrs.get("run", best)
@@ -209,10 +217,10 @@ def _keep_the_best(project: Project, study: Any) -> None:
 
 
 def _space(settings: config.Config) -> list[Parameter]:
-    """What is searched.
+    """The parameters in `tune.space`.
 
     Raises:
-        UsageError: nothing is, or it is not understood.
+        UsageError: there are none, or one is not understood.
     """
     example = 'For example: "train.lr = 1e-5 .. 1e-3 log" or "model.descriptor = 64 | 128".'
     found: list[Parameter] = []
@@ -230,18 +238,18 @@ def _space(settings: config.Config) -> list[Parameter]:
         low, high, log = *understood, bool(ends[3])
         numbers = type(low) in (int, float)
         if not numbers or low >= high or (log and low <= 0):
-            raise UsageError(f"tune.space: {text!r} is no range", example)
+            raise UsageError(f"tune.space: {text!r} is not a range", example)
         found.append(Parameter(key, (), low, high, log))
     if not found:
-        raise UsageError("tune.space is empty: there is nothing to search", example)
+        raise UsageError("tune.space is empty", example)
     return found
 
 
 def _understood(settings: config.Config, key: str, text: str) -> Any:
-    """A value as the configuration has it: 1 may be meant as 1.0.
+    """A value with the type that the configuration gives it: 1 may mean 1.0.
 
     Raises:
-        UsageError: there is no such key, or it takes no such value.
+        UsageError: the key is unknown, or does not take this value.
     """
     changed = config.with_overrides(settings, [f"{key}={text}"])
     table, _, name = key.partition(".")

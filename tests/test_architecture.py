@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import geomatch
+from geomatch import api
 
 PACKAGE = Path(geomatch.__file__).parent
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "examples" not in path.parts)
@@ -27,6 +28,8 @@ DEVELOPERS = {"test", "benchmark", "lint", "dev"}
 STAGES = ("tile", "train", "embed", "index", "query", "evaluate")
 FURTHER = ("compare", "export", "import_weights", "info", "project2d", "tune", "demo")
 """Commands beside the pipeline's; each is one module, as a stage is."""
+SHOWING = ("console", "eval_tables")
+"""Modules of the command line that print results; a command imports them when it runs."""
 HEAVY = {"jax", "numpy", "rasterio", "sklearn", "faiss", "orbax", "pyarrow", "tensorstore"}
 
 ROOMS = {
@@ -37,6 +40,7 @@ ROOMS = {
     "records": "",
     "manifests": "records",
     "project": "errors manifests records",
+    "init": "errors config project",
     "geo": "errors",
     "data": "errors manifests project records geo.grid",
     "search": "errors data",
@@ -52,17 +56,20 @@ ROOMS = {
     # An encoder that needs no training is a run of no steps, which `training.setup` begins.
     "embed": "errors manifests progress config project geo data nn runs training.setup",
     "index": "errors manifests progress project geo data search",
-    "query": "errors manifests progress project geo data search image_input",
-    "evaluate": "errors progress project data search evaluation",
+    "query": "errors manifests progress project geo data search report image_input",
+    "evaluate": "errors progress project data search report evaluation",
     "compare": "errors manifests progress project data search evaluation image_input",
     "export": "errors config project nn runs",
     "import_weights": "errors project nn",
     "info": "errors manifests config project data nn runs",
-    "project2d": "errors progress project data report",
+    "project2d": "errors progress config project data report",
     # Two commands run stages: each trial of a search is a run, and the demo is the whole chain.
     "tune": "errors progress config project train training.setup",
     "demo": "errors progress config project geo data report tile train embed index query evaluate",
-    "cli": " ".join(("errors progress config project data nn report", *STAGES, *FURTHER)),
+    "api": " ".join(("project", *STAGES, "compare", "export", "tune")),
+    "cli": " ".join(
+        ("errors progress config project init data.eval_report tiling.request", *STAGES, *FURTHER)
+    ),
     "__main__": "cli",
 }
 """What each room may import of `geomatch` beside itself, from the ground up: no import runs to a
@@ -87,10 +94,11 @@ LIBRARIES = {
     "evaluate": "numpy",
     "compare": "numpy",
     "export": "numpy jax safetensors",
+    "info": "jax",
     "project2d": "numpy",
     "tune": "optuna",
     "demo": "numpy",
-    "cli": "typer rich jax",
+    "cli": "typer rich",
 }
 """What each room may import from elsewhere; a room that is not named imports the standard library
 alone. So rasterio is read in `geo`, JAX stays out of it, and the terminal is the command line's."""
@@ -169,9 +177,9 @@ def test_the_reading_of_imports_sees_them() -> None:
     tile = PACKAGE / "tile.py"
     assert "numpy" in outside(tile)
     assert {"project", "config", "geo.rasters", "data.store"} <= inside(tile)
-    commands = PACKAGE / "cli" / "commands.py"
-    assert "tile" in inside(commands)
-    assert "tile" not in inside(commands, top=True)
+    command = PACKAGE / "cli" / "tiles.py"
+    assert "tile" in inside(command)
+    assert "tile" not in inside(command, top=True)
 
 
 def test_every_room_has_a_rule_and_every_rule_a_room() -> None:
@@ -216,17 +224,28 @@ def users_of(room: str, used: str) -> set[str]:
     return {name_of(path) for path in within if used in map(room_of, inside(path))}
 
 
-@pytest.mark.parametrize("stage", [*STAGES, "compare", "project2d", "tune", "demo", "info"])
+@pytest.mark.parametrize("stage", [*STAGES, *FURTHER, "init"])
 def test_a_stage_is_one_module_with_a_function_of_its_name(stage: str) -> None:
     tree = ast.parse((PACKAGE / f"{stage}.py").read_text(encoding="utf-8"))
     assert stage in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
 def test_the_command_line_imports_stages_inside_commands() -> None:
-    path = PACKAGE / "cli" / "commands.py"
-    assert outside(path, top=True) == {"typer"}
-    assert inside(path, top=True) <= {"__init__", "config", "errors", "project"}
-    assert inside(path) >= {*STAGES, *FURTHER}
+    paths = [path for path in (PACKAGE / "cli").glob("*.py") if path.stem not in SHOWING]
+    light = {"__init__", "cli", "config", "errors", "init", "project"}
+    for path in paths:
+        assert outside(path, top=True) <= {"typer"}
+        assert {room_of(name) for name in inside(path, top=True)} <= light
+    assert set().union(*map(inside, paths)) >= {*STAGES, *FURTHER}
+
+
+def test_the_python_api_has_every_stage() -> None:
+    assert set(api.__all__) == {"Project", *STAGES, "compare", "export", "tune"}
+    assert inside(PACKAGE / "api.py") == {name.lower() for name in api.__all__}
+    for name in api.__all__:
+        assert getattr(api, name).__module__ == f"geomatch.{name.lower()}"
+    with pytest.raises(AttributeError, match="fly"):
+        _ = api.fly
 
 
 def test_no_drawer_for_odds_and_ends() -> None:
@@ -237,7 +256,10 @@ def test_no_drawer_for_odds_and_ends() -> None:
 @pytest.mark.parametrize(
     ("modules", "absent"),
     [
-        (("config", "project", "errors", "progress", "cli.commands"), HEAVY),
+        (("config", "project", "errors", "progress", "init", "cli.commands", "api"), HEAVY),
+        (("tiling.request",), HEAVY),
+        # Before it keeps memory, which has to come before pyarrow's threads.
+        (("embed",), {"pyarrow", "rasterio", "faiss", "sklearn"}),
         (("data.tiles", "data.store", "data.ground_truth", "data.embeddings"), {"jax", "rasterio"}),
         (("training.sampler", "training.mining", "training.feed"), {"jax", "rasterio"}),
         (("search.exact", "search.metrics", "search.flat", "search.protocol"), {"jax", "rasterio"}),

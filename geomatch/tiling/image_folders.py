@@ -10,7 +10,6 @@ import contextlib
 import difflib
 import os
 import shutil
-import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -118,7 +117,7 @@ def tile(
         else:
             classes = _class_folders(images.folders, project, files)
         found = _drop_ignored(classes, images.ignore, progress)
-        size = settings.grid.size if _size_is_asked(project, overrides) else None
+        size = settings.grid.size
         chosen = [images.least, images.validation, images.test, settings.split.seed, size]
         items = [[p.name, p.label, p.year, p.split, p.stamp] for p in found]
         request = fingerprint([items, chosen])
@@ -130,7 +129,7 @@ def tile(
             if not images.pairs:
                 readable = _drop_small_classes(readable, images.least, progress)
             if size is None:
-                size = _common_size(shapes[p.name] for p in readable) or settings.grid.size
+                size = _common_size(shapes[p.name] for p in readable) or config.TILE_SIZE
             channels = 1 if all(shapes[p.name].grey for p in readable) else 3
             split = _draw_splits(readable, images, settings.split.seed)
             asked = TileRequest(source=(), set=tuple(overrides))
@@ -171,12 +170,6 @@ def tile(
             replace_folder(partial / "tiles", project.tiles)
         shutil.rmtree(partial, ignore_errors=True)
         return TileTable.load(project.catalogue)
-
-
-def _size_is_asked(project: Project, overrides: Sequence[str]) -> bool:
-    """Whether the tile side is named, rather than left to the images."""
-    in_file = tomllib.loads(project.config.read_text(encoding="utf-8")).get("grid", {})
-    return "size" in in_file or any(o.split("=")[0].strip() == "grid.size" for o in overrides)
 
 
 def _existing_paths(paths: Sequence[str], project: Project) -> list[Path]:

@@ -52,14 +52,15 @@ def choose_grid(settings: config.GridConfig, year_sources: Sequence[YearSource])
         for source in year_sources:
             for image in source.images:
                 rasters.check_zone(image, crs)
-    stride = settings.size if settings.stride is None else settings.stride
+    size = config.TILE_SIZE if settings.size is None else settings.size
+    stride = size if settings.stride is None else settings.stride
     gsd = rasters.ground_sample_distance(first, metric) if settings.gsd is None else settings.gsd
-    if settings.size < 8 or not 0 < gsd < math.inf or not 0 < stride <= settings.size:
+    if size < 8 or not 0 < gsd < math.inf or not 0 < stride <= size:
         raise UsageError(
-            f"grid: size {settings.size}, gsd {gsd}, stride {stride}",
+            f"grid: size {size}, gsd {gsd}, stride {stride}",
             "size must be at least 8 px, gsd above 0, and stride between 1 and size.",
         )
-    return Grid(crs, settings.size, gsd, stride)
+    return Grid(crs, size, gsd, stride)
 
 
 def make_plan(

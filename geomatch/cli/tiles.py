@@ -1,0 +1,123 @@
+"""The command that cuts tiles."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from geomatch import config
+from geomatch.cli.options import HERE, ProjectFolder, Quiet, Settings, overrides
+from geomatch.project import Project
+
+Areas = Annotated[
+    list[str] | None,
+    typer.Option(help="Glob (split source) or polygon file (split file); repeatable."),
+]
+
+
+def tile(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="YEAR=PATH ...",
+            help="Imagery of a year: a folder, file or quoted glob; YEAR:labels=PATH: labels; "
+            "YEAR:changed=PATH: a mask of changed ground. By default those in geomatch.toml, or "
+            "those of the last time.",
+        ),
+    ] = None,
+    project: ProjectFolder = HERE,
+    folders: Annotated[
+        str | None,
+        typer.Option(
+            help="Images without georeference: DIR/CLASS/IMAGE, .npz or MNIST's idx; or "
+            "train=PATH, then test=PATH and validation=PATH as arguments.",
+            metavar="DIR",
+        ),
+    ] = None,
+    pairs: Annotated[
+        tuple[str, str] | None,
+        typer.Option(help="Two folders of images with the same names.", metavar="DIR_A DIR_B"),
+    ] = None,
+    least: Annotated[
+        int | None, typer.Option(help="Leave out classes of fewer images.", metavar="N")
+    ] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="Leave out this class; repeatable.", metavar="CLASS")
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            help="Tile side in pixels. By default 256, or the side of images without georeference "
+            "that are all square and of one size."
+        ),
+    ] = None,
+    gsd: Annotated[float | None, typer.Option(help="Metres per pixel.")] = None,
+    crs: Annotated[str | None, typer.Option(help="EPSG code, auto or utm.")] = None,
+    stride: Annotated[int | None, typer.Option(help="Pixels between tiles.")] = None,
+    stretch: Annotated[
+        str | None,
+        typer.Option(help="Conversion to uint8: MIN,MAX or 2%,98%.", metavar="LOW,HIGH"),
+    ] = None,
+    split: Annotated[
+        config.SplitRule | None, typer.Option(help="How the regions of the splits are chosen.")
+    ] = None,
+    validation: Areas = None,
+    test: Areas = None,
+    fictitious: Annotated[
+        bool,
+        typer.Option("--fictitious", help="The placement is made up: report no errors in metres."),
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; by default one per core.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Cut tiles again even if they are up to date.")
+    ] = False,
+    settings: Settings = None,
+    quiet: Quiet = False,
+) -> None:
+    """Cut tiles of several years, and their labels, on one ground grid."""
+    from geomatch.cli import console
+    from geomatch.tiling.request import tile_arguments
+
+    opened = Project.open(project)
+    options = {
+        "grid.size": size,
+        "grid.gsd": gsd,
+        "grid.crs": crs,
+        "grid.stride": stride,
+        "grid.stretch": stretch,
+        "split.by": split,
+        "images.least": least,
+        "images.ignore": ignore,
+    }
+    chosen = tile_arguments(
+        opened,
+        sources or (),
+        folders=folders,
+        pairs=pairs,
+        validation=validation or (),
+        test=test or (),
+        fictitious=fictitious,
+        overrides=overrides(settings, options),
+    )
+    from geomatch.tile import tile as stage
+
+    with console.progress(quiet) as progress:
+        made = stage(
+            opened,
+            chosen.settings,
+            overrides=chosen.overrides,
+            workers=workers,
+            force=force,
+            progress=progress,
+        )
+    table = made.table
+    if table.grid:
+        what = f"({made.skipped} skipped for too little valid data) on {made.grid}"
+    else:
+        groups = "places" if table.dated else "classes"
+        what = f"of {made.grid} in {len(table.classes)} {groups}"
+    counts = ", ".join(f"{name} {count}" for name, count in made.splits.items())
+    console.note(f"{len(table)} tiles {what}: {counts}")

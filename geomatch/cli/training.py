@@ -1,0 +1,68 @@
+"""Commands that train: train, tune."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from geomatch.cli.options import HERE, Json, ProjectFolder, Quiet, Settings, open_project
+
+
+def train(
+    project: ProjectFolder = HERE,
+    run: Annotated[
+        str | None, typer.Option(help="Name of the run; by default the latest, or run1.")
+    ] = None,
+    settings: Settings = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a run, or continue it."""
+    from geomatch.cli import console
+
+    opened, wanted = open_project(project, settings)
+    opened.tile_manifest()  # without tiles, fail before the imports that take seconds
+    from geomatch.train import train as stage
+
+    with console.progress(quiet) as progress:
+        trained = stage(opened, wanted, run=run, progress=progress)
+        score = "" if trained.map5 is None else f" (validation mAP@5 {trained.map5:.3f})"
+        progress(f"run {trained.run}: best checkpoint is step {trained.best}{score}")
+
+
+def tune(
+    project: ProjectFolder = HERE,
+    study: Annotated[
+        str, typer.Option(help="Name of the search; its runs are NAME-000 and so on.")
+    ] = "tune",
+    as_json: Json = False,
+    settings: Settings = None,
+    quiet: Quiet = False,
+) -> None:
+    """Search the settings in tune.space, each trial a run, or continue a search."""
+    from geomatch.cli import console
+
+    opened, wanted = open_project(project, settings)
+    opened.tile_manifest()  # without tiles, fail before the imports that take seconds
+    from geomatch.tune import short
+    from geomatch.tune import tune as stage
+
+    with console.progress(quiet) as progress:
+        found = stage(opened, wanted, study=study, progress=progress)
+    if as_json:
+        console.data(found.as_json())
+    else:
+        keys = tuple(found.trials[0].settings)
+        console.table(
+            f"{found.study}: {len(found.trials)} trials",
+            ("run", "state", "mAP@5", *keys),
+            [
+                (trial.run, trial.state, trial.map5, *map(short, trial.settings.values()))
+                for trial in found.trials
+            ],
+            numbers=("mAP@5", *keys),
+        )
+    console.note(
+        f"best: {found.best} (validation mAP@5 {found.map5:.3f}). "
+        f"Next: geomatch embed --run {found.best}"
+    )
