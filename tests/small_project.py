@@ -17,7 +17,8 @@ import rasterio
 from rasterio.transform import from_origin
 
 from geomatch import config
-from geomatch.data.eval_report import SplitMetrics
+from geomatch import evaluate as evaluation
+from geomatch.data.eval_report import Report, SplitMetrics
 from geomatch.data.tiles import TileTable
 from geomatch.embed import Embedded
 from geomatch.geo.grid import Grid
@@ -126,7 +127,7 @@ def retile(
         config.with_sources(config.with_overrides(config.Config(), wanted), sources),
         overrides=wanted,
         workers=1,
-    )
+    ).table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +152,11 @@ class Small:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         return metrics(self.project)
+
+
+def evaluate(project: Project, **options: Any) -> Report:
+    """`eval` without its page, which most tests do not look at."""
+    return evaluation.evaluate(project, html=False, **options)
 
 
 def metrics(project: Project, run: str = "run1", timed: bool = False) -> list[dict[str, Any]]:

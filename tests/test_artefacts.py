@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from small_project import (
+    evaluate,
     hand_made_embedding_manifest,
     hand_made_split_metrics,
     hand_made_tiles,
@@ -20,7 +21,7 @@ from geomatch.data.embeddings import Embeddings
 from geomatch.data.tiles import TileTable
 from geomatch.embed import embed
 from geomatch.errors import GeomatchError, StaleError, UsageError
-from geomatch.evaluate import Report, evaluate
+from geomatch.evaluate import Report
 from geomatch.geo import footprints
 from geomatch.geo.grid import Grid
 from geomatch.index import index

@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from small_project import settings
+from small_project import evaluate, settings
 from typer.testing import CliRunner
 
 from geomatch.cli.commands import app
@@ -17,7 +17,7 @@ from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.embed import embed
 from geomatch.errors import GeomatchError
-from geomatch.evaluate import Report, evaluate
+from geomatch.evaluate import Report
 from geomatch.evaluation.baselines import baselines
 from geomatch.evaluation.handcrafted import colour_histogram, hog
 from geomatch.geo import footprints

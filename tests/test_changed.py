@@ -12,7 +12,8 @@ from geomatch.cli.commands import app
 from geomatch.data.tiles import TileTable
 from geomatch.errors import GeomatchError
 from geomatch.project import Project
-from geomatch.tile import asked_before, tile
+from geomatch.tile import tile
+from geomatch.tiling.request import asked_before
 
 LEFT, TOP = 500_000, 5_000_000
 SETTINGS = ("grid.size=32", "grid.gsd=1.0", "split.by=source")
@@ -29,7 +30,9 @@ def cut(project, image, masks):
         config.SourceConfig(year=year, images=str(image), changed=str(path))
         for year, path in masks.items()
     )
-    return tile(project, config.with_overrides(config.Config(source=named), SETTINGS), workers=1)
+    return tile(
+        project, config.with_overrides(config.Config(source=named), SETTINGS), workers=1
+    ).table
 
 
 def shares(table, year):

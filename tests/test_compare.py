@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from small_project import make_project
+from small_project import evaluate, make_project
 from typer.testing import CliRunner
 
 from geomatch.cli.commands import app
@@ -17,7 +17,6 @@ from geomatch.data.pair_scores import ScoredPairs
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS
 from geomatch.errors import GeomatchError, StaleError, UsageError
-from geomatch.evaluate import evaluate
 
 pytest_plugins = ["small_fixtures"]
 

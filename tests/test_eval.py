@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.metrics import auc
-from small_project import hand_made_embedding_manifest, make_project, new_project, retile
+from small_project import (
+    evaluate,
+    hand_made_embedding_manifest,
+    make_project,
+    new_project,
+    retile,
+)
 from typer.testing import CliRunner
 
 from geomatch import config
@@ -21,7 +27,7 @@ from geomatch.data.pair_scores import ScoredPairs
 from geomatch.data.query_results import QueryTable
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import GeomatchError, StaleError, UsageError
-from geomatch.evaluate import Report, evaluate
+from geomatch.evaluate import Report
 from geomatch.evaluation.verification import ROC
 from geomatch.geo import footprints
 from geomatch.tile import tile

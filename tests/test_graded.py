@@ -6,13 +6,13 @@ import json
 
 import numpy as np
 import pytest
-from small_project import hand_made_classes
+from small_project import evaluate, hand_made_classes
 from test_eval import describe_by_hand
 from typer.testing import CliRunner
 
 from geomatch.cli.commands import app
 from geomatch.errors import GeomatchError
-from geomatch.evaluate import Report, evaluate
+from geomatch.evaluate import Report
 from geomatch.evaluation import graded
 from geomatch.evaluation.oxford import Truth
 

@@ -74,7 +74,7 @@ def make(project, *paths, pairs=(), notes=None, **images_or_more):
         if notes is not None and not total:
             notes.append(task)
 
-    return tile(project, wanted, overrides=overrides, workers=2, progress=progress)
+    return tile(project, wanted, overrides=overrides, workers=2, progress=progress).table
 
 
 def pixels(project, table):

@@ -35,7 +35,9 @@ def cut(project: Project, image: Path, labels: dict[str, str | Path]) -> TileTab
         for year, path in labels.items()
     )
     settings = ("grid.size=32", "grid.gsd=1.0", "split.by=source")
-    return tile(project, config.with_overrides(config.Config(source=named), settings), workers=1)
+    return tile(
+        project, config.with_overrides(config.Config(source=named), settings), workers=1
+    ).table
 
 
 def drawn(project: Project, table: TileTable, year: str) -> np.ndarray:

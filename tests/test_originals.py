@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import rasterio
 from small_network import network
-from small_project import SIZE, YEARS, hand_made_classes, hand_made_tiles, make_project, settings
+from small_project import (
+    SIZE,
+    YEARS,
+    evaluate,
+    hand_made_classes,
+    hand_made_tiles,
+    make_project,
+    settings,
+)
 from test_train import SMALL
 
 from geomatch import config
@@ -16,7 +24,6 @@ from geomatch import embed as embedding
 from geomatch.data.ground_truth import tasks
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
-from geomatch.evaluate import evaluate
 from geomatch.evaluation.verification import sample
 from geomatch.nn.encoder import TileForm
 from geomatch.nn.step import State

@@ -26,7 +26,7 @@ def cut(project: Project, sources: dict[str, Path], *settings: str, **labels: Pa
         for year, path in sources.items()
     )
     wanted = config.with_overrides(config.Config(source=named), settings)
-    return tile(project, wanted, workers=2)
+    return tile(project, wanted, workers=2).table
 
 
 def read(project: Project, table: TileTable, name: str) -> np.ndarray:

@@ -14,6 +14,7 @@ import pytest
 from browser import browser
 from PIL import Image, ImageColor
 from small_project import (
+    evaluate,
     hand_made_embedding_manifest,
     hand_made_split_metrics,
     hand_made_tile_manifest,
@@ -30,7 +31,6 @@ from geomatch.data.query_results import QueryTable
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import TileTable
 from geomatch.errors import StaleError
-from geomatch.evaluate import evaluate
 from geomatch.geo import footprints
 from geomatch.geo.grid import Grid
 from geomatch.project import Project, write_json, write_record

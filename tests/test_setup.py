@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from small_project import QUICK, settings
+from small_project import QUICK, evaluate, settings
 from typer.testing import CliRunner
 
 from geomatch import embed as embedding
@@ -17,7 +17,6 @@ from geomatch.data.embeddings import Embeddings
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS
 from geomatch.errors import GeomatchError, UsageError
-from geomatch.evaluate import evaluate
 from geomatch.index import index
 from geomatch.nn.checkpoint import Checkpoints
 from geomatch.nn.describe import describe

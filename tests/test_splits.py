@@ -33,7 +33,7 @@ def cut(project: Project, images: str | Path, *settings: str) -> TileTable:
     )
     base = ("grid.size=8", "grid.gsd=1.0")
     wanted = config.with_overrides(config.Config(source=named), (*base, *settings))
-    return tile(project, wanted, workers=1)
+    return tile(project, wanted, workers=1).table
 
 
 def plain(width: int, height: int) -> np.ndarray:

@@ -43,7 +43,7 @@ def cut(
     )
     base = ("grid.size=32", "grid.gsd=1.0", "split.by=source")
     wanted = config.with_overrides(config.Config(source=named), (*base, *settings))
-    return tile(project, wanted, workers=workers)
+    return tile(project, wanted, workers=workers).table
 
 
 def pixels(project: Project, table: TileTable, name: str) -> np.ndarray:
@@ -470,7 +470,7 @@ def test_pixel_size_defaults_to_the_first_years(write_raster: Write, project: Pr
         for year, path in [("2020", fine), ("2010", coarse)]
     )
     wanted = config.with_overrides(config.Config(source=named), ["grid.size=16", "split.by=source"])
-    assert tile(project, wanted, workers=1).grid.gsd == 2.0
+    assert tile(project, wanted, workers=1).table.grid.gsd == 2.0
 
 
 def test_one_or_two_workers_make_the_same_tiles(write_raster: Write, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def _wrong_use(error: Any) -> UsageError | None:
     """What Typer says about wrong options and arguments; None if `error` is something else."""
     if not hasattr(error, "format_message"):
         return None
-    message = error.format_message().replace("Value error, ", "").rstrip(".")
+    message = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
     command = error.ctx.command_path if getattr(error, "ctx", None) else "geomatch"
     return UsageError(message[:1].lower() + message[1:], f"See: {command} --help")
 
