@@ -7,11 +7,13 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
+import typer.main
 from typer.testing import CliRunner
 
 from geomatch import __version__, config
@@ -68,6 +70,84 @@ def test_help_lists_the_commands_in_the_order_of_the_pipeline() -> None:
     ]
     assert -1 not in listed
     assert listed == sorted(listed)
+
+
+def commands(group: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command by its full name, as Typer has it."""
+    for part, command in group.commands.items():
+        full = f"{name} {part}".strip()
+        if hasattr(command, "commands"):
+            yield from commands(command, full)
+        else:
+            yield full, command
+
+
+ALL = dict(commands(typer.main.get_command(app)))
+CHOICES = {
+    "init --preset": {path.parent.name for path in EXAMPLES.glob("*/geomatch.toml")},
+    "tile --split": {"blocks", "source", "file"},
+    "embed --engine": {"auto", "jax", "openvino", "onnxruntime"},
+    "embed --dtype": {"auto", "float32", "bfloat16", "int8"},
+    "eval --database": {"split", "all", "train"},
+    "project2d --split": {"train", "validation", "test"},
+    "project2d --method": {"pca", "tsne"},
+    "weights import --trunk": set(get_args(config.Trunk)),
+}
+"""Options with a fixed set of values."""
+
+
+def options(command: str) -> dict[str, Any]:
+    return {name: parameter for parameter in ALL[command].params for name in parameter.opts}
+
+
+@pytest.mark.parametrize("command", ALL)
+def test_every_command_takes_settings_and_a_project(command: str) -> None:
+    assert "--set" in options(command)
+    if command not in ("init", "demo"):  # which make the project that they name
+        assert {"-p", "--project"} <= set(options(command))
+
+
+@pytest.mark.parametrize("option", CHOICES)
+def test_choices_are_listed_and_completed(option: str) -> None:
+    command, _, name = option.rpartition(" ")
+    words = f"geomatch {command} {name} "
+    environment = {"_GEOMATCH_COMPLETE": "complete_bash", "COMP_WORDS": words}
+    environment["COMP_CWORD"] = str(len(words.split()))
+    done = CliRunner().invoke(app, [], env=environment, prog_name="geomatch")
+    assert set(done.stdout.split()) == CHOICES[option]
+    _, stdout, _ = invoke(*command.split(), "--help")
+    shown = "".join(line[1:-1].strip() for line in stdout.splitlines()).replace(" ", "")
+    assert all(value in shown for value in CHOICES[option])
+
+
+@pytest.mark.parametrize("option", CHOICES)
+def test_another_value_is_refused_in_one_line(tmp_path: Path, option: str) -> None:
+    command, _, name = option.rpartition(" ")
+    given = [tmp_path / "x"] if command in ("init", "weights import") else []
+    code, stdout, stderr = invoke(*command.split(), *given, name, "other")
+    assert (code, stdout) == (2, "")
+    error, hint = stderr.splitlines()
+    assert error.startswith(f"error: invalid value for '{name}': 'other' is not one of ")
+    assert all(repr(value) in error for value in CHOICES[option])
+    assert hint == f"hint: See: geomatch {command} --help"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("fly",), "no such command 'fly'"),
+        (("tile", "--wings"), "no such option: --wings"),
+        (("query",), "missing argument 'TARGET'"),
+        (("weights", "import", "a.pth"), "missing option '--trunk'"),
+        (("export",), "missing command"),
+    ],
+)
+def test_wrong_use_is_told_in_one_line(arguments: tuple[str, ...], words: str) -> None:
+    code, stdout, stderr = invoke(*arguments)
+    assert (code, stdout) == (2, "")
+    error, hint = stderr.splitlines()
+    assert error.startswith(f"error: {words}")
+    assert hint.endswith("--help")
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -172,6 +252,27 @@ def test_an_unknown_preset_is_told_with_the_known_ones(tmp_path: Path) -> None:
     assert not (tmp_path / "project").exists()
 
 
+def test_init_writes_what_is_set(tmp_path: Path) -> None:
+    chosen = ["--set", "grid.size=48", "--set", 'split.test=["a*"]']
+    code, _, stderr = invoke("init", tmp_path / "new", *chosen)
+    assert code == 0, stderr
+    text = (tmp_path / "new" / "geomatch.toml").read_text()
+    assert "\nsize = 48 " in text
+    assert '\ntest = ["a*"] ' in text
+    code, _, stderr = invoke("init", tmp_path / "levir", "--preset", "levir", *chosen)
+    assert code == 0, stderr
+    settings = config.load(tmp_path / "levir" / "geomatch.toml")
+    assert settings == config.load(EXAMPLES / "levir" / "geomatch.toml", chosen[1::2])
+
+
+@pytest.mark.parametrize("override", ["grid.sise=3", "grid.size=big", "source.year=2010"])
+def test_init_refuses_wrong_settings(tmp_path: Path, override: str) -> None:
+    code, _, stderr = invoke("init", tmp_path / "project", "--set", override)
+    assert code == 2
+    assert "--set" in stderr
+    assert not (tmp_path / "project").exists()
+
+
 def test_init_refuses_an_existing_project(project: Project) -> None:
     project.config.write_text("[grid]\nsize = 32\n")
     code, stdout, stderr = invoke("init", project.root)
@@ -190,6 +291,7 @@ def test_only_data_go_to_stdout(project: Project, imagery: Path) -> None:
     code, stdout, _ = invoke("info", "-p", project.root, "--json")
     assert code == 0
     assert json.loads(stdout)["tiles"]["tiles"] == 16
+    assert json.loads(stdout)["devices"] == ["TFRT_CPU_0", "TFRT_CPU_1"]
 
 
 def test_quiet_has_no_progress(project: Project, imagery: Path) -> None:

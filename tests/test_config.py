@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import tomllib
+import typing
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from geomatch import config
 from geomatch.config import Config
+from geomatch.data.tiles import SPLITS
 from geomatch.errors import UsageError
 
 
@@ -215,3 +218,56 @@ def test_numbers_below_their_least_are_refused(override: str) -> None:
     with pytest.raises(UsageError, match=override.split("=")[0]) as caught:
         config.with_overrides(config.Config(), [override])
     assert caught.value.hint.startswith("At least")
+
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+WRITTEN = [
+    "grid.size=48",
+    "train.seed=7",
+    "train.freeze=[]",
+    'split.validation=["a # b", "ü*"]',
+    "eval.database=all",
+    "train.clip=inf",
+]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(EXAMPLES.glob("*/geomatch.toml")), ids=lambda p: p.parent.name
+)
+def test_overrides_are_written_into_a_file_in_their_place(path: Path) -> None:
+    text = path.read_text()
+    assert config.edited(text, []) == text
+    edited = config.edited(text, WRITTEN)
+    assert config.from_dict(tomllib.loads(edited), "") == config.load(path, WRITTEN)
+    assert edited.count("[train]") == 1
+    # Comments that do not belong to a value stay.
+    assert edited.splitlines()[0] == text.splitlines()[0]
+    assert config.edited(edited, WRITTEN) == edited
+
+
+def test_an_array_over_several_lines_is_replaced() -> None:
+    text = '[train]\nfreeze = [\n  "trunk",  # all\n  "head",\n]\nlr = 1.0\n'
+    assert config.edited(text, ["train.freeze=trunk"]) == '[train]\nfreeze = ["trunk"]\nlr = 1.0\n'
+
+
+def test_the_template_holds_what_is_set_and_comments_out_the_rest() -> None:
+    text = config.template(WRITTEN)
+    assert config.from_dict(tomllib.loads(text), "") == config.with_overrides(Config(), WRITTEN)
+    keys = [line for line in text.splitlines() if line[:1].isalpha()]
+    assert len(keys) == len(WRITTEN)
+    assert keys[0].startswith("size = 48 ")
+    assert "# tile side in pixels" in keys[0]
+    assert len(text.splitlines()) == len(config.template().splitlines())
+
+
+@pytest.mark.parametrize("write", [config.template, lambda given: config.edited("", given)])
+@pytest.mark.parametrize("override", ["grid.sise=3", "grid.size=big", "grid.size"])
+def test_wrong_overrides_are_not_written(
+    write: Callable[[Sequence[str]], str], override: str
+) -> None:
+    with pytest.raises(UsageError, match="--set"):
+        write([override])
+
+
+def test_splits_have_one_order_and_one_set_of_names() -> None:
+    assert typing.get_args(config.Split) == SPLITS

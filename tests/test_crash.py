@@ -300,7 +300,7 @@ def test_a_full_disk_is_told(imagery: dict[str, Path], tmp_path: Path) -> None:
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert lines[0].startswith("error: ")
-    assert "unforeseen" not in lines[0]
+    assert "unexpected" not in lines[0]
     assert "large" in lines[0] or "space" in lines[0], "names the system's reason"
     assert lines[1].startswith("hint: Free space")
     assert len(lines) == 2, done.stderr
@@ -319,7 +319,7 @@ def test_a_disk_that_fills_with_the_catalogue_is_told(tmp_path: Path) -> None:
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert lines[0].startswith("error: ")
-    assert "unforeseen" not in lines[0]
+    assert "unexpected" not in lines[0]
     assert lines[1].startswith("hint: Free space")
     assert len(lines) == 2, done.stderr
     assert not project.catalogue.exists()

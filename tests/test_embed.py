@@ -10,9 +10,11 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from small_project import CRS, make_project, settings
+from small_project import CRS, finish, make_project, python, settings
+from typer.testing import CliRunner
 
 from geomatch import embed as module
+from geomatch.cli.commands import app
 from geomatch.data import embeddings
 from geomatch.data.embeddings import Embeddings
 from geomatch.data.store import TileStore
@@ -251,3 +253,36 @@ def test_embeddings_of_the_older_format_are_made_again(indexed, copied):
     assert (shown["name"], shown["stale"]) == (path.stem, True)
     embed(project)
     assert path.read_bytes() == indexed.embedded.path.read_bytes()
+
+
+KEPT = """
+import sys
+from geomatch.nn import backend
+def noted():
+    print("kept", "pyarrow" in sys.modules)
+    raise SystemExit
+backend.keep_memory = noted
+from geomatch.cli.commands import app
+app(["embed", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize("engine", ["jax", "onnxruntime"])
+def test_memory_is_kept_before_pyarrow_s_threads_and_for_jax_alone(trained, tmp_path, engine):
+    project = trained.copied(tmp_path / "copy")
+    options = ["-p", str(project.root), "-q", "--engine", engine, "--dtype", "float32"]
+    told = finish(python("-c", KEPT, *options))
+    assert told == ("kept False\n" if engine == "jax" else "")
+
+
+def test_the_engine_is_chosen_once(trained, tmp_path, monkeypatch):
+    chosen = []
+    choose = module.engines.choose
+    monkeypatch.setattr(
+        module.engines, "choose", lambda *asked: (chosen.append(asked), choose(*asked))[1]
+    )
+    project = trained.copied(tmp_path / "copy")
+    options = ["-p", str(project.root), "-q", "--engine", "jax", "--dtype", "float32"]
+    done = CliRunner().invoke(app, ["embed", *options])
+    assert done.exit_code == 0, done.stderr
+    assert chosen == [("jax", "float32")]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -22,9 +23,6 @@ from geomatch.cli.options import (
     open_project,
 )
 from geomatch.errors import UsageError
-
-if TYPE_CHECKING:
-    from geomatch.query import Match
 
 
 def embed(
@@ -125,25 +123,23 @@ def query(
     if as_json:
         console.data(found.as_json())
     else:
-        _show(found.matches, target)
+        _show(found.as_json(), target)
 
 
-def _show(matches: tuple[Match, ...], target: str) -> None:
+def _show(matches: Sequence[Mapping[str, Any]], target: str) -> None:
     from geomatch.cli import console
 
-    columns: dict[str, list[Any]] = {
-        "rank": [match.rank for match in matches],
-        "tile": [match.tile for match in matches],
-        "year": [match.year for match in matches],
-        "score": [match.score for match in matches],
-        "lon": [None if m.lon is None else f"{m.lon:.6f}" for m in matches],
-        "lat": [None if m.lat is None else f"{m.lat:.6f}" for m in matches],
-        "distance (m)": [None if m.distance_m is None else f"{m.distance_m:.0f}" for m in matches],
-    }
+    def column(key: str, form: str = "") -> list[Any]:
+        values = [match[key] for match in matches]
+        return [format(v, form) if form and v is not None else v for v in values]
+
+    columns = {key: column(key) for key in ("rank", "tile", "year", "score")}
+    columns |= {key: column(key, ".6f") for key in ("lon", "lat")}
+    columns["distance (m)"] = column("distance_m", ".0f")
     # Images without years or georeference leave columns empty.
-    shown = {name: values for name, values in columns.items() if set(values) != {None}}
+    shown = {title: values for title, values in columns.items() if set(values) != {None}}
     console.table(
-        f"{matches[0].query if matches else target}: nearest tiles",
+        f"{matches[0]['query'] if matches else target}: nearest tiles",
         tuple(shown),
         list(zip(*shown.values(), strict=True)),
         numbers=("rank", "score", "lon", "lat", "distance (m)"),
