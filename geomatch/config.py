@@ -371,7 +371,7 @@ def template(overrides: Iterable[str] = ()) -> str:
 def _template_lines(config: Config, given: Iterable[str]) -> Iterator[str]:
     yield "# A geomatch project. Commented keys are defaults; --set table.key=value beats both."
     yield ""
-    yield "# One [[source]] per year, in order; or on the command line: geomatch tile YEAR=PATH ..."
+    yield "# One table per year, in order; or on the command line: geomatch tile YEAR=PATH ..."
     yield "# [[source]]"
     yield '# year = "2015"'
     yield '# images = "ortho/2015/*.tif"'
