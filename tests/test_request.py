@@ -1,4 +1,4 @@
-"""`tile_request`: what a caller names, combined with `geomatch.toml` and the last request."""
+"""`tile_arguments`: what a caller names, combined with `geomatch.toml` and the last request."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import pytest
 
 from geomatch import config
 from geomatch.errors import UsageError
+from geomatch.manifests import TileRequest
 from geomatch.project import Project
 from geomatch.tile import tile
-from geomatch.tiling.request import asked_before, tile_request
+from geomatch.tiling.request import asked_before, tile_arguments
 
 IN_FILE = """\
 [[source]]
@@ -34,7 +35,7 @@ def test_sources_become_settings_with_absolute_paths(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     given = ["2020=b/*.tif", "2010=~/a.tif", "2010:labels=a.gpkg", "2010:changed=/c.tif"]
-    request = tile_request(project, given, fictitious=True, overrides=["grid.size=32"])
+    request = tile_arguments(project, given, fictitious=True, overrides=["grid.size=32"])
     assert request.overrides == ("grid.size=32",)
     assert request.settings.grid.size == 32
     assert request.settings.source == (
@@ -48,45 +49,45 @@ def test_sources_become_settings_with_absolute_paths(
 @pytest.mark.parametrize("text", ["2010", "=a", "2010=", "2010:lables=a", ":labels=a"])
 def test_a_source_of_another_form_is_refused(project: Project, text: str) -> None:
     with pytest.raises(UsageError, match="YEAR=PATH"):
-        tile_request(project, [text])
+        tile_arguments(project, [text])
 
 
 def test_a_year_named_twice_is_refused(project: Project) -> None:
     with pytest.raises(UsageError, match="2010 is named twice"):
-        tile_request(project, ["2010=a", "2010=b"])
+        tile_arguments(project, ["2010=a", "2010=b"])
 
 
 def test_overrides_beat_the_file_and_sources_replace_its_sources(project: Project) -> None:
     project.config.write_text(IN_FILE)
-    request = tile_request(project, overrides=["grid.gsd=1"])
+    request = tile_arguments(project, overrides=["grid.gsd=1"])
     assert years(request.settings) == ["2000"]
     assert (request.settings.grid.size, request.settings.grid.gsd) == (64, 1.0)
-    assert years(tile_request(project, ["2010=a"]).settings) == ["2010"]
-    assert years(tile_request(project, folders="set").settings) == []
+    assert years(tile_arguments(project, ["2010=a"]).settings) == ["2010"]
+    assert years(tile_arguments(project, folders="set").settings) == []
 
 
 def test_sources_replace_the_folders_of_the_file(project: Project) -> None:
     project.config.write_text('[images]\nfolders = ["set"]\n')
-    assert tile_request(project).settings.images.folders == ("set",)
-    assert tile_request(project, ["2010=a"]).settings.images.folders == ()
+    assert tile_arguments(project).settings.images.folders == ("set",)
+    assert tile_arguments(project, ["2010=a"]).settings.images.folders == ()
 
 
 def test_folders_and_pairs_are_absolute(
     project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    images = tile_request(project, folders="set").settings.images
+    images = tile_arguments(project, folders="set").settings.images
     assert (images.folders, images.pairs) == ((f"{tmp_path}/set",), ())
-    images = tile_request(project, ["test=b", "c=d"], folders="train=a").settings.images
+    images = tile_arguments(project, ["test=b", "c=d"], folders="train=a").settings.images
     assert images.folders == (f"train={tmp_path}/a", f"test={tmp_path}/b", f"{tmp_path}/c=d")
-    images = tile_request(project, pairs=("a", "/b")).settings.images
+    images = tile_arguments(project, pairs=("a", "/b")).settings.images
     assert (images.folders, images.pairs) == ((), (f"{tmp_path}/a", "/b"))
 
 
 @pytest.mark.parametrize("more", [{"folders": "a"}, {"sources": ["2010=a"]}])
 def test_pairs_come_alone(project: Project, more: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="--pairs"):
-        tile_request(project, pairs=("a", "b"), **more)  # type: ignore[arg-type]
+        tile_arguments(project, pairs=("a", "b"), **more)  # type: ignore[arg-type]
 
 
 def test_areas_are_globs_or_polygon_files(
@@ -94,11 +95,11 @@ def test_areas_are_globs_or_polygon_files(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for rule, expected in (("source", "a*"), ("file", f"{tmp_path}/a*")):
-        request = tile_request(project, ["2010=x"], test=["a*"], overrides=[f"split.by={rule}"])
+        request = tile_arguments(project, ["2010=x"], test=["a*"], overrides=[f"split.by={rule}"])
         assert request.settings.split.test == (expected,)
         assert request.settings.split.validation == ()
     with pytest.raises(UsageError, match="by blocks"):
-        tile_request(project, ["2010=x"], validation=["a*"])
+        tile_arguments(project, ["2010=x"], validation=["a*"])
 
 
 def test_the_file_is_parsed_once(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,20 +107,20 @@ def test_the_file_is_parsed_once(project: Project, monkeypatch: pytest.MonkeyPat
     parsed = []
     loads = tomllib.loads
     monkeypatch.setattr(tomllib, "loads", lambda text: (parsed.append(text), loads(text))[1])
-    tile_request(project, ["2010=a"], test=["x"], overrides=["split.by=source"])
+    tile_arguments(project, ["2010=a"], test=["x"], overrides=["split.by=source"])
     assert parsed.count(IN_FILE) == 1
 
 
 def test_nothing_named_repeats_the_last_request(project: Project, write_raster) -> None:
     path = write_raster("a.tif", np.full((3, 64, 64), 90, np.uint8))
-    assert asked_before(project) == {"source": [], "set": []}
-    first = tile_request(project, [f"2010={path}"], overrides=["grid.size=16", "split.by=source"])
+    assert asked_before(project) == TileRequest(source=(), set=())
+    first = tile_arguments(project, [f"2010={path}"], overrides=["grid.size=16", "split.by=source"])
     made = tile(project, first.settings, overrides=first.overrides, workers=1)
     assert (made.grid, made.skipped) == (made.table.grid.id, 0)
     assert made.splits == {"train": 16, "validation": 0, "test": 0}
-    assert tile_request(project) == first
+    assert tile_arguments(project) == first
     # What is named beside it comes on top, and its split rule is known.
-    again = tile_request(project, test=["a*"], overrides=["grid.size=32"])
+    again = tile_arguments(project, test=["a*"], overrides=["grid.size=32"])
     assert again.settings.grid.size == 32
     assert again.settings.split == config.SplitConfig(by="source", test=("a*",))
     assert again.settings.source == first.settings.source
@@ -128,7 +129,7 @@ def test_nothing_named_repeats_the_last_request(project: Project, write_raster) 
 def test_skipped_tiles_are_counted(project: Project, write_raster) -> None:
     values = np.full((3, 64, 64), 90, np.uint8)
     values[:, :32, :32] = 0
-    request = tile_request(
+    request = tile_arguments(
         project,
         [f"2010={write_raster('a.tif', values, nodata=0)}"],
         overrides=["grid.size=32", "split.by=source"],
