@@ -723,7 +723,7 @@ def test_what_images_do_not_have_is_not_shown_nor_asked_for(tmp_path, project):
     assert "images without years" in done.stderr
     done = run.invoke(app, ["info", "-p", root])
     assert "classes" in done.stdout
-    assert "without a ground" in done.stdout
+    assert "without georeference" in done.stdout
     assert "years" not in done.stdout
     assert info(project)["tiles"]["classes"] == 2
 

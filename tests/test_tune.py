@@ -88,10 +88,10 @@ def test_values_and_ranges_are_read():
         ("train.lr", "tune.space: 'train.lr'"),
         ("grid.size = 32 | 64", "tune.space: 'grid.size = 32 | 64'"),
         ("embed.dtype = int8", "tune.space"),
-        ("train.lr = 1e-3 .. 1e-5 log", "is no range"),
-        ("train.lr = 0 .. 1 log", "is no range"),
-        ("train.loss = bce .. triplet", "is no range"),
-        ("train.squared = true .. false", "is no range"),
+        ("train.lr = 1e-3 .. 1e-5 log", "is not a range"),
+        ("train.lr = 0 .. 1 log", "is not a range"),
+        ("train.loss = bce .. triplet", "is not a range"),
+        ("train.squared = true .. false", "is not a range"),
         ("train.lr = low .. high", "train.lr = 'low'"),
         ("train.batch = 2 .. 4.5", "train.batch = 4.5"),
         ("model.descriptor = 64 | big", "model.descriptor = 'big'"),
@@ -176,7 +176,7 @@ def test_a_search_that_ended_is_not_repeated(searched, monkeypatch):
 )
 def test_a_search_of_other_settings_is_refused(searched, changed):
     project, found = searched
-    with pytest.raises(UsageError, match="study tune was begun with other settings") as refused:
+    with pytest.raises(UsageError, match="study tune was started with other settings") as refused:
         tune(project, changed)
     assert "--study" in refused.value.hint
     assert tune(project, searching()) == found
@@ -320,7 +320,7 @@ def test_a_search_in_which_nothing_came_to_an_end_says_so(scripted):
     diverged = DivergedError("the loss became inf near step 4")
     script([diverged], [diverged])
     for _ in range(2):
-        with pytest.raises(GeomatchError, match="no trial of study tune came to its end") as failed:
+        with pytest.raises(GeomatchError, match="no trial of study tune was completed") as failed:
             tune(project, searching(trials=2))
         assert "tune.space" in failed.value.hint
 

@@ -1,4 +1,4 @@
-"""All that people see in a terminal: progress, tables, one-line errors. Data go to stdout."""
+"""What people see in a terminal: progress, tables and errors. Data go to stdout."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from rich.text import Text
 from geomatch.errors import GeomatchError
 from geomatch.progress import ProgressCallback, duration, silent
 
-# Piped into a file, a table has all the width it needs.
+# In a pipe or a file, tables are as wide as they need to be.
 out = Console(width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True)
 
 PLAIN_SECONDS = 15.0
-"""Between progress lines where there is no terminal."""
+"""Seconds between lines of progress where there is no terminal."""
 WIDTH, CELL = 80, 26
-"""Characters across the panel of a task's figures, at the most, and across one of them."""
+"""Largest width in characters of the panel of progress values, and the width of one of them."""
 
 
 @contextlib.contextmanager
 def progress(quiet: bool = False) -> Iterator[ProgressCallback]:
-    """A reporter: live bars in a terminal, plain lines elsewhere, nothing when `quiet`."""
+    """A progress callback: live bars in a terminal, plain lines elsewhere, nothing if `quiet`."""
     if quiet:
         yield silent
     elif not err.is_terminal:
@@ -52,7 +52,7 @@ def progress(quiet: bool = False) -> Iterator[ProgressCallback]:
 
 
 class _Live(Progress):
-    """A bar for each task; above them, a panel of the one that has figures."""
+    """A bar per task, and above them a panel for the task that has values."""
 
     def __init__(self) -> None:
         self._panel: Panel | None = None
@@ -106,7 +106,7 @@ def _panel(task: str, done: int, total: int, values: Mapping[str, str]) -> Panel
 
 
 class _Time(ProgressColumn):
-    """The time that is left, or that a finished task took."""
+    """The time that is left, or the time that a finished task took."""
 
     def render(self, task: Task) -> Text:
         if task.finished:
@@ -149,26 +149,26 @@ def _plain() -> ProgressCallback:
 
 
 def failure(error: GeomatchError) -> None:
-    """One line of what is wrong, one of what to do."""
+    """Print a line on what is wrong and a line on what to do, to stderr."""
     err.print(f"[bold red]error:[/] {escape(error.message)}", highlight=False, soft_wrap=True)
     if error.hint:
         err.print(f"[bold]hint:[/] {escape(error.hint)}", highlight=False, soft_wrap=True)
 
 
 def note(text: str) -> None:
-    """A remark beside the data, on stderr."""
+    """Print a remark to stderr."""
     err.print(escape(text), highlight=False, soft_wrap=True)
 
 
 def data(value: Any) -> None:
-    """JSON on stdout."""
+    """Print JSON to stdout."""
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
 def table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], numbers: Sequence[str] = ()
 ) -> None:
-    """A table on stdout; `numbers` names the columns to align right."""
+    """Print a table to stdout; the columns in `numbers` are aligned right."""
     shown = Table(
         title=escape(title),
         title_justify="left",
@@ -184,7 +184,7 @@ def table(
 
 
 def facts(values: Mapping[str, Any]) -> None:
-    """Names and values on stdout, a line each."""
+    """Print names and values to stdout, one per line."""
     width = max(len(name) for name in values)
     for name, value in values.items():
         text = f"[bold]{escape(name):<{width}}[/]  {escape(_text(value))}"
@@ -192,7 +192,7 @@ def facts(values: Mapping[str, Any]) -> None:
 
 
 def overview(found: Mapping[str, Any]) -> None:
-    """A project's `info`."""
+    """Print what `info` found."""
     lines: dict[str, Any] = {"project": found["project"]}
     tiles = found["tiles"]
     if tiles is None:
@@ -201,7 +201,7 @@ def overview(found: Mapping[str, Any]) -> None:
         channels = tiles["channels"]
         where = f"on {tiles['grid']} ({tiles['placement']} placement)"
         if tiles["placement"] == "none":
-            where = f"of {tiles['grid']}, without a ground"
+            where = f"of {tiles['grid']}, without georeference"
         lines["tiles"] = f"{tiles['tiles']} {where}"
         if tiles["years"]:
             lines["years"] = ", ".join(
