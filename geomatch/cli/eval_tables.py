@@ -51,7 +51,7 @@ def show(report: Report, fpr: float) -> None:
         _table(title, "", GRADED, grades.items())
     for key, name, title, columns in (
         ("changed", "changed", "test, by the share of ground that changed", GROUP),
-        ("content", "content", "test, by what tells a tile from others", GROUP),
+        ("content", "content", "test, by how distinct a tile is", GROUP),
         ("regions", "region", "test, by region", GROUP),
         ("classes", "class", "test, by class", CLASS),
     ):
@@ -77,7 +77,7 @@ def _splits(embeddings: str, splits: Mapping[str, Metrics]) -> None:
 
 
 def _others(report: Report) -> None:
-    """Baselines and other runs on the split that matters most."""
+    """Baselines and other runs, on the test split if it has queries."""
     filled = (split for split in ("test", "validation") if report.splits[split].queries)
     split = next(filled, "train")
     rows = [(report.embeddings, {**report.splits[split].as_json(), "behind": None})]
