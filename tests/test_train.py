@@ -60,7 +60,7 @@ class BrokenOffError(Exception):
 class Notes(list):
     """A reporter that keeps what it is told."""
 
-    def __call__(self, task, done=0, total=0, detail="", metrics=None):
+    def __call__(self, task, done=0, total=0, detail="", values=None):
         self.append(task)
 
 
