@@ -25,7 +25,8 @@ QUANTISATION = np.array(
         [24, 35, 55, 64, 81, 104, 113, 92],
         [49, 64, 78, 87, 103, 121, 120, 101],
         [72, 92, 95, 98, 112, 100, 103, 99],
-    ]
+    ],
+    np.float32,
 )
 """JPEG's luminance quantisation table at quality 50 (ITU-T T.81, table K.1)."""
 
@@ -59,12 +60,12 @@ def augment(
         for first, second in pairs:
             source[second] = source[first]
     states = jax.random.randint(turn_key, (roles, batch), 0, 8)[source].reshape(-1)
-    flip = (states % 2) * settings.flips
-    turn = (states // 2) * settings.turns
+    flip = (states % 2) * int(settings.flips)
+    turn = (states // 2) * int(settings.turns)
     flat = tiles.reshape(-1, *tiles.shape[2:])
     if settings.rotation or settings.zoom or settings.shift:
         draws = jax.random.uniform(warp_key, (4, roles, batch), minval=-1)[:, source].reshape(4, -1)
-        angle = jnp.radians(90 * turn + settings.rotation * draws[0])
+        angle = jnp.radians(90 * turn.astype(jnp.float32) + settings.rotation * draws[0])
         zoom = (1 + settings.zoom) ** draws[1]
         shift = settings.shift * tiles.shape[2] * draws[2:]
         image, labels = warp_tiles(flat, image_channels, flip, angle, zoom, shift)
@@ -78,7 +79,7 @@ def augment(
     if labels.size and settings.label_dropout:
         # Queries without labels must work, so some tiles lose theirs in training.
         keep = jax.random.uniform(label_key, (len(flat), 1, 1, 1)) >= settings.label_dropout
-        labels = labels * keep
+        labels = jnp.where(keep, labels, 0)
     return jnp.concatenate([image, labels], axis=-1).reshape(tiles.shape)
 
 
@@ -113,12 +114,12 @@ def warp_tiles(
         Image channels (float32) and labels (uint8), each (n, h, h, channels).
     """
     side = tiles.shape[1]
-    from_centre = jnp.arange(side) - (side - 1) / 2
+    from_centre = jnp.arange(side, dtype=jnp.float32) - (side - 1) / 2
     flip, angle, zoom = (value[:, None, None] for value in (flip, angle, zoom))
     down, right = shift[..., None, None]
     y, x = (from_centre[:, None] - down) / zoom, (from_centre - right) / zoom
     row = jnp.cos(angle) * y + jnp.sin(angle) * x
-    column = (jnp.cos(angle) * x - jnp.sin(angle) * y) * (1 - 2 * flip)
+    column = (jnp.cos(angle) * x - jnp.sin(angle) * y) * (1 - 2 * flip.astype(jnp.float32))
     coordinates = row + (side - 1) / 2, column + (side - 1) / 2
 
     def sample(channels: jax.Array, order: int) -> jax.Array:
@@ -126,10 +127,11 @@ def warp_tiles(
             return map_coordinates(plane, [row, column], order, mode="reflect")
 
         # Channels are the inner vmap, so that the channels of a pixel are read together.
-        return jax.vmap(jax.vmap(sample_plane, (-1, None, None), -1))(channels, *coordinates)
+        sample_planes = jax.vmap(jax.vmap(sample_plane, (-1, None, None), -1))
+        return sample_planes(channels.astype(jnp.float32), *coordinates)
 
-    image = sample(tiles[..., :image_channels].astype(jnp.float32), 1)
-    return image, sample(tiles[..., image_channels:], 0)
+    image = sample(tiles[..., :image_channels], 1)
+    return image, sample(tiles[..., image_channels:], 0).astype(jnp.uint8)
 
 
 def jitter_light(image: jax.Array, keys: jax.Array, settings: AugmentConfig) -> jax.Array:
@@ -176,7 +178,7 @@ def gaussian_blur(image: jax.Array, deviation: jax.Array, radius: int) -> jax.Ar
         deviation: (n, 1, 1, 1) standard deviation in pixels.
         radius: of the kernel, in pixels.
     """
-    steps = jnp.arange(-radius, radius + 1)
+    steps = jnp.arange(-radius, radius + 1, dtype=jnp.float32)
     weights = jax.nn.softmax(-0.5 * (steps / jnp.maximum(deviation, 1e-3)) ** 2)
     for axis in (1, 2):
         padding = [(0, 0)] * image.ndim

@@ -124,6 +124,7 @@ def triplet(
     hinge = jax.nn.relu(positive_distance - negative_distance + margin)
     if weight is None:
         return jnp.mean(hinge)
+    weight = weight.astype(hinge.dtype)
     return jnp.sum(weight * hinge) / jnp.maximum(jnp.sum(weight), 1)
 
 

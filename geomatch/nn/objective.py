@@ -138,7 +138,7 @@ def objective(settings: Config, match_rule: MatchRule, axis: str, views: int) ->
             found = miners.batch_hard(distances, positive, negative, allowed)
         near, far = (distances[found.anchor, column] for column in (found.positive, found.negative))
         valid = found.valid.astype(jnp.float32)
-        hard = (valid * (found.hardness + train_margin > 0)).sum()
+        hard = jnp.where(found.hardness + train_margin > 0, valid, 0).sum()
         # Scaled so that the average over devices is the mean over all devices' triplets.
         count = jax.lax.pmean(valid.sum(), axis)
         loss = losses.triplet(near, far, train_margin, valid) * valid.sum() / jnp.maximum(count, 1)
