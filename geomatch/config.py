@@ -435,10 +435,11 @@ def _place(lines: list[str], table: str, key: str) -> tuple[int, int]:
 
 
 def toml(value: Any) -> str:
-    """A configuration value as TOML; for the types that occur, JSON is valid TOML."""
+    """A configuration value as TOML: JSON, but for infinity, NaN and the character DEL."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+    text = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+    return text.replace("\x7f", "\\u007f")
 
 
 def literal(text: str) -> Any:
