@@ -10,6 +10,9 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,17 +23,17 @@ SECONDS = 60
 class Browser:
     """A page at a time, and what it complained of."""
 
-    def __init__(self, to, back):
+    def __init__(self, to: int, back: int) -> None:
         self._to, self._back = to, back
         self._rest, self._sent, self._session = b"", 0, None
-        self.complaints = []
+        self.complaints: list[Any] = []
         target = self._ask("Target.createTarget", url="about:blank")["targetId"]
         attached = self._ask("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self._ask(f"{domain}.enable")
 
-    def open(self, path, width=1200, height=900, dark=False):
+    def open(self, path: Path, width: int = 1200, height: int = 900, dark: bool = False) -> None:
         """Load a file; a width of a phone's means a phone."""
         self.complaints.clear()
         self._ask(
@@ -46,23 +49,23 @@ class Browser:
         self.until("document.readyState === 'complete'")
         self.settle()
 
-    def scheme(self, name):
+    def scheme(self, name: str) -> None:
         """Prefer a colour scheme, as a setting of the system would."""
         media = [{"name": "prefers-color-scheme", "value": name}]
         self._ask("Emulation.setEmulatedMedia", features=media)
 
-    def settle(self):
+    def settle(self) -> None:
         """Wait until what was asked for is drawn."""
         self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
-    def until(self, expression):
+    def until(self, expression: str) -> None:
         """Wait until an expression is true."""
         end = time.monotonic() + SECONDS
         while not self.run(expression):
             assert time.monotonic() < end, f"never true: {expression}"
             time.sleep(0.02)
 
-    def run(self, expression):
+    def run(self, expression: str) -> Any:
         """The value of a JavaScript expression."""
         found = self._ask(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
@@ -70,30 +73,30 @@ class Browser:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    def mouse(self, kind, x, y, **more):
+    def mouse(self, kind: str, x: float, y: float, **more: Any) -> None:
         """A mouse event at a point of the window: mouseMoved, mousePressed, mouseWheel, ..."""
         self._ask("Input.dispatchMouseEvent", type=kind, x=x, y=y, **more)
         self.settle()
 
-    def touch(self, kind, *points):
+    def touch(self, kind: str, *points: tuple[float, float]) -> None:
         """A touch event: touchStart, touchMove, touchEnd."""
         fingers = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(points)]
         self._ask("Input.dispatchTouchEvent", type=kind, touchPoints=fingers)
         self.settle()
 
-    def key(self, name):
+    def key(self, name: str) -> None:
         """Press and release a key."""
         text = {"text": name} if len(name) == 1 else {}
         self._ask("Input.dispatchKeyEvent", type="keyDown", key=name, **text)
         self._ask("Input.dispatchKeyEvent", type="keyUp", key=name)
         self.settle()
 
-    def screenshot(self, path, full=True):
+    def screenshot(self, path: Path, full: bool = True) -> None:
         """Save what is seen, or all of the page, as PNG."""
         data = self._ask("Page.captureScreenshot", captureBeyondViewport=full)["data"]
         path.write_bytes(base64.b64decode(data))
 
-    def _ask(self, method, **parameters):
+    def _ask(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._sent += 1
         message = {"id": self._sent, "method": method, "params": parameters}
         if self._session:
@@ -106,7 +109,7 @@ class Browser:
                 return answer["result"]
             self._note(answer)
 
-    def _read(self):
+    def _read(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
             part = os.read(self._back, 1 << 20)
             assert part, "the browser ended"
@@ -114,7 +117,7 @@ class Browser:
         message, _, self._rest = self._rest.partition(b"\0")
         return json.loads(message)
 
-    def _note(self, event):
+    def _note(self, event: dict[str, Any]) -> None:
         """Keep an event that is a complaint, or a request that leaves the page."""
         about = event.get("params", {})
         if event.get("method") == "Runtime.exceptionThrown":
@@ -130,7 +133,7 @@ class Browser:
 
 
 @contextlib.contextmanager
-def browser():
+def browser() -> Iterator[Browser]:
     """A browser; where CI is set, its absence is a failure."""
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if not program and not os.environ.get("CI"):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 from geomatch import config
 from geomatch.nn.encoder import Siamese, TileForm, build
 from geomatch.nn.step import abstract_state
+from geomatch.nn.trunks import TRUNKS, BasicBlock, ResNet, Trunk
 
 
 def network(form: TileForm, seed: int = 0, **model: Any) -> tuple[Siamese, dict[str, Any]]:
@@ -40,6 +43,21 @@ def network(form: TileForm, seed: int = 0, **model: Any) -> tuple[Siamese, dict[
     return siamese, jax.tree_util.tree_map_with_path(draw, shapes)
 
 
+def add_trunk(
+    patch: pytest.MonkeyPatch, width: int, name: str = "tiny", blocks: tuple[int, ...] = (1,)
+) -> None:
+    """Let a configuration name one more trunk: a ResNet that compiles in a moment.
+
+    Args:
+        patch: takes the trunk out again.
+        width: channels of the first stage.
+        name: of the trunk.
+        blocks: basic blocks in each stage.
+    """
+    trunk = partial(ResNet, block=BasicBlock, blocks=blocks, width=width)
+    patch.setitem(TRUNKS, name, Trunk(trunk, len(blocks)))
+
+
 def tiles(form: TileForm, count: int, seed: int = 0) -> np.ndarray:
     """(count, size, size, channels) uint8, each of its own coarse pattern."""
     rng = np.random.default_rng(seed)
@@ -47,3 +65,11 @@ def tiles(form: TileForm, count: int, seed: int = 0) -> np.ndarray:
     side = form.size // 4
     coarse = cells.repeat(side, axis=1).repeat(side, axis=2)
     return coarse + rng.integers(0, 56, coarse.shape, np.uint8)
+
+
+def assert_near(found: Any, wanted: Any, tolerance: float = 1e-4) -> None:
+    """See that arrays agree, relative to the largest value that is wanted."""
+    wanted = np.asarray(wanted, np.float64)
+    assert found.shape == wanted.shape
+    scale = np.abs(wanted).max()
+    np.testing.assert_allclose(found / scale, wanted / scale, rtol=0, atol=tolerance)

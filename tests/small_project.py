@@ -1,31 +1,27 @@
-"""A tiny learnable project, and what it takes to make one; `small_fixtures` has it made once."""
+"""A tiny learnable project, and what it takes to make one; fixtures make it once a session."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 import rasterio
 from rasterio.transform import from_origin
 
 from geomatch import config
 from geomatch import evaluate as evaluation
-from geomatch.data.eval_report import Report, SplitMetrics
+from geomatch.data.eval_report import Report
 from geomatch.data.tiles import TileTable
-from geomatch.embed import Embedded
-from geomatch.geo.grid import Grid
-from geomatch.manifests import Channels, EmbeddingManifest, TileManifest, TileRequest
 from geomatch.project import Project
 from geomatch.tile import tile
-from geomatch.train import Trained
+
+if TYPE_CHECKING:
+    from geomatch.embed import Embedded
+    from geomatch.train import Trained
 
 SIZE = 32
 CRS = "EPSG:32630"
@@ -104,6 +100,29 @@ def make_project(
     return project
 
 
+def tile_sources(
+    project: Project,
+    images: dict[str, str | Path],
+    *overrides: str,
+    labels: dict[str, str | Path] | None = None,
+    changed: dict[str, str | Path] | None = None,
+    workers: int = 1,
+) -> TileTable:
+    """Tile imagery by year; 32 px at 1 m, all in train, unless `overrides` say otherwise."""
+    sources = tuple(
+        config.SourceConfig(
+            year=year,
+            images=str(path),
+            labels=str((labels or {}).get(year, "")),
+            changed=str((changed or {}).get(year, "")),
+        )
+        for year, path in images.items()
+    )
+    wanted = ("grid.size=32", "grid.gsd=1.0", "split.by=source", *overrides)
+    settings = config.with_overrides(config.Config(source=sources), wanted)
+    return tile(project, settings, workers=workers).table
+
+
 def retile(
     project: Project,
     imagery: Path,
@@ -164,136 +183,3 @@ def metrics(project: Project, run: str = "run1", timed: bool = False) -> list[di
     text = (project.run(run) / "metrics.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
     return [{k: v for k, v in line.items() if timed or k != "train/images_per_s"} for line in lines]
-
-
-def python(*arguments: str, devices: int = 2, **options: Any) -> subprocess.Popen[str]:
-    """A Python process of its own, with that many virtual devices."""
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-
-
-def finish(process: subprocess.Popen[str], timeout: float = 300) -> str:
-    """What a process prints, once it has ended well."""
-    out, err = process.communicate(timeout=timeout)
-    assert process.returncode == 0, err
-    return out
-
-
-def hand_made_tiles(
-    col: list[int], row: list[int], year: list[int], split: list[int] | None = None, stride: int = 8
-) -> TileTable:
-    """Tiles of 8 px at 1 m in EPSG:32630, every `stride` px, of as many years as are named."""
-    n = len(col)
-    return TileTable(
-        grid=Grid(CRS, 8, 1.0, stride),
-        years=("2000", "2010", "2020")[: max(year) + 1],
-        sources=("sheet.tif",),
-        classes=(),
-        label=np.full(n, -1),
-        epsg=np.full(n, 32630),
-        col=np.array(col),
-        row=np.array(row),
-        year=np.array(year),
-        split=np.array(split if split is not None else [0] * n),
-        source=np.zeros(n, np.int64),
-        valid=np.ones(n, np.float32),
-        store_row=np.arange(n),
-    )
-
-
-def hand_made_tile_manifest(grid: Grid, tiles: int, **changes: Any) -> TileManifest:
-    """The manifest of tiles in three colours, with `changes` of its fields."""
-    manifest = TileManifest(
-        geomatch="0",
-        fingerprint="tiles",
-        tiles=tiles,
-        planned=tiles,
-        classes=0,
-        splits={},
-        request="request",
-        asked=TileRequest(source=(), set=()),
-        grid=grid.id,
-        crs=grid.crs,
-        size=grid.size,
-        gsd=grid.gsd,
-        stride=grid.stride,
-        channels=Channels(3, 0),
-        placement="real",
-        years={},
-    )
-    return dataclasses.replace(manifest, **changes)
-
-
-def hand_made_embedding_manifest(dimension: int, **changes: Any) -> EmbeddingManifest:
-    """The manifest of descriptors that no encoder made, with `changes` of its fields."""
-    manifest = EmbeddingManifest(
-        geomatch="0",
-        name="hand@1",
-        tiles="tiles",
-        model="none",
-        run="hand",
-        run_id="none",
-        step=1,
-        metric="cosine",
-        centres=None,
-        dimension=dimension,
-        normalise=False,
-        engine="none",
-        dtype="float32",
-        fingerprint="by hand",
-    )
-    return dataclasses.replace(manifest, **changes)
-
-
-def hand_made_split_metrics(queries: int, database: int, **changes: Any) -> SplitMetrics:
-    """Metrics of 0.5 throughout, without groups of queries, with `changes` of its fields."""
-    metrics = SplitMetrics(
-        queries=queries,
-        database=database,
-        map5=0.5,
-        recall1=0.5,
-        recall5=0.5,
-        recall10=0.5,
-        median_rank=0.5,
-        median_error_m=0.5,
-        mean_rank=0.5,
-        mrr=0.5,
-        within_1_tiles=0.5,
-        within_2_tiles=0.5,
-        within_5_tiles=0.5,
-        intervals={},
-        content=(),
-        pairs=(),
-        roc=None,
-    )
-    return dataclasses.replace(metrics, **changes)
-
-
-def hand_made_classes(label: list[int], split: list[int] | None = None) -> TileTable:
-    """Images without a ground or years, of classes "a", "b" and so on."""
-    n = len(label)
-    return dataclasses.replace(
-        hand_made_tiles([0] * n, [0] * n, [0] * n, split),
-        grid=None,
-        years=("",),
-        sources=tuple(f"{'abcdefgh'[code]}/{i}.png" for i, code in enumerate(label)),
-        source=np.arange(n),
-        classes=tuple("abcdefgh"[: max(label) + 1]),
-        label=np.array(label),
-        epsg=np.zeros(n, np.int64),
-    )

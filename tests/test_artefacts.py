@@ -8,14 +8,8 @@ import json
 import jax
 import numpy as np
 import pytest
-from small_project import (
-    evaluate,
-    hand_made_embedding_manifest,
-    hand_made_split_metrics,
-    hand_made_tiles,
-    retile,
-    settings,
-)
+from hand_made import hand_made_embedding_manifest, hand_made_split_metrics, hand_made_tiles
+from small_project import evaluate, retile, settings
 
 from geomatch.data.embeddings import Embeddings
 from geomatch.data.tiles import TileTable
@@ -33,8 +27,6 @@ from geomatch.query import query
 from geomatch.runs import load_encoder, read_run
 from geomatch.train import train
 from geomatch.training.setup import resolve_settings
-
-pytest_plugins = ["small_fixtures"]
 
 
 def footprint(epsg, bounds):
@@ -138,7 +130,7 @@ def test_averaged_weights_are_kept_as_the_model_and_the_others_beside_them(tmp_p
     np.testing.assert_array_equal(model["batch_stats"]["norm"]["mean"], np.full(3, 2))
 
 
-def test_a_checkpoint_never_validated_is_the_best_there_is(tmp_path):
+def test_without_validation_the_last_checkpoint_is_the_best(tmp_path):
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(2, state_of(2), None)
         checkpoints.save(4, state_of(4), None)
@@ -147,7 +139,7 @@ def test_a_checkpoint_never_validated_is_the_best_there_is(tmp_path):
         assert checkpoints.metric(4) is None
 
 
-def test_a_checkpoint_of_another_shape_is_told(tmp_path):
+def test_a_checkpoint_of_another_shape_is_reported(tmp_path):
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(2, state_of(2), 0.5)
     other = state_of(0)._replace(params={"dense": {"other": np.zeros(4, np.float32)}})
@@ -208,7 +200,7 @@ def test_a_manifest_that_cannot_be_used_names_the_command(
         assert f"format {FORMAT + 1}" in failed.value.message
 
 
-def test_a_report_of_another_version_is_told(tmp_path):
+def test_a_report_of_another_version_is_reported(tmp_path):
     Report("r@1", "split", {}).save(tmp_path / "report.json")
     of_another_version(tmp_path / "report.json")
     with pytest.raises(StaleError) as failed:
@@ -217,7 +209,7 @@ def test_a_report_of_another_version_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["[]", "null"])
-def test_a_manifest_that_is_no_table_is_told(tmp_path, text):
+def test_a_manifest_that_is_no_table_is_reported(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(StaleError) as failed:
         read_json(tmp_path / "manifest.json", "geomatch tile")
@@ -241,7 +233,7 @@ def test_a_damaged_table_names_the_command(indexed, copied, file, use, command):
     assert command in failed.value.hint
 
 
-def test_damaged_embeddings_are_made_anew(indexed, copied):
+def test_damaged_embeddings_are_made_again(indexed, copied):
     project = copied(indexed)
     (path,) = project.embeddings.glob("*.parquet")
     whole = Embeddings.load(path)
@@ -250,7 +242,7 @@ def test_damaged_embeddings_are_made_anew(indexed, copied):
     np.testing.assert_array_equal(Embeddings.load(again.path).vectors, whole.vectors)
 
 
-def test_a_run_without_a_checkpoint_is_told(indexed, copied):
+def test_a_run_without_a_checkpoint_is_reported(indexed, copied):
     project = copied(indexed)
     for path in (project.run("run1") / "checkpoints").iterdir():
         path.rename(project.root / path.name)
@@ -259,7 +251,7 @@ def test_a_run_without_a_checkpoint_is_told(indexed, copied):
     assert failed.value.hint == "Run: geomatch train"
 
 
-def test_a_folder_that_is_no_project_is_told(tmp_path):
+def test_a_folder_that_is_no_project_is_reported(tmp_path):
     with pytest.raises(UsageError) as failed:
         Project.open(tmp_path)
     assert "geomatch init" in failed.value.hint

@@ -22,6 +22,8 @@ from geomatch.nn.augment import (
     warp_tiles,
 )
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 STILL = AugmentConfig(flips=False, turns=False, brightness=0.0, contrast=0.0, label_dropout=0.0)
 WARP = AugmentConfig(flips=True, turns=True, brightness=0.0, contrast=0.0, label_dropout=0.0)
 ALL = AugmentConfig(
@@ -224,7 +226,7 @@ def test_a_warp_by_quarters_is_a_flip_and_turn(flip, turn):
 
 
 @pytest.mark.parametrize("degrees", [-170.0, -20.0, 7.0, 45.0])
-def test_rotation_is_that_of_scipy_and_pillow(degrees):
+def test_rotation_matches_scipy_and_pillow(degrees):
     tile = smooth_tiles()[0, 0]
     found = warp(tile[None], degrees=degrees)[0]
     # SciPy turns the axes (0, 1) anticlockwise, as Pillow does.
@@ -450,7 +452,7 @@ def test_blur_keeps_the_mean_and_lowers_the_variance():
     assert np.median(spread) < 0.5
 
 
-def test_blur_is_scipy_s_gaussian():
+def test_blur_matches_scipy_s_gaussian():
     tiles = random_tiles(1, 1, size=32, channels=3)
     found = changed(tiles, still(blur=2.0), seed=3, pairs=[])[0, 0].astype(float)
 
@@ -474,7 +476,7 @@ def jpeg(tiles, strength):
 
 @pytest.mark.parametrize(("strength", "quality"), [(1.0, 10), (0.2, 50)])
 @pytest.mark.parametrize("size", [64, 61])
-def test_compression_is_that_of_pillow(strength, quality, size):
+def test_compression_matches_pillow(strength, quality, size):
     tile = smooth_tiles(size=size)[0, 0, ..., 0]
     file = io.BytesIO()
     Image.fromarray(tile).save(file, "jpeg", quality=quality)

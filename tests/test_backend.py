@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import pytest
+from processes import output_of
 
 from geomatch.nn import backend
 from geomatch.nn.backend import ONEDNN_FLAG
@@ -46,20 +45,8 @@ print(statistics.median_low(pages))
 """
 
 
-def run(*command, **environment):
-    return subprocess.run(
-        [sys.executable, *command],
-        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def told(*arguments, said=""):
-    done = run("-c", TOLD, *arguments, XLA_FLAGS=said)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(output_of("-c", TOLD, *arguments, XLA_FLAGS=said))
 
 
 def test_in_float32_programs_are_kept():
@@ -84,9 +71,8 @@ def check_bfloat16(tests, onednn):
     """Run the tests of bfloat16 in a file with oneDNN allowed ("true") or forbidden ("false")."""
     path = str(Path(__file__).with_name(tests))
     flag = f"--{ONEDNN_FLAG}={onednn}"
-    done = run("-m", "pytest", "-n", "0", "-q", path, "-k", "bfloat16", XLA_FLAGS=flag)
-    assert done.returncode == 0, done.stdout
-    assert " passed" in done.stdout
+    arguments = ("-m", "pytest", "-n", "0", "-q", path, "-k", "bfloat16")
+    assert " passed" in output_of(*arguments, XLA_FLAGS=flag)
 
 
 @pytest.mark.skipif(not backend.calls_onednn(), reason="XLA gives it to oneDNN, or has none")
@@ -111,8 +97,6 @@ def test_an_accelerator_keeps_its_programs_in_bfloat16(monkeypatch):
 def test_memory_is_kept_from_one_run_of_a_program_to_the_next():
     pages = {}
     for how in ("given back", "kept"):
-        done = run("-c", FRESH, how)
-        assert done.returncode == 0, done.stderr
-        pages[how] = int(done.stdout)
+        pages[how] = int(output_of("-c", FRESH, how))
     assert pages["given back"] > 4096 * 4096 * 4 / 4096
     assert pages["kept"] < 100

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import geopandas
 import numpy as np
@@ -13,28 +11,25 @@ import pyogrio
 import pytest
 import rasterio
 import shapely
+from command_line import run_command
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import from_origin
-from typer.testing import CliRunner
 
-from geomatch.cli.commands import app
 from geomatch.data.tiles import TileTable
-from geomatch.project import Project
-
-Write = Callable[..., Path]
 
 LEFT, TOP = 500_000, 5_000_000
 
 
 @pytest.fixture
-def good(write_raster: Write) -> Path:
+def good(write_raster):
     return write_raster("good.tif", plain(), origin=(LEFT, TOP))
 
 
-def plain(bands: int = 3, dtype: str = "uint8", side: int = 64) -> np.ndarray:
+def plain(bands=3, dtype="uint8", side=64):
     return np.full((bands, side, side), 90, dtype)
 
 
-def arguments(project: Project, *given: object) -> list[str]:
+def arguments(project, *given):
     """Tiles of 32 px at 1 m, all in train, unless `given` says otherwise."""
     base = ["--workers", "1", "-q", "--set", "split.by=source"]
     if "--size" not in given:
@@ -42,7 +37,7 @@ def arguments(project: Project, *given: object) -> list[str]:
     return ["tile", "-p", str(project.root), *base, *map(str, given)]
 
 
-def check_error(stderr: str, words: tuple[str, ...]) -> None:
+def check_error(stderr, words):
     lines = stderr.splitlines()
     assert 1 <= len(lines) <= 2, stderr
     assert lines[0].startswith("error: ")
@@ -53,23 +48,23 @@ def check_error(stderr: str, words: tuple[str, ...]) -> None:
         assert word in stderr
 
 
-def refused(project: Project, *given: object, names: tuple[str, ...], code: int = 1) -> None:
+def refused(project, *given, names, code=1):
     """`tile` fails with `code`, in an error and a hint that hold `names`, and leaves no tiles."""
-    result = CliRunner().invoke(app, arguments(project, *given))
+    result = run_command(*arguments(project, *given))
     assert result.exit_code == code, result.stderr
     assert result.stdout == ""
     check_error(result.stderr, names)
     assert not project.catalogue.exists()
 
 
-def shell(project: Project, *given: object) -> subprocess.CompletedProcess[str]:
+def shell(project, *given):
     """`tile` in a process of its own, where libraries' own messages would show."""
     command = [sys.executable, "-m", "geomatch", *arguments(project, *given)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-def accepted(project: Project, *given: object) -> TileTable:
-    result = CliRunner().invoke(app, arguments(project, *given))
+def accepted(project, *given):
+    result = run_command(*arguments(project, *given))
     assert result.exit_code == 0, result.stderr
     return TileTable.load(project.catalogue)
 
@@ -77,33 +72,35 @@ def accepted(project: Project, *given: object) -> TileTable:
 # Rasters
 
 
-def test_no_crs(write_raster: Write, project: Project, good: Path) -> None:
+def test_no_crs(write_raster, project, good):
     bad = write_raster("bad.tif", plain(), crs=None)
     refused(project, f"2010={good}", f"2020={bad}", names=("bad.tif", "CRS", "-a_srs"))
 
 
-def test_an_image_without_georeference(project: Project, tmp_path: Path) -> None:
-    with rasterio.open(
-        tmp_path / "photo.png", "w", driver="PNG", count=3, height=64, width=64, dtype="uint8"
-    ) as target:
+def test_an_image_without_georeference(project, tmp_path):
+    form = {"driver": "PNG", "count": 3, "height": 64, "width": 64, "dtype": "uint8"}
+    with (
+        pytest.warns(NotGeoreferencedWarning),
+        rasterio.open(tmp_path / "photo.png", "w", **form) as target,
+    ):
         target.write(plain())
     done = shell(project, f"2010={tmp_path / 'photo.png'}")
     assert done.returncode == 1
     check_error(done.stderr, ("photo.png", "CRS"))
 
 
-def test_no_common_ground(write_raster: Write, project: Project, good: Path) -> None:
+def test_no_common_ground(write_raster, project, good):
     bad = write_raster("bad.tif", plain(), origin=(LEFT + 5000, TOP))
     refused(project, f"2010={good}", f"2020={bad}", names=("2010", "2020", "more than one year"))
 
 
-def test_other_bands_within_a_year(write_raster: Write, project: Project, tmp_path: Path) -> None:
+def test_other_bands_within_a_year(write_raster, project, tmp_path):
     write_raster("y/a.tif", plain(), origin=(LEFT, TOP))
     write_raster("y/b.tif", plain(1), origin=(LEFT + 64, TOP))
     refused(project, f"2010={tmp_path / 'y'}", names=("2010", "a.tif", "b.tif", "gdal_translate"))
 
 
-def test_other_dtype_within_a_year(write_raster: Write, project: Project, tmp_path: Path) -> None:
+def test_other_dtype_within_a_year(write_raster, project, tmp_path):
     write_raster("y/a.tif", plain(), origin=(LEFT, TOP))
     write_raster("y/b.tif", plain(dtype="uint16"), origin=(LEFT + 64, TOP))
     refused(
@@ -115,13 +112,13 @@ def test_other_dtype_within_a_year(write_raster: Write, project: Project, tmp_pa
     )
 
 
-def test_other_bands_between_years(write_raster: Write, project: Project, good: Path) -> None:
+def test_other_bands_between_years(write_raster, project, good):
     bad = write_raster("bad.tif", plain(1), origin=(LEFT, TOP))
     refused(project, f"2010={good}", f"2020={bad}", names=("bad.tif", "2020", "1 band", "3"))
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "int16", "float32"])
-def test_no_stretch(write_raster: Write, project: Project, dtype: str) -> None:
+def test_no_stretch(write_raster, project, dtype):
     bad = write_raster("bad.tif", plain(dtype=dtype), origin=(LEFT, TOP))
     refused(project, f"2010={bad}", code=2, names=("bad.tif", dtype, "--stretch"))
 
@@ -129,20 +126,20 @@ def test_no_stretch(write_raster: Write, project: Project, dtype: str) -> None:
 @pytest.mark.parametrize(
     "text", ["5", "a,b", "9,3", "5,5", "1,2,3", "2%,98", "2,98%", "-5%,98%", "2%,200%", "%,%", ""]
 )
-def test_bad_stretch(write_raster: Write, project: Project, text: str) -> None:
+def test_bad_stretch(write_raster, project, text):
     values = np.arange(3 * 64 * 64, dtype=np.uint16).reshape(3, 64, 64)
     bad = write_raster("a.tif", values, origin=(LEFT, TOP))
     refused(project, f"2010={bad}", "--stretch", text, code=2, names=("--stretch", "MIN,MAX"))
 
 
 @pytest.mark.parametrize("path", ["none/*.tif", "none", "none.tif", "empty"])
-def test_nothing_there(project: Project, good: Path, tmp_path: Path, path: str) -> None:
+def test_nothing_there(project, good, tmp_path, path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("nothing")
     refused(project, f"2010={good}", f"2020={tmp_path / path}", names=("2020", path, "glob"))
 
 
-def truncated(path: Path, dtype: str = "uint8") -> bytes:
+def truncated(path, dtype="uint8"):
     """A compressed GeoTIFF of which the header and the first half are left; returns the whole."""
     values = np.random.default_rng(0).integers(1, 255, (3, 256, 256)).astype(dtype)
     with rasterio.open(
@@ -168,7 +165,7 @@ def truncated(path: Path, dtype: str = "uint8") -> bytes:
     return whole
 
 
-def test_truncated_tiff(project: Project, tmp_path: Path) -> None:
+def test_truncated_tiff(project, tmp_path):
     """Nothing is left of it, and the same command goes through once the file is replaced."""
     path = tmp_path / "cut short.tif"
     whole = truncated(path)
@@ -182,7 +179,7 @@ def test_truncated_tiff(project: Project, tmp_path: Path) -> None:
         assert source.read(1).any()
 
 
-def test_truncated_tiff_under_a_stretch_in_percent(project: Project, tmp_path: Path) -> None:
+def test_truncated_tiff_under_a_stretch_in_percent(project, tmp_path):
     path = tmp_path / "short.tif"
     truncated(path, "uint16")
     done = shell(project, f"2010={path}", "--stretch", "2%,98%")
@@ -192,7 +189,7 @@ def test_truncated_tiff_under_a_stretch_in_percent(project: Project, tmp_path: P
 
 
 @pytest.mark.parametrize("content", [b"not a raster", b""])
-def test_a_file_that_is_no_raster(project: Project, tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_raster(project, tmp_path, content):
     path = tmp_path / "text.tif"
     path.write_bytes(content)
     done = shell(project, f"2010={path}")
@@ -202,7 +199,7 @@ def test_a_file_that_is_no_raster(project: Project, tmp_path: Path, content: byt
 
 
 @pytest.mark.parametrize("name", ["a.tif", "b.tif"])
-def test_a_colour_table(write_raster: Write, project: Project, tmp_path: Path, name: str) -> None:
+def test_a_colour_table(write_raster, project, tmp_path, name):
     """Its indices cannot be interpolated; on the first sheet or on a later one."""
     for i, each in enumerate(("a.tif", "b.tif")):
         path = write_raster(f"y/{each}", plain(1), origin=(LEFT + 64 * i, TOP))
@@ -212,14 +209,14 @@ def test_a_colour_table(write_raster: Write, project: Project, tmp_path: Path, n
     refused(project, f"2010={tmp_path / 'y'}", names=(name, "-expand"))
 
 
-def test_no_tile_is_valid_enough(write_raster: Write, project: Project) -> None:
+def test_no_tile_is_valid_enough(write_raster, project):
     values = plain()
     values[:, ::2] = 0
     path = write_raster("a.tif", values, origin=(LEFT, TOP), nodata=0)
     refused(project, f"2010={path}", names=("50%", "grid.min_valid", "nodata"))
 
 
-def test_a_raster_smaller_than_a_tile(write_raster: Write, project: Project) -> None:
+def test_a_raster_smaller_than_a_tile(write_raster, project):
     path = write_raster("a.tif", plain(side=20), origin=(LEFT, TOP))
     refused(project, f"2010={path}", names=("valid",))
 
@@ -228,14 +225,12 @@ def test_a_raster_smaller_than_a_tile(write_raster: Write, project: Project) -> 
 
 
 @pytest.mark.parametrize(("bands", "dtype"), [(1, "uint16"), (1, "float32"), (2, "uint8")])
-def test_a_label_raster_of_another_form(
-    write_raster: Write, project: Project, good: Path, bands: int, dtype: str
-) -> None:
+def test_a_label_raster_of_another_form(write_raster, project, good, bands, dtype):
     bad = write_raster("labels.tif", plain(bands, dtype), origin=(LEFT, TOP))
     refused(project, f"2010={good}", f"2010:labels={bad}", names=("labels.tif", dtype, "Byte"))
 
 
-def test_label_rasters_of_two_forms(write_raster: Write, project: Project, good: Path) -> None:
+def test_label_rasters_of_two_forms(write_raster, project, good):
     grey = write_raster("grey.tif", plain(1), origin=(LEFT, TOP))
     colour = write_raster("colour.tif", plain(3), origin=(LEFT, TOP))
     refused(
@@ -245,7 +240,7 @@ def test_label_rasters_of_two_forms(write_raster: Write, project: Project, good:
     )
 
 
-def test_labels_that_are_not_there(project: Project, good: Path) -> None:
+def test_labels_that_are_not_there(project, good):
     refused(
         project,
         *(f"2010={good}", f"2010:labels={good.parent / 'none.gpkg'}"),
@@ -253,13 +248,14 @@ def test_labels_that_are_not_there(project: Project, good: Path) -> None:
     )
 
 
-def without_crs(path: Path) -> Path:
+def without_crs(path):
     box = shapely.to_wkb(np.array([shapely.box(LEFT, TOP - 20, LEFT + 20, TOP)]))
-    pyogrio.raw.write(path, box, [], [], geometry_type="Polygon", crs=None, driver="GPKG")
+    with pytest.warns(UserWarning, match="'crs' was not provided"):
+        pyogrio.raw.write(path, box, [], [], geometry_type="Polygon", crs=None, driver="GPKG")
     return path
 
 
-def test_vector_labels_without_crs(project: Project, good: Path, tmp_path: Path) -> None:
+def test_vector_labels_without_crs(project, good, tmp_path):
     path = without_crs(tmp_path / "bad.gpkg")
     done = shell(project, f"2010={good}", f"2010:labels={path}")
     assert done.returncode == 1
@@ -267,7 +263,7 @@ def test_vector_labels_without_crs(project: Project, good: Path, tmp_path: Path)
     assert not project.catalogue.exists()
 
 
-def test_a_vector_file_that_is_none(project: Project, good: Path, tmp_path: Path) -> None:
+def test_a_vector_file_that_is_none(project, good, tmp_path):
     path = tmp_path / "bad.geojson"
     path.write_text("not a map")
     done = shell(project, f"2010={good}", f"2010:labels={path}")
@@ -275,15 +271,13 @@ def test_a_vector_file_that_is_none(project: Project, good: Path, tmp_path: Path
     check_error(done.stderr, ("bad.geojson", "ogrinfo"))
 
 
-def test_a_vector_file_without_a_layer_of_shapes(
-    project: Project, good: Path, tmp_path: Path
-) -> None:
+def test_a_vector_file_without_a_layer_of_shapes(project, good, tmp_path):
     path = tmp_path / "table.gpkg"
     pyogrio.write_dataframe(geopandas.pd.DataFrame({"a": [1]}), path)
     refused(project, f"2010={good}", f"2010:labels={path}", names=("table.gpkg",))
 
 
-def test_several_vector_files(project: Project, good: Path, tmp_path: Path) -> None:
+def test_several_vector_files(project, good, tmp_path):
     shape = geopandas.GeoDataFrame(geometry=[shapely.Point(3, 45)], crs=4326)
     for name in "ab":
         shape.to_file(tmp_path / f"{name}.gpkg")
@@ -297,7 +291,7 @@ def test_several_vector_files(project: Project, good: Path, tmp_path: Path) -> N
 # Splits
 
 
-def test_a_split_file_without_crs(project: Project, good: Path, tmp_path: Path) -> None:
+def test_a_split_file_without_crs(project, good, tmp_path):
     path = without_crs(tmp_path / "areas.gpkg")
     refused(
         project,
@@ -306,7 +300,7 @@ def test_a_split_file_without_crs(project: Project, good: Path, tmp_path: Path) 
     )
 
 
-def test_a_split_file_that_is_not_there(project: Project, good: Path, tmp_path: Path) -> None:
+def test_a_split_file_that_is_not_there(project, good, tmp_path):
     refused(
         project,
         *(f"2010={good}", "--set", "split.by=file", "--test", tmp_path / "none.gpkg"),
@@ -314,7 +308,7 @@ def test_a_split_file_that_is_not_there(project: Project, good: Path, tmp_path: 
     )
 
 
-def test_an_unknown_rule(project: Project, good: Path) -> None:
+def test_an_unknown_rule(project, good):
     refused(
         project,
         *(f"2010={good}", "--set", "split.by=colour"),
@@ -330,30 +324,30 @@ def test_an_unknown_rule(project: Project, good: Path) -> None:
     "text",
     ["2010", "=PATH", "2010=", "2010:label=PATH", "20 10=PATH", "20/10=PATH", "20@10=PATH", ":=P"],
 )
-def test_a_source_of_another_form(project: Project, good: Path, text: str) -> None:
+def test_a_source_of_another_form(project, good, text):
     refused(project, text.replace("PATH", str(good)), code=2, names=(text.split("=")[0],))
 
 
-def test_a_year_named_twice(project: Project, good: Path) -> None:
+def test_a_year_named_twice(project, good):
     refused(project, f"2010={good}", f"2010={good}", code=2, names=("2010", "twice"))
 
 
-def test_a_year_named_twice_in_the_file(project: Project, good: Path) -> None:
+def test_a_year_named_twice_in_the_file(project, good):
     source = f'[[source]]\nyear = "2010"\nimages = "{good}"\n'
     project.config.write_text(source * 2)
     refused(project, code=2, names=("year", "twice"))
 
 
-def test_labels_without_images(project: Project, good: Path) -> None:
+def test_labels_without_images(project, good):
     refused(project, f"2010:labels={good}", code=2, names=("2010", "no images", "2010=PATH"))
 
 
-def test_no_source_at_all(project: Project) -> None:
+def test_no_source_at_all(project):
     refused(project, code=2, names=("no imagery", "geomatch tile", "[[source]]"))
 
 
 @pytest.mark.parametrize("key", ["year", "images"])
-def test_a_source_of_the_file_that_lacks_a_key(project: Project, good: Path, key: str) -> None:
+def test_a_source_of_the_file_that_lacks_a_key(project, good, key):
     values = {"year": "2010", "images": str(good)}
     del values[key]
     lines = [f'{name} = "{value}"' for name, value in values.items()]
@@ -362,9 +356,7 @@ def test_a_source_of_the_file_that_lacks_a_key(project: Project, good: Path, key
 
 
 @pytest.mark.parametrize("year", ["20@10", "20/10", "20 10"])
-def test_a_year_of_the_file_that_no_tile_id_could_hold(
-    project: Project, good: Path, year: str
-) -> None:
+def test_a_year_of_the_file_that_no_tile_id_could_hold(project, good, year):
     project.config.write_text(f'[[source]]\nyear = "{year}"\nimages = "{good}"\n')
     refused(project, code=2, names=(year,))
 
@@ -391,32 +383,28 @@ def test_a_year_of_the_file_that_no_tile_id_could_hold(
         (("--set", "split.buffer=-5"), ("split.buffer",)),
     ],
 )
-def test_a_grid_that_makes_no_sense(
-    project: Project, good: Path, given: tuple[str, ...], names: tuple[str, ...]
-) -> None:
+def test_a_grid_that_makes_no_sense(project, good, given, names):
     refused(project, f"2010={good}", *given, code=2, names=names)
 
 
 # What was there before
 
 
-def test_a_refused_command_keeps_the_tiles_there_were(
-    write_raster: Write, project: Project, good: Path
-) -> None:
+def test_a_refused_command_keeps_the_tiles_there_were(write_raster, project, good):
     accepted(project, f"2010={good}")
     before = {p: p.stat().st_mtime_ns for p in project.tiles.rglob("*")}
     bad = write_raster("bad.tif", plain(), crs=None)
-    result = CliRunner().invoke(app, arguments(project, f"2010={bad}"))
+    result = run_command(*arguments(project, f"2010={bad}"))
     assert result.exit_code == 1
     short = bad.with_name("short.tif")
     truncated(short)
-    result = CliRunner().invoke(app, arguments(project, f"2010={short}"))
+    result = run_command(*arguments(project, f"2010={short}"))
     assert result.exit_code == 1
     assert {p: p.stat().st_mtime_ns for p in project.tiles.rglob("*")} == before
     assert len(TileTable.load(project.catalogue)) == 4
 
 
-def test_a_second_writer(project: Project, good: Path) -> None:
+def test_a_second_writer(project, good):
     with project.lock("tiles"):
         done = shell(project, f"2010={good}")
         assert done.returncode == 1
@@ -427,9 +415,7 @@ def test_a_second_writer(project: Project, good: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["cut short", "gone"])
 @pytest.mark.parametrize("name", ["manifest.json", "tiles.parquet"])
-def test_damaged_tiles_are_told_and_the_remedy_works(
-    project: Project, good: Path, name: str, damage: str
-) -> None:
+def test_damaged_tiles_are_reported_and_the_remedy_works(project, good, name, damage):
     """The hint's command, with the sources given again, makes sound tiles."""
     accepted(project, f"2010={good}")
     path = project.tiles / name
@@ -437,10 +423,10 @@ def test_damaged_tiles_are_told_and_the_remedy_works(
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:40])
-    result = CliRunner().invoke(app, arguments(project, f"2010={good}"))
+    result = run_command(*arguments(project, f"2010={good}"))
     if result.exit_code:
         check_error(result.stderr, (name, "geomatch tile"))
         force = ["--force"] if "--force" in result.stderr else []
-        result = CliRunner().invoke(app, arguments(project, f"2010={good}", *force))
+        result = run_command(*arguments(project, f"2010={good}", *force))
     assert result.exit_code == 0, result.stderr
     assert len(TileTable.load(project.catalogue)) == project.tile_manifest().tiles == 4

@@ -1,4 +1,4 @@
-"""Baselines and other runs beside a run: descriptors, figures and paired differences."""
+"""Baselines and other runs beside a run: descriptors, metrics and paired differences."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import json
 
 import numpy as np
 import pytest
+from command_line import run_command
 from small_project import evaluate, settings
-from typer.testing import CliRunner
 
-from geomatch.cli.commands import app
 from geomatch.data import embeddings
 from geomatch.data.embeddings import Embeddings
 from geomatch.data.store import TileStore
@@ -23,8 +22,6 @@ from geomatch.evaluation.handcrafted import colour_histogram, hog
 from geomatch.geo import footprints
 from geomatch.progress import silent
 from geomatch.train import train
-
-pytest_plugins = ["small_fixtures"]
 
 
 @pytest.fixture(scope="module")
@@ -118,16 +115,16 @@ def test_paired_intervals_are_narrower_than_two_alone(several):
 def test_the_command_shows_them_in_one_table(several):
     project, name = several
     arguments = ["eval", "-p", str(project.root), "--run", name, "-q", "--compare", "random@1"]
-    result = CliRunner().invoke(app, [*arguments, "--baselines"])
+    result = run_command(*arguments, "--baselines")
     assert result.exit_code == 0, result.output
     for text in ("random@1", "untrained", "imagenet", "colour histogram", "HOG", "side by side"):
         assert text in result.stdout
-    found = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
+    found = json.loads(run_command(*arguments, "--json").stdout)
     assert [other["name"] for other in found["others"]] == ["random@1"]
-    assert "others" not in json.loads(CliRunner().invoke(app, [*arguments[:-2], "--json"]).stdout)
+    assert "others" not in json.loads(run_command(*arguments[:-2], "--json").stdout)
 
 
-def test_an_unknown_run_is_told(several):
+def test_an_unknown_run_is_reported(several):
     project, name = several
     with pytest.raises(GeomatchError, match="no embeddings 'else@1'"):
         evaluate(project, run=name, others=["else@1"])

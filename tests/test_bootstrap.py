@@ -9,7 +9,7 @@ from scipy.stats import bootstrap as peer
 from geomatch.evaluation.bootstrap import bootstrap
 
 
-def test_intervals_of_lone_queries_are_scipy_s():
+def test_intervals_of_lone_queries_match_scipy():
     values = np.random.default_rng(1).random((400, 2)) < [0.3, 0.8]
     found = bootstrap(values.astype(float), np.arange(400))
     for mine, column in zip(found, values.T, strict=True):

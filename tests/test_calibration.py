@@ -26,7 +26,7 @@ def test_the_fit_finds_the_true_probability():
     )
 
 
-def test_the_fit_is_scikit_learn_s():
+def test_the_fit_matches_scikit_learn():
     same, other = pairs()
     found = Calibration.fit(same, other)
     wanted = LogisticRegression(C=np.inf, tol=1e-8)
@@ -51,13 +51,13 @@ def test_pairs_all_alike_are_even_odds():
     assert found.probability(np.array([0.5])) == pytest.approx([0.5])
 
 
-def test_what_is_no_number_is_no_match():
+def test_a_score_of_nan_is_no_match():
     found = Calibration.fit(np.array([0.9, 0.8, np.nan]), np.array([0.1, np.nan, 0.2]))
     assert found.slope > 0
     assert found.probability(np.array([np.nan])) == [0]
 
 
-def test_reliability_is_scikit_learn_s():
+def test_reliability_matches_scikit_learn():
     rng = np.random.default_rng(2)
     probability = rng.random(3000)
     truth = rng.random(3000) < probability**2

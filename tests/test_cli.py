@@ -7,32 +7,30 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import jax
 import numpy as np
 import pytest
 import typer.main
+from command_line import run_command
 from typer.testing import CliRunner
 
 from geomatch import __version__, config
 from geomatch.cli.commands import app
 from geomatch.project import Project
 
-Write = Callable[..., Path]
-
 EXAMPLES = Path(__file__).parent.parent / "examples"
 COMMANDS = ["init", "tile", "train", "tune", "embed", "index", "query", "eval", "info", "demo"]
 
 
-def invoke(*arguments: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
+def invoke(*arguments):
+    result = run_command(*arguments)
     return result.exit_code, result.stdout, result.stderr
 
 
-def geomatch(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+def geomatch(*arguments, **options):
     command = [sys.executable, "-m", "geomatch", *map(str, arguments)]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=120, check=False, **options
@@ -40,30 +38,30 @@ def geomatch(*arguments: object, **options: object) -> subprocess.CompletedProce
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
+def project(tmp_path):
     code, _, stderr = invoke("init", tmp_path / "project")
     assert code == 0, stderr
     return Project.open(tmp_path / "project")
 
 
 @pytest.fixture
-def imagery(write_raster: Write) -> Path:
+def imagery(write_raster):
     return write_raster("a.tif", np.full((3, 64, 64), 90, np.uint8))
 
 
-def test_version() -> None:
+def test_version():
     assert invoke("--version") == (0, f"geomatch {__version__}\n", "")
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
-def test_help_of_every_command(command: list[str]) -> None:
+def test_help_of_every_command(command):
     code, stdout, stderr = invoke(*command, "--help")
     assert code == 0
     assert "Usage" in stdout
     assert stderr == ""
 
 
-def test_help_lists_the_commands_in_the_order_of_the_pipeline() -> None:
+def test_help_lists_the_commands_in_the_order_of_the_pipeline():
     _, stdout, _ = invoke("--help")
     listed = [
         next((i for i, line in enumerate(stdout.splitlines()) if name in line.split()), -1)
@@ -73,7 +71,7 @@ def test_help_lists_the_commands_in_the_order_of_the_pipeline() -> None:
     assert listed == sorted(listed)
 
 
-def commands(group: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def commands(group, name=""):
     """Every command by its full name, as Typer has it."""
     for part, command in group.commands.items():
         full = f"{name} {part}".strip()
@@ -97,19 +95,19 @@ CHOICES = {
 """Options with a fixed set of values."""
 
 
-def options(command: str) -> dict[str, Any]:
+def options(command):
     return {name: parameter for parameter in ALL[command].params for name in parameter.opts}
 
 
 @pytest.mark.parametrize("command", ALL)
-def test_every_command_takes_settings_and_a_project(command: str) -> None:
+def test_every_command_takes_settings_and_a_project(command):
     assert "--set" in options(command)
     if command not in ("init", "demo"):  # which make the project that they name
         assert {"-p", "--project"} <= set(options(command))
 
 
 @pytest.mark.parametrize("option", CHOICES)
-def test_choices_are_listed_and_completed(option: str) -> None:
+def test_choices_are_listed_and_completed(option):
     command, _, name = option.rpartition(" ")
     words = f"geomatch {command} {name} "
     environment = {"_GEOMATCH_COMPLETE": "complete_bash", "COMP_WORDS": words}
@@ -122,7 +120,7 @@ def test_choices_are_listed_and_completed(option: str) -> None:
 
 
 @pytest.mark.parametrize("option", CHOICES)
-def test_another_value_is_refused_in_one_line(tmp_path: Path, option: str) -> None:
+def test_another_value_is_refused_in_one_line(tmp_path, option):
     command, _, name = option.rpartition(" ")
     given = [tmp_path / "x"] if command in ("init", "weights import") else []
     code, stdout, stderr = invoke(*command.split(), *given, name, "other")
@@ -143,7 +141,7 @@ def test_another_value_is_refused_in_one_line(tmp_path: Path, option: str) -> No
         (("export",), "missing command"),
     ],
 )
-def test_wrong_use_is_told_in_one_line(arguments: tuple[str, ...], words: str) -> None:
+def test_wrong_use_is_told_in_one_line(arguments, words):
     code, stdout, stderr = invoke(*arguments)
     assert (code, stdout) == (2, "")
     error, hint = stderr.splitlines()
@@ -151,7 +149,7 @@ def test_wrong_use_is_told_in_one_line(arguments: tuple[str, ...], words: str) -
     assert hint.endswith("--help")
 
 
-def test_help_imports_nothing_heavy() -> None:
+def test_help_imports_nothing_heavy():
     heavy = ["jax", "numpy", "rasterio", "sklearn", "faiss", "orbax", "pyarrow", "tensorstore"]
     code = (
         "import sys\n"
@@ -164,7 +162,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stderr.strip() == "[]"
 
 
-def test_help_is_quick() -> None:
+def test_help_is_quick():
     """Half a second of processor time, which other work on the machine takes none of; or twice."""
     seconds = []
     for _ in range(3):
@@ -186,7 +184,7 @@ def test_help_is_quick() -> None:
         ("init",),
     ],
 )
-def test_wrong_use_is_2(project: Project, arguments: tuple[str, ...]) -> None:
+def test_wrong_use_is_2(project, arguments):
     done = geomatch(*arguments, cwd=project.root)
     assert done.returncode == 2
     assert done.stdout == ""
@@ -195,7 +193,7 @@ def test_wrong_use_is_2(project: Project, arguments: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("command", ["train", "tune", "embed", "index", "eval", "query"])
-def test_without_tiles_the_next_command_is_named(project: Project, command: str) -> None:
+def test_without_tiles_the_next_command_is_named(project, command):
     """Failed, not wrong: 1. One line of error, one of hint."""
     target = ["1_2@2010"] if command == "query" else []
     code, stdout, stderr = invoke(command, *target, "-p", project.root)
@@ -208,7 +206,7 @@ def test_without_tiles_the_next_command_is_named(project: Project, command: str)
 
 
 @pytest.mark.parametrize("command", ["tile", "train", "tune", "embed", "index", "eval", "info"])
-def test_outside_a_project_init_is_named(tmp_path: Path, command: str) -> None:
+def test_outside_a_project_init_is_named(tmp_path, command):
     code, stdout, stderr = invoke(command, "-p", tmp_path)
     assert code == 2
     assert stdout == ""
@@ -218,7 +216,7 @@ def test_outside_a_project_init_is_named(tmp_path: Path, command: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["tile", "train", "tune", "embed", "index", "eval", "info"])
-def test_unknown_keys_are_refused_by_every_command(project: Project, command: str) -> None:
+def test_unknown_keys_are_refused_by_every_command(project, command):
     code, _, stderr = invoke(command, "-p", project.root, "--set", "grid.sise=3")
     assert code == 2
     assert "grid.size" in stderr
@@ -229,7 +227,7 @@ def test_unknown_keys_are_refused_by_every_command(project: Project, command: st
     assert "grid.size" in stderr
 
 
-def test_init_makes_a_project_of_defaults(tmp_path: Path) -> None:
+def test_init_makes_a_project_of_defaults(tmp_path):
     root = tmp_path / "deep" / "project"
     code, _, stderr = invoke("init", root)
     assert code == 0, stderr
@@ -237,7 +235,7 @@ def test_init_makes_a_project_of_defaults(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("preset", sorted(p.name for p in EXAMPLES.iterdir()))
-def test_init_with_a_preset_begins_with_its_settings(tmp_path: Path, preset: str) -> None:
+def test_init_with_a_preset_begins_with_its_settings(tmp_path, preset):
     code, _, stderr = invoke("init", tmp_path / "project", "--preset", preset)
     assert code == 0, stderr
     settings = config.load(tmp_path / "project" / "geomatch.toml")
@@ -245,7 +243,7 @@ def test_init_with_a_preset_begins_with_its_settings(tmp_path: Path, preset: str
     assert len(settings.source) == 2 or settings.images.folders
 
 
-def test_an_unknown_preset_is_told_with_the_known_ones(tmp_path: Path) -> None:
+def test_an_unknown_preset_is_reported_with_the_known_ones(tmp_path):
     code, _, stderr = invoke("init", tmp_path / "project", "--preset", "nowhere")
     assert code == 2
     assert "nowhere" in stderr
@@ -253,7 +251,7 @@ def test_an_unknown_preset_is_told_with_the_known_ones(tmp_path: Path) -> None:
     assert not (tmp_path / "project").exists()
 
 
-def test_init_writes_what_is_set(tmp_path: Path) -> None:
+def test_init_writes_what_is_set(tmp_path):
     chosen = ["--set", "grid.size=48", "--set", 'split.test=["a*"]']
     code, _, stderr = invoke("init", tmp_path / "new", *chosen)
     assert code == 0, stderr
@@ -267,14 +265,14 @@ def test_init_writes_what_is_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("override", ["grid.sise=3", "grid.size=big", "source.year=2010"])
-def test_init_refuses_wrong_settings(tmp_path: Path, override: str) -> None:
+def test_init_refuses_wrong_settings(tmp_path, override):
     code, _, stderr = invoke("init", tmp_path / "project", "--set", override)
     assert code == 2
     assert "--set" in stderr
     assert not (tmp_path / "project").exists()
 
 
-def test_init_refuses_an_existing_project(project: Project) -> None:
+def test_init_refuses_an_existing_project(project):
     project.config.write_text("[grid]\nsize = 32\n")
     code, stdout, stderr = invoke("init", project.root)
     assert code == 2
@@ -283,7 +281,7 @@ def test_init_refuses_an_existing_project(project: Project) -> None:
     assert project.config.read_text() == "[grid]\nsize = 32\n"
 
 
-def test_only_data_go_to_stdout(project: Project, imagery: Path) -> None:
+def test_only_data_go_to_stdout(project, imagery):
     options = ["-p", project.root, "--size", 16, "--split", "source", "--workers", 1]
     code, stdout, stderr = invoke("tile", f"2010={imagery}", *options)
     assert code == 0, stderr
@@ -295,7 +293,7 @@ def test_only_data_go_to_stdout(project: Project, imagery: Path) -> None:
     assert json.loads(stdout)["devices"] == [str(device) for device in jax.devices()]
 
 
-def test_quiet_has_no_progress(project: Project, imagery: Path) -> None:
+def test_quiet_has_no_progress(project, imagery):
     options = ["-p", project.root, "--size", 16, "--split", "source", "--workers", 1]
     code, _, stderr = invoke("tile", f"2010={imagery}", *options, "-q")
     assert code == 0
@@ -303,8 +301,8 @@ def test_quiet_has_no_progress(project: Project, imagery: Path) -> None:
 
 
 def test_the_project_is_the_current_folder_or_the_environments(
-    project: Project, imagery: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    project, imagery, tmp_path, monkeypatch
+):
     options = [f"2010={imagery}", "--size", 16, "--split", "source", "--workers", 1]
     monkeypatch.chdir(project.root)
     assert invoke("tile", *options)[0] == 0
@@ -316,7 +314,7 @@ def test_the_project_is_the_current_folder_or_the_environments(
     assert project.catalogue.stat().st_mtime_ns > first
 
 
-def test_options_and_set_beat_the_file(project: Project, imagery: Path) -> None:
+def test_options_and_set_beat_the_file(project, imagery):
     before = '[grid]\nsize = 32\n[split]\nby = "source"\n'
     project.config.write_text(before)
     command = ["tile", f"2010={imagery}", "-p", project.root, "--workers", 1]
@@ -329,7 +327,7 @@ def test_options_and_set_beat_the_file(project: Project, imagery: Path) -> None:
     assert project.config.read_text() == before, "the command line never rewrites the file"
 
 
-def test_markup_in_names_is_shown_as_it_is(project: Project, tmp_path: Path) -> None:
+def test_markup_in_names_is_shown_as_it_is(project, tmp_path):
     """Rich would take [red] for a colour."""
     code, _, stderr = invoke("tile", "-p", project.root, f"2010={tmp_path}/[red]none[x].tif")
     assert code == 1
@@ -337,7 +335,7 @@ def test_markup_in_names_is_shown_as_it_is(project: Project, tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_cannot_be_written(project: Project, imagery: Path) -> None:
+def test_a_folder_that_cannot_be_written(project, imagery):
     project.root.chmod(0o500)
     try:
         code, _, stderr = invoke("tile", "-p", project.root, f"2010={imagery}")
@@ -348,7 +346,7 @@ def test_a_folder_that_cannot_be_written(project: Project, imagery: Path) -> Non
     assert "Traceback" not in stderr
 
 
-def test_a_reader_that_goes_away_is_no_traceback(project: Project) -> None:
+def test_a_reader_that_goes_away_is_no_traceback(project):
     """As in `geomatch info | head -0`."""
     command = [sys.executable, "-m", "geomatch", "info", "-p", str(project.root), "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -361,7 +359,7 @@ def test_a_reader_that_goes_away_is_no_traceback(project: Project) -> None:
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "a/b", "a@5", ".hidden"])
-def test_a_run_has_a_plain_name(project: Project, imagery: Path, name: str) -> None:
+def test_a_run_has_a_plain_name(project, imagery, name):
     options = ["-p", project.root, "--size", 16, "--split", "source", "--workers", 1, "-q"]
     assert invoke("tile", f"2010={imagery}", f"2020={imagery}", *options)[0] == 0
     code, _, stderr = invoke("train", "-p", project.root, "--run", name, "-q")
@@ -370,7 +368,7 @@ def test_a_run_has_a_plain_name(project: Project, imagery: Path, name: str) -> N
     assert not (project.root / "runs").exists()
 
 
-def test_areas_need_a_split_that_takes_them(project: Project, imagery: Path) -> None:
+def test_areas_need_a_split_that_takes_them(project, imagery):
     code, _, stderr = invoke("tile", "-p", project.root, f"2010={imagery}", "--test", "a*")
     assert code == 2
     assert "--split source" in stderr

@@ -6,19 +6,16 @@ import json
 
 import numpy as np
 import pytest
+from command_line import run_command
 from PIL import Image
 from small_project import evaluate, make_project
-from typer.testing import CliRunner
 
-from geomatch.cli.commands import app
 from geomatch.compare import compare
 from geomatch.data.embeddings import Embeddings
 from geomatch.data.pair_scores import ScoredPairs
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS
 from geomatch.errors import GeomatchError, StaleError, UsageError
-
-pytest_plugins = ["small_fixtures"]
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +81,10 @@ def test_the_command_answers_and_ends_well_either_way(measured, other):
     a, b = np.unravel_index(scores.argmin(), scores.shape)
     named = [str(paths[rows[a]]), str(paths[rows[b if other else a]])]
     arguments = ["compare", *named, "-p", str(project.root), "-q"]
-    result = CliRunner().invoke(app, arguments)
+    result = run_command(*arguments)
     assert result.exit_code == 0, result.output
     assert ("not the same place" in result.stdout) == other
-    result = CliRunner().invoke(app, [*arguments, "--json", "--fpr", "0.05"])
+    result = run_command(*arguments, "--json", "--fpr", "0.05")
     assert result.exit_code == 0
     found = json.loads(result.stdout)
     assert found == compare(project, *named, fpr=0.05).as_json()
@@ -113,7 +110,7 @@ def test_without_a_threshold_the_remedy_is_eval(indexed, copied, measured):
     assert failed.value.hint == f"Run: geomatch eval --run {name}"
 
 
-def test_what_cannot_be_compared_is_told(measured, tmp_path, tiled):
+def test_what_cannot_be_compared_is_reported(measured, tmp_path, tiled):
     project, _, paths = measured
     a = str(next(iter(paths.values())))
     (tmp_path / "broken.png").write_bytes(b"none")

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from command_line import run_command
 from PIL import Image, ImageColor, ImageFont
 from small_project import make_project
-from typer.testing import CliRunner
 
-from geomatch.cli.commands import app
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import TileTable
 from geomatch.query import query
 from geomatch.report import contact_sheet
 from geomatch.report.contact_sheet import Thumbnail, answers, sheet
-
-pytest_plugins = ["small_fixtures"]
 
 SIDE = 128
 CELL = SIDE + 2 * contact_sheet.EDGE + contact_sheet.GAP
@@ -115,7 +112,7 @@ def test_a_query_is_drawn_with_its_answers(indexed, tmp_path):
     path = tmp_path / "sheet.png"
     asked = indexed.tiles.ids()[7]
     arguments = ["query", asked, "-p", str(indexed.root), "--top", "4", "--sheet", str(path), "-q"]
-    result = CliRunner().invoke(app, arguments)
+    result = run_command(*arguments)
     assert result.exit_code == 0, result.output
     assert str(path) in result.stderr
     found = query(indexed.project, asked, top=4)
@@ -135,7 +132,7 @@ def test_an_image_as_a_query_has_no_right_answers(indexed, tmp_path):
     Image.fromarray(pixels).save(tmp_path / "photo.png")
     path = tmp_path / "sheet.png"
     arguments = ["query", str(tmp_path / "photo.png"), "-p", str(indexed.root), "--top", "2"]
-    result = CliRunner().invoke(app, [*arguments, "--sheet", str(path), "--json"])
+    result = run_command(*arguments, "--sheet", str(path), "--json")
     assert result.exit_code == 0, result.output
     assert frames(path, 3) == colours("QUERY", "UNKNOWN", "UNKNOWN")
     wanted = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.NEAREST)

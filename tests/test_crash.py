@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ from small_project import new_project
 from geomatch import config
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import TileTable
-from geomatch.project import Project
 from geomatch.tile import tile
 
 LEFT, TOP = 500_000, 5_000_000
@@ -29,7 +27,7 @@ PATIENCE = 60.0
 """Seconds to wait for what comes in a fraction of one on an idle machine."""
 
 
-def sheet(path: Path, values: np.ndarray, nodata: float | None = None) -> Path:
+def sheet(path, values, nodata=None):
     """A GeoTIFF of 1 m on the grid; `write_raster` lives too short to be shared by tests."""
     bands, height, width = values.shape
     transform = from_origin(LEFT, TOP, 1, 1)
@@ -42,12 +40,12 @@ def sheet(path: Path, values: np.ndarray, nodata: float | None = None) -> Path:
     return path
 
 
-def noise(seed: int) -> np.ndarray:
+def noise(seed):
     return np.random.default_rng(seed).integers(0, 256, (3, 384, 384)).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
-def imagery(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def imagery(tmp_path_factory):
     """Two years of 2,304 tiles of 8 px, 9 shards of up to 512 rows."""
     folder = tmp_path_factory.mktemp("imagery")
     return {year: sheet(folder / f"{year}.tif", noise(int(year))) for year in ("2010", "2020")}
@@ -57,23 +55,22 @@ SHARDS, TILES = 9, 4608
 
 
 @pytest.fixture(scope="module")
-def whole(imagery: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Project:
+def whole(imagery, tmp_path_factory):
     """What an uninterrupted command makes."""
     project = new_project(tmp_path_factory.mktemp("whole") / "project")
-    run(project, imagery, "--workers", "1")
+    tile_to_the_end(project, imagery, "--workers", "1")
     return project
 
 
-def command(project: Project, imagery: dict[str, Path], *options: str) -> list[str]:
+def command(project, imagery, *options):
     sources = [f"{year}={path}" for year, path in imagery.items()]
     fixed = ["--size", "8", "--gsd", "1", "--split", "source", *options]
     return [sys.executable, "-m", "geomatch", "tile", "-p", str(project.root), *fixed, *sources]
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """The command to its end, uninterrupted."""
+def tile_to_the_end(*arguments):
     done = subprocess.run(
-        command(*arguments),  # type: ignore[arg-type]
+        command(*arguments),
         capture_output=True,
         text=True,
         timeout=120,
@@ -84,7 +81,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @contextlib.contextmanager
-def running(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
+def running(arguments):
     """A process in a group of its own; whatever becomes of it, its group is gone afterwards."""
     with subprocess.Popen(
         arguments,
@@ -102,7 +99,7 @@ def running(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> bool:
+def wait_for(condition, process=None):
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         if condition():
@@ -113,20 +110,19 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | Non
     return False
 
 
-def cut(project: Project) -> int:
-    """Shards that are finished."""
+def finished_shards(project):
     return len(list((project.root / "tiles.partial" / "shards").glob("*.json")))
 
 
-def descendants(pid: int) -> set[tuple[int, str]]:
+def descendants(pid):
     """Processes below `pid`: their ids with the time they were started, which no other shares."""
-    parents: dict[int, tuple[int, str]] = {}
+    parents = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
             if fields[0] != "Z":
                 parents[int(folder.name)] = int(fields[1]), fields[19]
-    found: set[tuple[int, str]] = set()
+    found = set()
     below = {pid}
     while below:
         below = {child for child, (parent, _) in parents.items() if parent in below}
@@ -134,7 +130,7 @@ def descendants(pid: int) -> set[tuple[int, str]]:
     return found
 
 
-def alive(processes: set[tuple[int, str]]) -> set[int]:
+def alive(processes):
     left = set()
     for pid, started in processes:
         with contextlib.suppress(OSError):
@@ -144,7 +140,7 @@ def alive(processes: set[tuple[int, str]]) -> set[int]:
     return left
 
 
-def same_tiles(one: Project, other: Project) -> None:
+def same_tiles(one, other):
     """The manifests agree, and so do the pixels that are really there."""
     assert one.tile_manifest().fingerprint == other.tile_manifest().fingerprint
     tables = [TileTable.load(project.catalogue) for project in (one, other)]
@@ -160,35 +156,33 @@ linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_killed_command_goes_on(
-    imagery: dict[str, Path], whole: Project, tmp_path: Path, workers: str
-) -> None:
+def test_a_killed_command_resumes(imagery, whole, tmp_path, workers):
     killed = new_project(tmp_path / "killed")
     arguments = command(killed, imagery, "--workers", workers)
     with running(arguments) as process:
-        assert wait_for(lambda: cut(killed) >= 2, process)
+        assert wait_for(lambda: finished_shards(killed) >= 2, process)
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    before = cut(killed)
+    before = finished_shards(killed)
     assert 2 <= before < SHARDS
     assert not killed.tiles.exists()
-    done = run(killed, imagery, "--workers", workers)
+    done = tile_to_the_end(killed, imagery, "--workers", workers)
     assert "tiles are already cut" in done.stderr
     assert f" of {TILES} " in done.stderr
     same_tiles(killed, whole)
     assert {p.name for p in killed.root.iterdir()} == {p.name for p in whole.root.iterdir()}
 
 
-def test_what_was_cut_from_imagery_that_changed_is_cut_again(tmp_path: Path) -> None:
+def test_what_was_cut_from_imagery_that_changed_is_cut_again(tmp_path):
     imagery = {"2010": sheet(tmp_path / "a.tif", noise(1))}
     project = new_project(tmp_path / "project")
     with running(command(project, imagery, "--workers", "1")) as process:
-        assert wait_for(lambda: cut(project) >= 1, process)
+        assert wait_for(lambda: finished_shards(project) >= 1, process)
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     values = noise(2)
     sheet(tmp_path / "a.tif", values)
-    run(project, imagery, "--workers", "1")
+    tile_to_the_end(project, imagery, "--workers", "1")
     table = TileTable.load(project.catalogue)
     pixels = TileStore.open(project.pixels).read(table.store_row)
     assert len(table) == TILES // 2
@@ -198,11 +192,11 @@ def test_what_was_cut_from_imagery_that_changed_is_cut_again(tmp_path: Path) -> 
 
 
 @linux
-def test_workers_die_with_their_parent(imagery: dict[str, Path], tmp_path: Path) -> None:
+def test_workers_die_with_their_parent(imagery, tmp_path):
     """Even when it alone is killed, and so can tell them nothing."""
     project = new_project(tmp_path / "project")
     with running(command(project, imagery, "--workers", "2")) as process:
-        assert wait_for(lambda: cut(project) >= 1, process)
+        assert wait_for(lambda: finished_shards(project) >= 1, process)
         workers = descendants(process.pid)
         assert len(workers) >= 2
         process.kill()
@@ -214,11 +208,11 @@ def test_workers_die_with_their_parent(imagery: dict[str, Path], tmp_path: Path)
 
 
 @linux
-def test_a_worker_that_is_killed_is_told(imagery: dict[str, Path], tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_is_reported(imagery, tmp_path):
     """As the kernel does for want of memory; what was cut is kept."""
     project = new_project(tmp_path / "project")
     with running(command(project, imagery, "--workers", "2", "-q")) as process:
-        assert wait_for(lambda: cut(project) >= 1, process)
+        assert wait_for(lambda: finished_shards(project) >= 1, process)
         for pid, _ in descendants(process.pid):
             name = Path(f"/proc/{pid}/cmdline").read_bytes()
             if b"spawn_main" in name:
@@ -231,17 +225,15 @@ def test_a_worker_that_is_killed_is_told(imagery: dict[str, Path], tmp_path: Pat
     assert "--workers 1" in lines[1]
     assert len(lines) == 2, stderr
     assert not project.catalogue.exists()
-    assert "cut before" in run(project, imagery, "--workers", "1").stderr
+    assert "cut before" in tile_to_the_end(project, imagery, "--workers", "1").stderr
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_ctrl_c_is_told_in_a_line(
-    imagery: dict[str, Path], whole: Project, tmp_path: Path, workers: str
-) -> None:
+def test_ctrl_c_is_reported_in_a_line(imagery, whole, tmp_path, workers):
     """The terminal sends it to the whole group."""
     project = new_project(tmp_path / "project")
     with running(command(project, imagery, "--workers", workers, "-q")) as process:
-        assert wait_for(lambda: cut(project) >= 2, process)
+        assert wait_for(lambda: finished_shards(project) >= 2, process)
         os.killpg(process.pid, signal.SIGINT)
         stdout, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
@@ -249,19 +241,17 @@ def test_ctrl_c_is_told_in_a_line(
     assert "interrupted" in stderr.splitlines()[0]
     assert len(stderr.splitlines()) <= 2, stderr
     assert not project.catalogue.exists()
-    assert "cut before" in run(project, imagery).stderr
+    assert "cut before" in tile_to_the_end(project, imagery).stderr
     same_tiles(project, whole)
 
 
 @linux
-def test_ctrl_c_while_workers_start_is_told_in_a_line(
-    imagery: dict[str, Path], tmp_path: Path
-) -> None:
+def test_ctrl_c_while_workers_start_is_reported_in_a_line(imagery, tmp_path):
     """Workers that are still importing know no handler of ours yet."""
     project = new_project(tmp_path / "project")
     with running(command(project, imagery, "--workers", "2", "-q")) as process:
 
-        def starting() -> bool:
+        def starting():
             names = []
             for pid, _ in descendants(process.pid):
                 with contextlib.suppress(OSError):
@@ -277,7 +267,7 @@ def test_ctrl_c_while_workers_start_is_told_in_a_line(
     assert len(stderr.splitlines()) <= 2, stderr
 
 
-def limited(arguments: list[str], kilobytes: int) -> subprocess.CompletedProcess[str]:
+def limited(arguments, kilobytes):
     """The command where no file may grow beyond `kilobytes`, as on a disk that is full."""
     code = (
         "import os, resource, sys\n"
@@ -293,7 +283,7 @@ def limited(arguments: list[str], kilobytes: int) -> subprocess.CompletedProcess
     )
 
 
-def test_a_full_disk_is_told(imagery: dict[str, Path], tmp_path: Path) -> None:
+def test_a_full_disk_is_reported(imagery, tmp_path):
     """Shards of 96 kB do not fit; once they do, the same command goes through."""
     project = new_project(tmp_path / "project")
     done = limited(command(project, imagery, "--workers", "2", "-q"), 50)
@@ -305,17 +295,17 @@ def test_a_full_disk_is_told(imagery: dict[str, Path], tmp_path: Path) -> None:
     assert lines[1].startswith("hint: Free space")
     assert len(lines) == 2, done.stderr
     assert not project.catalogue.exists()
-    run(project, imagery)
+    tile_to_the_end(project, imagery)
     assert len(TileTable.load(project.catalogue)) == TILES
 
 
-def test_a_disk_that_fills_with_the_catalogue_is_told(tmp_path: Path) -> None:
+def test_a_disk_that_fills_with_the_catalogue_is_reported(tmp_path):
     """Even pixels pack into little, the catalogue of 4,608 tiles does not."""
     path = sheet(tmp_path / "even.tif", np.full((3, 384, 384), 90, np.uint8))
     imagery = {"2010": path, "2020": path}
     project = new_project(tmp_path / "project")
     done = limited(command(project, imagery, "--workers", "1", "-q"), 30)
-    assert cut(project) == SHARDS
+    assert finished_shards(project) == SHARDS
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert lines[0].startswith("error: ")
@@ -323,7 +313,7 @@ def test_a_disk_that_fills_with_the_catalogue_is_told(tmp_path: Path) -> None:
     assert lines[1].startswith("hint: Free space")
     assert len(lines) == 2, done.stderr
     assert not project.catalogue.exists()
-    run(project, imagery)
+    tile_to_the_end(project, imagery)
     assert len(TileTable.load(project.catalogue)) == TILES
 
 
@@ -338,11 +328,11 @@ CALLS = 12
 @pytest.mark.parametrize("then", ["the same", "other settings"])
 @pytest.mark.parametrize("number", range(CALLS))
 def test_killed_between_any_two_renames(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    number: int,
-    then: str,
-) -> None:
+    tmp_path,
+    monkeypatch,
+    number,
+    then,
+):
     """At each rename or removal in turn: what is there is whole, and what comes next is right.
 
     The second command renews older tiles, so that there is something to replace.
@@ -353,15 +343,15 @@ def test_killed_between_any_two_renames(
     source = (config.SourceConfig(year="before", images=str(path)),)
     base = ["grid.size=16", "split.by=source", "grid.stride=16"]
 
-    def settings(*more: str) -> config.Config:
+    def settings(*more):
         return config.with_overrides(config.Config(source=source), [*base, *more])
 
     killed, whole = new_project(tmp_path / "killed"), new_project(tmp_path / "whole")
     tile(killed, settings("grid.min_valid=1"), workers=1)
     calls = 0
 
-    def count(real: Callable[..., object]) -> Callable[..., object]:
-        def wrapped(*arguments: object, **named: object) -> object:
+    def count(real):
+        def wrapped(*arguments, **named):
             nonlocal calls
             calls += 1
             if calls - 1 == number:

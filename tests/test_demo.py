@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from typer.testing import CliRunner
 
 from geomatch import config, demo
 from geomatch.cli.commands import app
 from geomatch.errors import UsageError
-from geomatch.project import Project
 
 
 @pytest.fixture(autouse=True)
-def chained(monkeypatch: pytest.MonkeyPatch) -> list[config.Config]:
+def chained(monkeypatch):
     """The settings of each chain that was run, of which there is nothing but a result."""
     found: list[config.Config] = []
 
-    def chain(project: Project, *_: object) -> demo.Shown:
+    def chain(project, *_):
         found.append(config.load(project.config))
         return demo.Shown(1, 0.5, 0.25, project.root / "demo.png", 1.0)
 
@@ -27,9 +24,7 @@ def chained(monkeypatch: pytest.MonkeyPatch) -> list[config.Config]:
     return found
 
 
-def test_settings_are_laid_over_the_demo_s_and_kept(
-    tmp_path: Path, chained: list[config.Config]
-) -> None:
+def test_settings_are_laid_over_the_demo_s_and_kept(tmp_path, chained):
     folder = tmp_path / "demo"
     chosen = ["--set", "train.epochs=2", "--set", "embed.engine=jax"]
     done = CliRunner().invoke(app, ["demo", str(folder), "-q", *chosen])
@@ -44,13 +39,13 @@ def test_settings_are_laid_over_the_demo_s_and_kept(
 
 
 @pytest.mark.parametrize("override", ["train.epohcs=2", "train.epochs=many"])
-def test_wrong_settings_leave_no_folder(tmp_path: Path, override: str) -> None:
+def test_wrong_settings_leave_no_folder(tmp_path, override):
     with pytest.raises(UsageError, match="--set"):
         demo.demo(tmp_path / "demo", overrides=[override])
     assert not (tmp_path / "demo").exists()
 
 
-def test_a_demo_goes_on_as_it_was_begun(tmp_path: Path, chained: list[config.Config]) -> None:
+def test_a_demo_goes_on_as_it_was_begun(tmp_path, chained):
     folder = tmp_path / "demo"
     demo.demo(folder, overrides=["train.epochs=2"])
     before = (folder / "geomatch.toml").read_text()
@@ -64,7 +59,7 @@ def test_a_demo_goes_on_as_it_was_begun(tmp_path: Path, chained: list[config.Con
     assert len(chained) == 1
 
 
-def test_another_s_folder_is_refused(tmp_path: Path) -> None:
+def test_another_s_folder_is_refused(tmp_path):
     (tmp_path / "letter.txt").write_text("mine")
     with pytest.raises(UsageError, match="not empty"):
         demo.demo(tmp_path)

@@ -7,19 +7,16 @@ import re
 import types
 
 import pytest
+from command_line import run_command
 from rich.console import Console
 from rich.text import Text
 from small_project import settings
-from test_train import SMALL, scripted
-from typer.testing import CliRunner
+from small_runs import SMALL_NETWORK, script_validation
 
 from geomatch import config
 from geomatch.cli import console
-from geomatch.cli.commands import app
 from geomatch.progress import duration
 from geomatch.train import train
-
-pytest_plugins = ["small_fixtures"]
 
 VALUES = {
     "epoch": "117 of 120",
@@ -59,7 +56,7 @@ def last_frame(written):
     """Lines of the live view as it was left, notes before it included."""
     lines = []
     for line in written.getvalue().split("\n"):
-        # The view is drawn anew by going up and wiping line after line.
+        # The view is drawn again by going up and wiping line after line.
         up = line.count("\x1b[1A")
         lines = lines[: len(lines) - up] if up else lines
         lines.append(Text.from_ansi(line.split("\x1b[2K")[-1]).plain.rstrip())
@@ -73,7 +70,7 @@ def reported(progress, step=30, **changes):
 # In a terminal
 
 
-def test_the_live_view_shows_every_figure_in_80_columns(terminal):
+def test_the_live_view_shows_every_value_in_80_columns(terminal):
     written = terminal()
     with console.progress() as progress:
         progress("a note of [brackets]")
@@ -90,7 +87,7 @@ def test_the_live_view_shows_every_figure_in_80_columns(terminal):
     assert lines[-1].startswith("describing validation ")
     assert "99000/100000" in lines[-1]
     assert lines[-1].endswith("12345 tiles/s")
-    # Compact: three rows of figures and a bar, in a frame, and the bar of what is done meanwhile.
+    # Compact: three rows of values and a bar, in a frame, and the bar of what is done meanwhile.
     assert len(lines) == 1 + 6 + 1
     assert max(map(len, lines)) == 80
 
@@ -184,9 +181,9 @@ def test_quiet_is_silent(capsys, terminal):
 
 
 def train_command(project, *options):
-    overrides = ["train.epochs=2", "train.batch=4", "mining.every=1", *SMALL]
+    overrides = ["train.epochs=2", "train.batch=4", "mining.every=1", *SMALL_NETWORK]
     arguments = [argument for text in overrides for argument in ("--set", text)]
-    result = CliRunner().invoke(app, ["train", "-p", str(project.root), *arguments, *options])
+    result = run_command("train", "-p", str(project.root), *arguments, *options)
     assert result.exit_code == 0, result.output
     return result
 
@@ -217,7 +214,7 @@ def test_training_is_shown_live(tiled, copied, terminal):
     assert all(len(line) <= 80 for line in lines)
 
 
-def test_training_is_told_in_a_few_lines(tiled, copied):
+def test_training_prints_a_few_lines(tiled, copied):
     result = train_command(copied(tiled))
     assert result.stdout == ""
     lines = result.stderr.splitlines()
@@ -241,14 +238,14 @@ def test_the_best_counts_what_came_before_a_resume(tiled, copied, monkeypatch):
         if values is not None:
             shown.append(values)
 
-    wanted = settings(*SMALL, "train.epochs=1", "mining.rule=none")
+    wanted = settings(*SMALL_NETWORK, "train.epochs=1", "mining.rule=none")
     with monkeypatch.context() as patch:
-        scripted(patch, [0.2, 0.6])
+        script_validation(patch, [0.2, 0.6])
         train(project, wanted, progress=progress)
     assert "epoch 1: validation mAP@5 0.600 (best 0.600)" in told
     assert [values["best mAP@5"] for values in (shown[0], shown[-1])] == ["0.200", "0.600"]
     with monkeypatch.context() as patch:
-        scripted(patch, [0.3, 0.1])
+        script_validation(patch, [0.3, 0.1])
         train(project, config.with_overrides(wanted, ["train.epochs=3"]), progress=progress)
     assert "epoch 2: validation mAP@5 0.300 (best 0.600)" in told
     assert (shown[-1]["validation mAP@5"], shown[-1]["best mAP@5"]) == ("0.100", "0.600")

@@ -25,9 +25,6 @@ from geomatch.nn.describe import describe
 from geomatch.runs import load_encoder
 from geomatch.train import train
 
-pytest_plugins = ["small_fixtures"]
-
-
 embed = partial(module.embed, settings=settings())
 
 
@@ -84,7 +81,7 @@ def test_batches_of_any_length_are_described_alike(indexed, size):
     np.testing.assert_allclose(np.concatenate(parts), wanted, rtol=1e-4, atol=1e-4 * scale)
 
 
-def test_a_broken_command_goes_on_and_ends_alike(trained, copied, counted, tmp_path):
+def test_a_broken_command_resumes_and_ends_alike(trained, copied, counted, tmp_path):
     project = copied(trained)
     counted.stop = 3
     with pytest.raises(BrokenOffError):
@@ -149,7 +146,7 @@ def test_embed_before_train_names_the_command(tiled):
 
 
 @pytest.mark.parametrize("run", ["nope", "run1@7", "run1@x"])
-def test_a_run_that_there_is_not_is_told_with_what_there_is(trained, run):
+def test_an_unknown_run_is_reported_with_the_known_ones(trained, run):
     with pytest.raises(GeomatchError) as failed:
         embed(trained.project, run=run)
     assert "Available: " in failed.value.hint

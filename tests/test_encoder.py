@@ -9,26 +9,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_network import network, tiles
+from small_network import add_trunk, assert_near, network, tiles
 
 from geomatch.config import ModelConfig
 from geomatch.errors import UsageError
 from geomatch.nn.encoder import Encoder, Siamese, TileForm, fusion_init, resolve, with_dtype
 from geomatch.nn.layers import ConvNorm, SharedSettings
-from geomatch.nn.trunks import TRUNKS, BasicBlock, Bottleneck, ResNet, Trunk
+from geomatch.nn.trunks import TRUNKS, Bottleneck
 
-pytest_plugins = ["small_fixtures"]
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 WIDTH = 16
 """Channels of the trunk "tiny", which compiles quickly."""
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _tiny():
-    with pytest.MonkeyPatch.context() as patch:
-        tiny = partial(ResNet, block=BasicBlock, blocks=(1,), width=WIDTH)
-        patch.setitem(TRUNKS, "tiny", Trunk(tiny, 1))
-        yield
+def _tiny_trunks(module_patch):
+    add_trunk(module_patch, WIDTH)
 
 
 def encoder(trunk="tiny", head="pool", image=3, label=0, dtype=jnp.float32, **model):
@@ -69,14 +66,6 @@ def seen_by_trunk(network, variables, tiles):
         network.apply(variables, tiles)
     (given,) = seen
     return given
-
-
-def near(found, wanted, tolerance=1e-4):
-    """See that arrays agree, relative to the largest value."""
-    wanted = np.asarray(wanted, np.float64)
-    assert found.shape == wanted.shape
-    scale = np.abs(wanted).max()
-    np.testing.assert_allclose(found / scale, wanted / scale, rtol=0, atol=tolerance)
 
 
 # What is left to the trunk.
@@ -176,7 +165,7 @@ def test_a_trunk_cut_at_a_stage_is_the_beginning_of_the_whole():
     wanted = seen["intermediates"]["trunk"]["stage2_block1"]["__call__"][0]
     found = jax.jit(partial(cut.apply, method=Encoder.feature_map))(variables, some)
     assert found.shape == (3, 4, 4, 48)
-    near(found, wanted)
+    assert_near(found, wanted)
 
 
 @pytest.mark.parametrize(("stride_in", "blind"), [("1x1", True), ("3x3", False)])
@@ -261,7 +250,7 @@ def test_the_conv_head_flattens_to_the_published_size(trunk, size, flat):
         ),
     ],
 )
-def test_fusion_starts_as_s1_s(image, label, wanted):
+def test_fusion_starts_as_in_the_cross_year_original(image, label, wanted):
     weights = fusion_init(image, label)(jax.random.key(0), (image + label, 3))
     np.testing.assert_allclose(weights, np.array(wanted, np.float32), atol=1e-7)
 
@@ -303,7 +292,7 @@ def test_an_image_and_labels_are_described_as_their_mean(label, known):
     fused = {**variables, "params": {**variables["params"], "fusion": fusion}}
     both = np.concatenate([image, labels], axis=-1)
     found = described(encoder(label=label), fused, both)
-    near(found, described(plain, variables, image // 2 + labels // 2))
+    assert_near(found, described(plain, variables, image // 2 + labels // 2))
 
 
 def test_near_infrared_begins_as_if_it_were_not_there():
@@ -312,7 +301,7 @@ def test_near_infrared_begins_as_if_it_were_not_there():
     fusion = {"kernel": fusion_init(4, 0)(None, (4, 3)), "bias": jnp.zeros(3)}
     fused = {**variables, "params": {**variables["params"], "fusion": fusion}}
     found = described(encoder(image=4), fused, np.concatenate([image, infrared], axis=-1))
-    near(found, described(plain, variables, image))
+    assert_near(found, described(plain, variables, image))
 
 
 CLASSES = 5
@@ -337,7 +326,7 @@ def test_classes_are_fused_as_planes():
             if 1 <= code <= CLASSES:
                 total += 255 * kernel[2 + code, colour]
             wanted[(*place, colour)] = total
-    near(seen_by_trunk(network, variables, some), wanted)
+    assert_near(seen_by_trunk(network, variables, some), wanted)
 
 
 def test_classes_are_described_as_planes_fed_by_hand():
@@ -347,7 +336,7 @@ def test_classes_are_described_as_planes_fed_by_hand():
     planes = 255 * (some[..., -1:] == np.arange(1, CLASSES + 1)).astype(np.uint8)
     found = described(network, variables, some)
     wanted = described(by_hand, variables, np.concatenate([some[..., :3], planes], axis=-1))
-    near(found, wanted, 1e-5)
+    assert_near(found, wanted, 1e-5)
     other = described(by_hand, variables, np.concatenate([some[..., :3], 0 * planes], axis=-1))
     assert np.abs(other - wanted).max() > 0.01 * np.abs(wanted).max()
 
@@ -374,7 +363,7 @@ def test_classes_are_described_as_planes_fed_by_hand():
 def test_preprocessing_is_the_published_one(kind, wanted):
     network, variables, some = drawn(preprocessing=kind)
     found = seen_by_trunk(network, variables, some)
-    near(found, wanted(some.astype(float)), 1e-6)
+    assert_near(found, wanted(some.astype(float)), 1e-6)
 
 
 # What descriptors depend on.
@@ -383,7 +372,7 @@ def test_preprocessing_is_the_published_one(kind, wanted):
 def test_inference_does_not_depend_on_the_rest_of_the_batch():
     network, variables, some = drawn()
     together, alone = (described(network, variables, part) for part in (some, some[:1]))
-    near(together[:1], alone)
+    assert_near(together[:1], alone)
     assert np.abs(together[1:] - alone).min(axis=0).max() > 0.01 * np.abs(alone).max()
 
 
@@ -394,7 +383,7 @@ def test_bfloat16_is_near_float32(trunk):
     half = with_dtype(Siamese(network), jnp.bfloat16).encoder
     found = described(half, variables, some)
     assert found.dtype == np.float32
-    near(found, wanted, 0.05)
+    assert_near(found, wanted, 0.05)
     # It is another computation.
     assert np.abs(found - wanted).max() > 1e-4 * np.abs(wanted).max()
 
@@ -425,4 +414,4 @@ def test_features_are_what_the_head_is_given(pooling, count):
     assert found.shape == (3, count)
     # The "pool" head adds up regions.
     wanted = described(siamese, variables, tiles(form, 3))
-    near(found.reshape(3, -1, WIDTH).sum(axis=1), wanted)
+    assert_near(found.reshape(3, -1, WIDTH).sum(axis=1), wanted)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from processes import output_of
 from small_network import network, tiles
 
 from geomatch.errors import GeomatchError, UsageError
@@ -16,7 +15,7 @@ from geomatch.nn.describe import JaxEngine, describe, describe_with
 from geomatch.nn.encoder import TileForm
 from geomatch.nn.engines import FASTEST_FIRST, EngineChoice, build, choose
 
-pytest_plugins = ["small_fixtures"]
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 FORM = TileForm(32, 3, 1)
 LEAST = {"float32": 0.99999, "bfloat16": 0.999, "int8": 0.99}
@@ -189,19 +188,7 @@ except RuntimeError:
 assert "openvino" in sys.modules
 print(sys.modules["openvino_telemetry"])
 """
-    assert run(code) == "None"
-
-
-def run(code):
-    """What a fresh interpreter prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"JAX_PLATFORMS": "cpu"},
-    )
-    return done.stdout.strip()
+    assert output_of("-c", code).strip() == "None"
 
 
 def test_choosing_does_not_start_jax():
@@ -213,4 +200,4 @@ choose("auto", "auto")
 jax.config.update("jax_num_cpu_devices", 3)
 print(jax.local_device_count())
 """
-    assert run(code) == "3"
+    assert output_of("-c", code).strip() == "3"

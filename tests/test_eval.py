@@ -1,4 +1,4 @@
-"""Evaluation: figures of hand-made descriptors, counted again in plain loops."""
+"""Evaluation: metrics of hand-made descriptors, counted again in plain loops."""
 
 from __future__ import annotations
 
@@ -9,20 +9,13 @@ import statistics
 
 import numpy as np
 import pytest
+from command_line import run_command
+from hand_made import describe_by_hand
 from PIL import Image
 from sklearn.metrics import auc
-from small_project import (
-    evaluate,
-    hand_made_embedding_manifest,
-    make_project,
-    new_project,
-    retile,
-)
-from typer.testing import CliRunner
+from small_project import evaluate, make_project, new_project, retile
 
 from geomatch import config
-from geomatch.cli.commands import app
-from geomatch.data.embeddings import Embeddings
 from geomatch.data.pair_scores import ScoredPairs
 from geomatch.data.query_results import QueryTable
 from geomatch.data.tiles import SPLITS, TileTable
@@ -31,8 +24,6 @@ from geomatch.evaluate import Report
 from geomatch.evaluation.verification import ROC
 from geomatch.geo import footprints
 from geomatch.tile import tile
-
-pytest_plugins = ["small_fixtures"]
 
 METRICS = [
     "queries",
@@ -47,23 +38,6 @@ METRICS = [
 MORE = ["mean_rank", "mrr", "within_1_tiles", "within_2_tiles", "within_5_tiles"]
 METRES = ["median_error_m", *MORE[2:]]
 GROUPS = ["intervals", "content"]
-
-
-def describe_by_hand(project, vectors, metric="cosine"):
-    """Put descriptors in a project's place for them, as `hand@1`."""
-    manifest = hand_made_embedding_manifest(
-        vectors.shape[1], metric=metric, tiles=project.tile_manifest().fingerprint
-    )
-    project.embeddings.mkdir(exist_ok=True)
-    tiles = TileTable.load(project.catalogue)
-
-    def footprint(epsg, bounds):
-        return footprints.rings(epsg, bounds, "OGC:CRS84")
-
-    Embeddings(vectors.astype(np.float32), manifest).save(
-        project.embeddings / "hand@1.parquet", tiles, footprint if tiles.grid else None, None
-    )
-    return tiles
 
 
 def splits_of(report):
@@ -83,8 +57,8 @@ def vectors(tiled):
     return found
 
 
-def count_again(tiles, vectors, split, wider=False, same_year=False, years=("2010", "2020")):
-    """A split's figures after the protocol, in plain loops over pairs of tiles."""
+def metrics_by_hand(tiles, vectors, split, wider=False, same_year=False, years=("2010", "2020")):
+    """A split's metrics after the protocol, in plain loops over pairs of tiles."""
     ids, code = tiles.cells(), SPLITS.index(split)
     lengths = np.linalg.norm(vectors, axis=1)
     unit = vectors / np.maximum(lengths, 1e-12)[:, None]
@@ -162,7 +136,7 @@ def assert_metrics(found, wanted, skipped=()):
 
 @pytest.mark.parametrize("wider", [False, True])
 @pytest.mark.parametrize("same_year", [False, True])
-def test_figures_equal_those_counted_again(tiled, copied, vectors, wider, same_year):
+def test_metrics_match_those_counted_by_hand(tiled, copied, vectors, wider, same_year):
     project = copied(tiled)
     tiles = describe_by_hand(project, vectors)
     found = evaluate(project, database="all" if wider else "split", same_year=same_year)
@@ -170,7 +144,7 @@ def test_figures_equal_those_counted_again(tiled, copied, vectors, wider, same_y
     assert list(splits_of(found)) == ["train", "validation", "test"]
     # A first answer among equal ones is any of them, so metres are compared elsewhere.
     for split in SPLITS:
-        wanted = count_again(tiles, vectors, split, wider, same_year)
+        wanted = metrics_by_hand(tiles, vectors, split, wider, same_year)
         assert 0 < wanted["map@5"] < 1
         assert_metrics(splits_of(found)[split], wanted, skipped=METRES)
     assert splits_of(found)["test"]["database"] == (88 if wider else 24)
@@ -186,12 +160,12 @@ def test_metres_are_to_the_first_answer(tiled, copied):
     tiles = describe_by_hand(project, vectors)
     found = evaluate(project)
     for split in SPLITS:
-        wanted = count_again(tiles, vectors, split)
+        wanted = metrics_by_hand(tiles, vectors, split)
         assert wanted["median_error_m"] > 0
         assert_metrics(splits_of(found)[split], wanted)
 
 
-def test_perfect_descriptors_have_perfect_figures(tiled, copied):
+def test_perfect_descriptors_have_perfect_metrics(tiled, copied):
     project = copied(tiled)
     describe_by_hand(project, np.eye(44)[tiled.tiles.places()])
     for split, metrics in splits_of(evaluate(project, database="all")).items():
@@ -212,7 +186,7 @@ def test_a_year_named_is_searched_alone(tiled, copied, vectors):
     project = copied(tiled)
     tiles = describe_by_hand(project, vectors)
     found = splits_of(evaluate(project, years=("2010",)))["test"]
-    wanted = count_again(tiles, vectors, "test", years=("2010",))
+    wanted = metrics_by_hand(tiles, vectors, "test", years=("2010",))
     assert_metrics(found, wanted, skipped=METRES)
     assert [pair["database_year"] for pair in found["pairs"]] == ["2010"]
 
@@ -226,7 +200,7 @@ def test_fictitious_placement_has_no_metres(tmp_path, tiled, vectors):
         assert metrics["map@5"] > 0
 
 
-def test_undefined_figures_are_null(tmp_path, tiled):
+def test_undefined_metrics_are_null(tmp_path, tiled):
     project = make_project(tmp_path / "open", tiled.imagery, "split.validation=[]")
     describe_by_hand(project, np.eye(44)[tiled.tiles.places()])
     evaluate(project)
@@ -245,19 +219,19 @@ def test_json_follows_the_contract(tiled, copied, vectors):
     project = copied(tiled)
     describe_by_hand(project, vectors)
     arguments = ["eval", "-p", str(project.root), "--json", "--quiet"]
-    result = CliRunner().invoke(app, arguments)
+    result = run_command(*arguments)
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["splits"] == splits_of(evaluate(project))
     assert set(found["splits"]["test"]) > {*METRICS, "pairs", "roc"}
-    wider = CliRunner().invoke(app, [*arguments, "--database", "all", "--same-year"])
+    wider = run_command(*arguments, "--database", "all", "--same-year")
     assert json.loads(wider.stdout)["splits"]["test"]["database"] == 88
 
 
-def test_figures_are_shown_as_a_table_too(tiled, copied, vectors):
+def test_metrics_are_shown_as_a_table_too(tiled, copied, vectors):
     project = copied(tiled)
     describe_by_hand(project, vectors)
-    result = CliRunner().invoke(app, ["eval", "-p", str(project.root), "--quiet"])
+    result = run_command("eval", "-p", str(project.root), "--quiet")
     assert result.exit_code == 0
     for text in ("test", "validation", "2010 in 2020", "mAP@5"):
         assert text in result.stdout
@@ -265,15 +239,15 @@ def test_figures_are_shown_as_a_table_too(tiled, copied, vectors):
 
 
 @pytest.mark.parametrize("arguments", [["--database", "some"], ["--year", "1999"]])
-def test_wrong_use_is_told(tiled, copied, vectors, arguments):
+def test_wrong_use_is_reported(tiled, copied, vectors, arguments):
     project = copied(tiled)
     describe_by_hand(project, vectors)
-    result = CliRunner().invoke(app, ["eval", "-p", str(project.root), *arguments])
+    result = run_command("eval", "-p", str(project.root), *arguments)
     assert result.exit_code == 2
     assert result.stdout == ""
 
 
-def test_eval_before_embed_and_of_unknown_years_is_told(tiled, copied, vectors):
+def test_eval_before_embed_and_of_unknown_years_is_reported(tiled, copied, vectors):
     project = copied(tiled)
     with pytest.raises(GeomatchError) as failed:
         evaluate(project)
@@ -337,10 +311,10 @@ def test_without_validation_the_threshold_is_the_split_s_own(tmp_path, tiled, ve
 
 
 @pytest.mark.parametrize("fpr", ["-0.1", "1.5"])
-def test_a_rate_that_is_no_share_is_told(tiled, copied, vectors, fpr):
+def test_a_rate_outside_0_to_1_is_refused(tiled, copied, vectors, fpr):
     project = copied(tiled)
     describe_by_hand(project, vectors)
-    result = CliRunner().invoke(app, ["eval", "-p", str(project.root), "--fpr", fpr])
+    result = run_command("eval", "-p", str(project.root), "--fpr", fpr)
     assert result.exit_code == 2
     assert "--fpr" in result.stderr
 
@@ -369,7 +343,7 @@ def classes(tmp_path_factory):
     return project, describe_by_hand(project, vectors), vectors
 
 
-def precision_again(scores, relevant):
+def precision_by_hand(scores, relevant):
     """(rank of the first relevant item, AP, AP@5), in plain loops."""
     order = sorted(range(len(scores)), key=lambda j: -scores[j])
     hits = [rank for rank, j in enumerate(order, 1) if relevant[j]]
@@ -379,7 +353,7 @@ def precision_again(scores, relevant):
 
 
 @pytest.mark.parametrize("database", ["split", "all", "train"])
-def test_figures_of_classes_equal_those_counted_again(classes, database):
+def test_metrics_of_classes_match_those_counted_by_hand(classes, database):
     project, tiles, vectors = classes
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     found = evaluate(project, database=database)
@@ -393,7 +367,7 @@ def test_figures_of_classes_equal_those_counted_again(classes, database):
         for i in np.flatnonzero(tiles.split == code):
             others = [j for j in searched if j != i]
             relevant = [tiles.label[j] == tiles.label[i] for j in others]
-            wanted.append(precision_again([unit[i] @ unit[j] for j in others], relevant))
+            wanted.append(precision_by_hand([unit[i] @ unit[j] for j in others], relevant))
             label.append(tiles.label[i])
         rank, ap, ap5 = np.array(wanted).T
         metrics = splits_of(found)[split]
@@ -432,13 +406,13 @@ def test_figures_of_classes_equal_those_counted_again(classes, database):
 
 def test_classes_are_shown_as_tables(classes):
     project, _, _ = classes
-    result = CliRunner().invoke(app, ["eval", "-p", str(project.root), "--quiet"])
+    result = run_command("eval", "-p", str(project.root), "--quiet")
     assert result.exit_code == 0, result.output
     for text in ("mAP", "by class", "birch", "AUC"):
         assert text in result.stdout
     assert "error" not in result.stdout
     arguments = ["eval", "-p", str(project.root), "--database", "train", "--json", "-q"]
-    found = json.loads(CliRunner().invoke(app, arguments).stdout)["splits"]
+    found = json.loads(run_command(*arguments).stdout)["splits"]
     assert found == splits_of(evaluate(project, database="train"))
     assert (project.reports / "hand@1-train" / "report.json").exists()
 
@@ -516,7 +490,7 @@ def test_curves_and_histograms_are_of_the_pairs(tiled, copied, vectors):
         assert mean[0] > mean[1]
 
 
-def test_intervals_hold_the_figures(tiled, copied, vectors):
+def test_intervals_hold_the_metrics(tiled, copied, vectors):
     project = copied(tiled)
     describe_by_hand(project, vectors)
     for metrics in splits_of(evaluate(project)).values():

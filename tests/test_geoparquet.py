@@ -7,7 +7,7 @@ import dataclasses
 import geoparquet_validator
 import numpy as np
 import pytest
-from small_project import hand_made_classes, hand_made_embedding_manifest, hand_made_tiles
+from hand_made import hand_made_classes, hand_made_embedding_manifest, hand_made_tiles
 
 from geomatch.data.embeddings import Embeddings
 from geomatch.geo import footprints

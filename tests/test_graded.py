@@ -6,17 +6,14 @@ import json
 
 import numpy as np
 import pytest
-from small_project import evaluate, hand_made_classes
-from test_eval import describe_by_hand
-from typer.testing import CliRunner
+from command_line import run_command
+from hand_made import describe_by_hand, hand_made_classes
+from small_project import evaluate
 
-from geomatch.cli.commands import app
 from geomatch.errors import GeomatchError
 from geomatch.evaluate import Report
 from geomatch.evaluation import graded
 from geomatch.evaluation.oxford import Truth
-
-pytest_plugins = ["small_fixtures"]
 
 HEAD = "query,tile,grade\n"
 
@@ -91,7 +88,7 @@ def test_a_file_is_read(tmp_path):
         (None, "cannot be read"),
     ],
 )
-def test_a_file_that_will_not_do_is_told(tmp_path, text, told):
+def test_an_unusable_file_is_reported(tmp_path, text, told):
     path = tmp_path / "truth.csv"
     if text is not None:
         path.write_text(text, encoding="latin-1")
@@ -120,7 +117,7 @@ def test_eval_measures_graded_answers(tiled, copied):
     arguments = ["eval", "-p", str(project.root), "--grades", str(path), "--no-html"]
 
     def shown(*more):
-        result = CliRunner().invoke(app, [*arguments, *more])
+        result = run_command(*arguments, *more)
         assert result.exit_code == 0, result.output
         return result.stdout
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from small_project import hand_made_tiles
+from hand_made import hand_made_tiles
 
 from geomatch.data.ground_truth import are_neutral, by_place, overlapping, tasks
-
-pytest_plugins = ["small_fixtures"]
 
 
 def block(side, years, stride=8):

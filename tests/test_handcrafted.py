@@ -32,7 +32,7 @@ def test_a_histogram_knows_no_places():
     np.testing.assert_array_equal(colour_histogram(pixels), colour_histogram(pixels[:, ::-1]))
 
 
-def hog_again(pixels):
+def hog_by_hand(pixels):
     """Of one tile, in plain loops over pixels, cells and blocks."""
     grey = pixels @ np.array([0.299, 0.587, 0.114])
     rows, cols = grey.shape[0] // 16 * 2, grey.shape[1] // 16 * 2
@@ -53,13 +53,13 @@ def hog_again(pixels):
 
 
 @pytest.mark.parametrize("size", [32, 43])
-def test_gradients_are_those_counted_again(size):
+def test_gradients_are_those_counted_by_hand(size):
     pixels = tiles(size=size)
     found = hog(pixels)
     assert found.shape == (3, (size // 16) ** 2 * 32)
     for mine, tile in zip(found, pixels, strict=True):
         # Rounding may put a gradient at an edge into the next bin.
-        wanted = hog_again(tile.astype(float))
+        wanted = hog_by_hand(tile.astype(float))
         np.testing.assert_allclose(mine, wanted, atol=5e-3)
         assert np.median(np.abs(mine - wanted)) < 1e-4
 

@@ -8,24 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_network import network, tiles
+from small_network import add_trunk, assert_near, network, tiles
 
 from geomatch.config import ModelConfig
 from geomatch.nn.encoder import Encoder, TileForm, resolve
 from geomatch.nn.heads import HEADS
 from geomatch.nn.layers import SharedSettings
-from geomatch.nn.trunks import TRUNKS, BasicBlock, ResNet, Trunk
 
-pytest_plugins = ["small_fixtures"]
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _tiny():
-    """A trunk that compiles quickly, "tiny"."""
-    with pytest.MonkeyPatch.context() as patch:
-        tiny = partial(ResNet, block=BasicBlock, blocks=(1,), width=4)
-        patch.setitem(TRUNKS, "tiny", Trunk(tiny, 1))
-        yield
+def _tiny_trunks(module_patch):
+    add_trunk(module_patch, width=4)
 
 
 def values(shape, seed=0):
@@ -45,13 +40,6 @@ def drawn(kind, shared, x, *call, **model):
         return rng.normal(0, deviation, leaf.shape).astype(np.float32)
 
     return head, jax.tree_util.tree_map_with_path(draw, shapes)
-
-
-def near(found, wanted, tolerance=1e-4):
-    """See that arrays agree, relative to the largest value."""
-    assert found.shape == wanted.shape
-    scale = np.abs(wanted).max()
-    np.testing.assert_allclose(found / scale, wanted / scale, rtol=0, atol=tolerance)
 
 
 def at_unit_norm(rows):
@@ -79,14 +67,14 @@ def test_dense_is_one_layer_of_what_pooling_gives():
         "Dense_0": {"kernel": (6, 5), "bias": (5,)}
     }
     found = jax.jit(head.apply, static_argnums=2)(variables, x, False)
-    near(found, dense(x[:, 0], variables["params"]["Dense_0"]))
+    assert_near(found, dense(x[:, 0], variables["params"]["Dense_0"]))
 
 
 HIDDEN = (7, 5)
 
 
 def blocks(variables, x, train):
-    """S3's head without its dropout, in plain numpy; and the batch's statistics."""
+    """The MLP head without its dropout, in plain numpy; and the batch's statistics."""
     params, y, statistics = variables["params"], x[:, 0].astype(float), []
     for i in range(len(HIDDEN)):
         y = dense(y, params[f"Dense_{i}"])
@@ -118,7 +106,7 @@ def test_mlp_infers_with_the_running_statistics():
     x, head, variables = mlp(dropout=0.5)
     # Nothing random is asked for.
     found = jax.jit(head.apply, static_argnums=2)(variables, x, False)
-    near(found, blocks(variables, x, train=False)[0])
+    assert_near(found, blocks(variables, x, train=False)[0])
 
 
 def test_mlp_trains_with_the_batch():
@@ -126,11 +114,11 @@ def test_mlp_trains_with_the_batch():
     apply = partial(head.apply, train=True, mutable=["batch_stats"])
     found, changed = jax.jit(apply)(variables, x)
     wanted, statistics = blocks(variables, x, train=True)
-    near(found, wanted)
+    assert_near(found, wanted)
     for i, (mean, variance) in enumerate(statistics):
         before, after = (tree["batch_stats"][f"BatchNorm_{i}"] for tree in (variables, changed))
-        near(after["mean"], 0.9 * before["mean"] + 0.1 * mean)
-        near(after["var"], 0.9 * before["var"] + 0.1 * variance)
+        assert_near(after["mean"], 0.9 * before["mean"] + 0.1 * mean)
+        assert_near(after["var"], 0.9 * before["var"] + 0.1 * variance)
 
 
 def dropping(dropout, train):
@@ -153,7 +141,7 @@ def test_dropout_silences_its_share_in_training_and_keeps_the_mean(dropout):
     # Of 12,000 draws; five deviations.
     assert abs(share - dropout) < 5 * np.sqrt(dropout * (1 - dropout) / found.size)
     kept = found != 0
-    near(found[kept], whole[kept] / (1 - dropout))
+    assert_near(found[kept], whole[kept] / (1 - dropout))
     # Each tile and each value on its own.
     assert len({tuple(row) for row in kept}) == len(kept)
 
@@ -175,7 +163,7 @@ def test_pca_projects_vectors_of_unit_norm():
     head, variables = drawn("pca", SharedSettings(), x, descriptor=5)
     assert list(variables["params"]) == ["whiten"]
     found = jax.jit(head.apply, static_argnums=2)(variables, x, False)
-    near(found, dense(at_unit_norm(x[:, 0]), variables["params"]["whiten"]))
+    assert_near(found, dense(at_unit_norm(x[:, 0]), variables["params"]["whiten"]))
 
 
 def test_pca_adds_up_regions_each_whitened_and_at_unit_norm():
@@ -185,7 +173,7 @@ def test_pca_adds_up_regions_each_whitened_and_at_unit_norm():
     for region in range(14):
         white = dense(at_unit_norm(x[:, region]), variables["params"]["whiten"])
         wanted += at_unit_norm(white)
-    near(jax.jit(head.apply, static_argnums=2)(variables, x, False), wanted)
+    assert_near(jax.jit(head.apply, static_argnums=2)(variables, x, False), wanted)
 
 
 def convolved(x, params, stride, edge):
@@ -205,7 +193,7 @@ def convolved(x, params, stride, edge):
     # Without edges 9 becomes 7 and 5, of which four bins are made; with them 6 stays 6.
     [(256, 8, 4), (256, 9, 4), (64, 2, 2), (128, 4, 4), (300, 6, 4)],
 )
-def test_conv_is_s1_s_head(tile_size, side, left):
+def test_conv_head_matches_plain_loops(tile_size, side, left):
     x = values((2, side, side, 3))
     head, variables = drawn("conv", SharedSettings(), x, tile_size, descriptor=5)
     params, statistics = variables["params"], variables["batch_stats"]
@@ -224,10 +212,10 @@ def test_conv_is_s1_s_head(tile_size, side, left):
         bins[:, i, j] = y[:, rows, cols].mean(axis=(1, 2))
     last = params["Dense_0"]
     wanted = bins.reshape(2, -1) @ last["kernel"] + last["bias"]
-    near(jax.jit(head.apply, static_argnums=(2, 3))(variables, x, tile_size, False), wanted)
+    assert_near(jax.jit(head.apply, static_argnums=(2, 3))(variables, x, tile_size, False), wanted)
 
 
-def test_conv_is_s1_s_head_at_512_px():
+def test_conv_head_at_512_px_matches_plain_loops():
     x = values((1, 16, 16, 3))
     head, variables = drawn("conv", SharedSettings(), x, 512, descriptor=5)
     params = variables["params"]
@@ -238,7 +226,7 @@ def test_conv_is_s1_s_head_at_512_px():
         assert y.shape[1:] == (side, side, (1024, 512, 256)[i])
     last = params["Dense_0"]
     wanted = y.reshape(1, -1) @ last["kernel"] + last["bias"]
-    near(jax.jit(head.apply, static_argnums=(2, 3))(variables, x, 512, False), wanted)
+    assert_near(jax.jit(head.apply, static_argnums=(2, 3))(variables, x, 512, False), wanted)
 
 
 def test_conv_trains_with_the_batch():
@@ -248,8 +236,8 @@ def test_conv_trains_with_the_batch():
     _, changed = apply(variables, x)
     y = np.tanh(convolved(x, variables["params"]["Conv_0"], 1, 1))
     before, after = (tree["batch_stats"]["BatchNorm_0"] for tree in (variables, changed))
-    near(after["mean"], 0.9 * before["mean"] + 0.1 * y.mean((0, 1, 2)))
-    near(after["var"], 0.9 * before["var"] + 0.1 * y.var((0, 1, 2)))
+    assert_near(after["mean"], 0.9 * before["mean"] + 0.1 * y.mean((0, 1, 2)))
+    assert_near(after["var"], 0.9 * before["var"] + 0.1 * y.var((0, 1, 2)))
 
 
 # Within the encoder.
@@ -290,7 +278,7 @@ def test_normalise_gives_unit_length_in_the_same_direction(head):
     other, _ = network(FORM, normalise=True, **options)
     some = tiles(FORM, 3)
     plain, found = (np.asarray(jax.jit(each.apply)(variables, some)) for each in (siamese, other))
-    near(found, at_unit_norm(plain))
+    assert_near(found, at_unit_norm(plain))
     assert (np.abs(np.linalg.norm(plain, axis=1) - 1) > 0.01).all()
 
 
@@ -302,4 +290,4 @@ def test_a_head_is_given_what_pooling_gives(head):
     features = siamese.encoder.apply(own, some, method=Encoder.features)
     inside = {kind: tree.get("head", {}) for kind, tree in own.items()}
     module = HEADS[head](siamese.encoder.model, siamese.encoder.shared)
-    near(jax.jit(siamese.apply)(variables, some), module.apply(inside, features, False))
+    assert_near(jax.jit(siamese.apply)(variables, some), module.apply(inside, features, False))

@@ -13,19 +13,13 @@ import geopandas
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from command_line import run_command
+from hand_made import hand_made_classes, hand_made_embedding_manifest, hand_made_tile_manifest
+from image_sets import class_folders, draw_noise, tile_folders
 from PIL import Image
-from small_project import (
-    SIZE,
-    hand_made_classes,
-    hand_made_embedding_manifest,
-    hand_made_tile_manifest,
-    new_project,
-    settings,
-)
-from typer.testing import CliRunner
+from small_project import SIZE, new_project, settings
 
-from geomatch import config, image_input, index, query
-from geomatch.cli.commands import app
+from geomatch import image_input, index, query
 from geomatch.data import store
 from geomatch.data.embeddings import Embeddings
 from geomatch.data.ground_truth import are_neutral, overlapping, tasks
@@ -37,44 +31,8 @@ from geomatch.geo.grid import Grid
 from geomatch.info import info
 from geomatch.manifests import Channels
 from geomatch.nn.encoder import TileForm
-from geomatch.tile import tile
 from geomatch.tiling import image_files
 from geomatch.train import train
-
-pytest_plugins = ["small_fixtures"]
-
-
-def draw(path, height=12, width=12, bands=3, seed=None):
-    """Write noise as an image, and return it."""
-    seed = sum(map(ord, path.name)) if seed is None else seed
-    shape = (height, width, bands) if bands > 1 else (height, width)
-    values = np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(values).save(path)
-    return values
-
-
-def class_folders(root, sizes, **options):
-    """`root/CLASS/CLASS_i.png`, so many of each class."""
-    for name, n in sizes.items():
-        for i in range(n):
-            draw(root / name / f"{name}_{i:03d}.png", **options)
-    return root
-
-
-def make(project, *paths, pairs=(), notes=None, **images_or_more):
-    """Tiles of these folders; further settings as `least=3` or `**{"grid.size": 8}`."""
-    more = {key if "." in key else f"images.{key}": v for key, v in images_or_more.items()}
-    overrides = [f"{key}={config.toml(value)}" for key, value in more.items()]
-    overrides.append(f"images.folders={config.toml([str(path) for path in paths])}")
-    overrides.append(f"images.pairs={config.toml([str(path) for path in pairs])}")
-    wanted = config.with_overrides(config.Config(), overrides)
-
-    def progress(task, done=0, total=0, detail=""):
-        if notes is not None and not total:
-            notes.append(task)
-
-    return tile(project, wanted, overrides=overrides, workers=2, progress=progress).table
 
 
 def pixels(project, table):
@@ -102,11 +60,11 @@ def digits(n, seed=0, size=6):
 def test_tiles_are_the_images(tmp_path, project):
     drawn = {}
     for name in ("b/x", "a/y", "a/deep/er/z"):
-        drawn[f"{name}.png"] = draw(tmp_path / "set" / f"{name}.png")
-    draw(tmp_path / "set" / "b" / "w.png")
+        drawn[f"{name}.png"] = draw_noise(tmp_path / "set" / f"{name}.png")
+    draw_noise(tmp_path / "set" / "b" / "w.png")
     (tmp_path / "set" / "README.txt").write_text("no image")
     (tmp_path / "set" / "a" / "notes.txt").write_text("nor this")
-    table = make(project, tmp_path / "set")
+    table = tile_folders(project, tmp_path / "set")
     assert table.ids() == ["a/deep/er/z.png", "a/y.png", "b/w.png", "b/x.png"]
     assert table.cells() == ["a", "a", "b", "b"]
     assert table.classes == ("a", "b")
@@ -119,10 +77,10 @@ def test_tiles_are_the_images(tmp_path, project):
 
 
 def test_a_tile_is_the_centre_square_resized_as_a_query_is(tmp_path, project):
-    wide = draw(tmp_path / "set" / "a" / "wide.png", 12, 20)
-    tall = draw(tmp_path / "set" / "a" / "tall.png", 31, 12)
-    draw(tmp_path / "set" / "a" / "big.png", 40, 64)
-    held = pixels(project, make(project, tmp_path / "set", **{"grid.size": 12}))
+    wide = draw_noise(tmp_path / "set" / "a" / "wide.png", 12, 20)
+    tall = draw_noise(tmp_path / "set" / "a" / "tall.png", 31, 12)
+    draw_noise(tmp_path / "set" / "a" / "big.png", 40, 64)
+    held = pixels(project, tile_folders(project, tmp_path / "set", **{"grid.size": 12}))
     np.testing.assert_array_equal(held["a/wide.png"], wide[:, 4:16])
     np.testing.assert_array_equal(held["a/tall.png"], tall[9:21])
     encoding = SimpleNamespace(form=TileForm(12, 3, 0))
@@ -139,7 +97,7 @@ def test_shrinking_leaves_no_moire(tmp_path, project):
         (tmp_path / "set" / "a").mkdir(parents=True, exist_ok=True)
         lines = np.tile(np.array([[0, 200]], np.uint8), (64, 32))
         Image.fromarray(lines).save(tmp_path / "set" / "a" / f"{name}.png")
-    held = pixels(project, make(project, tmp_path / "set", **{"grid.size": 8}))
+    held = pixels(project, tile_folders(project, tmp_path / "set", **{"grid.size": 8}))
     assert np.abs(held["a/x.png"].astype(int) - 100).max() <= 12
 
 
@@ -155,19 +113,17 @@ def test_shrinking_leaves_no_moire(tmp_path, project):
 )
 def test_the_side_is_the_images_own_unless_it_is_named(tmp_path, project, shapes, asked, size):
     for i, (height, width) in enumerate(shapes):
-        draw(tmp_path / "set" / "a" / f"{i}.png", height, width)
+        draw_noise(tmp_path / "set" / "a" / f"{i}.png", height, width)
     if asked is not None:
         project.config.write_text(f"[grid]\nsize = {asked}\n")
-    done = CliRunner().invoke(
-        app, ["tile", "-p", str(project.root), "--folders", str(tmp_path / "set")]
-    )
+    done = run_command("tile", "-p", str(project.root), "--folders", str(tmp_path / "set"))
     assert done.exit_code == 0, done.stderr
     assert project.tile_manifest().size == size
 
 
 def test_splits_are_drawn_within_each_class(tmp_path, project):
     sizes = {"a": 40, "b": 20, "c": 10}
-    table = make(project, class_folders(tmp_path / "set", sizes))
+    table = tile_folders(project, class_folders(tmp_path / "set", sizes))
     for code, n in enumerate(sizes.values()):
         counts = np.bincount(table.split[table.label == code], minlength=3).tolist()
         assert counts == [0.7 * n, 0.2 * n, 0.1 * n]
@@ -176,11 +132,11 @@ def test_splits_are_drawn_within_each_class(tmp_path, project):
 
 def test_the_draw_is_of_the_seed_and_of_the_class_alone(tmp_path, project):
     root = class_folders(tmp_path / "set", {"a": 30, "b": 30})
-    first = splits(make(project, root))
-    other = splits(make(project, root, **{"split.seed": 1}))
+    first = splits(tile_folders(project, root))
+    other = splits(tile_folders(project, root, **{"split.seed": 1}))
     assert first != other
     class_folders(root, {"0": 30, "c": 5})
-    again = splits(make(project, root))
+    again = splits(tile_folders(project, root))
     assert {name: again[name] for name in first} == first
     assert [again[f"0/0_{i:03d}.png"] for i in range(30)] != [
         first[f"a/a_{i:03d}.png"] for i in range(30)
@@ -188,7 +144,9 @@ def test_the_draw_is_of_the_seed_and_of_the_class_alone(tmp_path, project):
 
 
 def test_splits_by_count(tmp_path, project):
-    table = make(project, class_folders(tmp_path / "set", {"a": 9, "b": 30}), validation=3, test=2)
+    table = tile_folders(
+        project, class_folders(tmp_path / "set", {"a": 9, "b": 30}), validation=3, test=2
+    )
     for code, n in enumerate((9, 30)):
         assert np.bincount(table.split[table.label == code]).tolist() == [n - 5, 3, 2]
 
@@ -197,7 +155,7 @@ def test_given_splits_are_kept_and_the_rest_is_drawn_from_train(tmp_path, projec
     """The same file names in both folders make other tiles."""
     train = class_folders(tmp_path / "one", {"a": 10, "b": 20})
     test = class_folders(tmp_path / "two", {"a": 10, "b": 5}, seed=7)
-    table = make(project, f"train={train}", f"test={test}")
+    table = tile_folders(project, f"train={train}", f"test={test}")
     assert len(set(table.ids())) == len(table) == 45
     found = Counter(
         (name.split("/")[0], SPLITS[code], name.split("/")[1])
@@ -219,7 +177,7 @@ def test_mnist_files(tmp_path, project):
     asked, names = digits(12, seed=1)
     write_idx(tmp_path / "t-images-idx3-ubyte.gz", asked)
     write_idx(tmp_path / "t-labels-idx1-ubyte.gz", names)
-    table = make(
+    table = tile_folders(
         project,
         f"train={tmp_path / 'train.npz'}",
         f"test={tmp_path / 't-images-idx3-ubyte.gz'}",
@@ -238,18 +196,18 @@ def test_mnist_files(tmp_path, project):
 def test_colour_arrays_with_names_of_classes(tmp_path, project):
     values = np.random.default_rng(0).integers(0, 256, (4, 5, 5, 3)).astype(np.uint8)
     np.savez(tmp_path / "set.npz", images=values, labels=np.array(["cat", "dog", "cat", "dog"]))
-    held = pixels(project, make(project, tmp_path / "set.npz"))
+    held = pixels(project, tile_folders(project, tmp_path / "set.npz"))
     assert sorted(held) == ["cat/00000", "cat/00002", "dog/00001", "dog/00003"]
     np.testing.assert_array_equal(held["dog/00003"], values[3])
 
 
 def test_channels(tmp_path, project):
     grey = class_folders(tmp_path / "set", {"a": 3}, bands=1)
-    table = make(project, grey)
+    table = tile_folders(project, grey)
     assert project.tile_manifest().channels.image == 1
     before = pixels(project, table)
-    seen = draw(grey / "a" / "veiled.png", bands=4)
-    table = make(project, grey)
+    seen = draw_noise(grey / "a" / "veiled.png", bands=4)
+    table = tile_folders(project, grey)
     assert project.tile_manifest().channels.image == 3
     after = pixels(project, table)
     np.testing.assert_array_equal(after["a/veiled.png"], seen[..., :3])
@@ -261,24 +219,24 @@ def test_more_than_eight_bits_are_refused_with_the_remedy(tmp_path, project):
     root = class_folders(tmp_path / "set", {"a": 3})
     Image.fromarray(np.full((12, 12), 5000, np.uint16)).save(root / "a" / "deep.png")
     with pytest.raises(GeomatchError, match=r"deep\.png has more than 8 bits") as raised:
-        make(project, root)
+        tile_folders(project, root)
     assert "gdal_translate" in raised.value.hint
 
 
 def test_small_and_ignored_classes_are_left_out_and_told(tmp_path, project):
     root = class_folders(tmp_path / "set", {"a": 6, "b": 4, "c": 3, "d": 9})
     notes = []
-    table = make(project, root, least=4, ignore=["d"], notes=notes)
+    table = tile_folders(project, root, least=4, ignore=["d"], notes=notes)
     assert table.classes == ("a", "b")
     assert notes[:2] == [
         "left out, ignored (1): d",
         "left out, classes with fewer than 4 images (1): c (3)",
     ]
     with pytest.raises(UsageError, match="no class aa to ignore") as raised:
-        make(project, root, ignore=["aa"])
+        tile_folders(project, root, ignore=["aa"])
     assert "Did you mean a?" in raised.value.hint
     with pytest.raises(GeomatchError, match="the largest has 9"):
-        make(project, root, least=10)
+        tile_folders(project, root, least=10)
 
 
 def test_unreadable_images_are_left_out_and_named(tmp_path, project):
@@ -288,7 +246,7 @@ def test_unreadable_images_are_left_out_and_named(tmp_path, project):
     whole = (root / "a" / "a_000.png").read_bytes()
     (root / "a" / "cut.png").write_bytes(whole[: len(whole) // 2])
     notes = []
-    table = make(project, root, notes=notes)
+    table = tile_folders(project, root, notes=notes)
     broken = {"a/text.png", "a/cut.png", "b/gone.jpg"}
     assert len(table) == 12
     assert not broken & set(table.ids())
@@ -309,7 +267,7 @@ def test_only_the_first_unreadable_images_are_named(tmp_path, project):
     for i in range(30):
         (root / "a" / f"z{i}.png").write_text("")
     notes = []
-    make(project, root, notes=notes)
+    tile_folders(project, root, notes=notes)
     told = next(note for note in notes if "unreadable" in note)
     assert "unreadable (30): " in told
     assert told.count(".png") == 5
@@ -322,7 +280,7 @@ def test_nothing_but_broken_images_is_an_error(tmp_path, project, cut):
     for path in (root / "a").iterdir():
         path.write_bytes(path.read_bytes()[: cut and len(path.read_bytes()) // 2])
     with pytest.raises(GeomatchError, match="none of the images can be read; a/a_000"):
-        make(project, root)
+        tile_folders(project, root)
     assert not project.tiles.exists()
 
 
@@ -331,7 +289,7 @@ def empty(tmp_path):
 
 
 def loose(tmp_path):
-    draw(tmp_path / "set" / "x.png")
+    draw_noise(tmp_path / "set" / "x.png")
 
 
 def empty_class(tmp_path):
@@ -382,14 +340,14 @@ GREY = np.zeros((4, 5, 5), np.uint8)
 def test_bad_sets(tmp_path, project, prepare, name, message, hint):
     prepare(tmp_path)
     with pytest.raises(GeomatchError, match=message) as raised:
-        make(project, tmp_path / name)
+        tile_folders(project, tmp_path / name)
     assert hint in raised.value.hint
     assert not project.tiles.exists()
 
 
 def test_an_empty_class_that_is_ignored_does_not_stand_in_the_way(tmp_path, project):
     empty_class(tmp_path)
-    assert make(project, tmp_path / "set", ignore=["b"]).classes == ("a",)
+    assert tile_folders(project, tmp_path / "set", ignore=["b"]).classes == ("a",)
 
 
 @pytest.mark.parametrize(
@@ -403,13 +361,13 @@ def test_an_empty_class_that_is_ignored_does_not_stand_in_the_way(tmp_path, proj
 def test_splits_that_cannot_be_meant(tmp_path, project, paths, message):
     root = class_folders(tmp_path / "set", {"a": 3})
     with pytest.raises(UsageError, match=message):
-        make(project, *(path.format(root) for path in paths))
+        tile_folders(project, *(path.format(root) for path in paths))
 
 
 def test_splits_that_leave_nothing_to_train_on(tmp_path, project):
     root = class_folders(tmp_path / "set", {"a": 9, "b": 5})
     with pytest.raises(UsageError, match="take all 5 of b"):
-        make(project, root, validation=3, test=2)
+        tile_folders(project, root, validation=3, test=2)
 
 
 # Pairs
@@ -418,15 +376,15 @@ def test_splits_that_leave_nothing_to_train_on(tmp_path, project):
 def pair_folders(tmp_path, names, years=("2010", "2020")):
     for year in years:
         for name in names:
-            draw(tmp_path / year / f"{name}.png", seed=sum(map(ord, year + name)))
+            draw_noise(tmp_path / year / f"{name}.png", seed=sum(map(ord, year + name)))
     return [tmp_path / year for year in years]
 
 
 def test_pairs_are_places_of_two_years(tmp_path, project):
     older, newer = pair_folders(tmp_path, ["b", "sub/a"])
     (newer / "b.png").unlink()
-    changed = draw(newer / "b.bmp", seed=3)
-    table = make(project, pairs=[newer, older])
+    changed = draw_noise(newer / "b.bmp", seed=3)
+    table = tile_folders(project, pairs=[newer, older])
     assert table.years == ("2010", "2020")
     assert table.dated
     assert table.ids() == ["b@2010", "b@2020", "sub/a@2010", "sub/a@2020"]
@@ -447,14 +405,14 @@ def test_pairs_are_places_of_two_years(tmp_path, project):
 def test_pairs_that_are_alike_in_name_are_told_apart_by_their_parents(tmp_path, project):
     names = ["a", "b", "c"]
     folders = pair_folders(tmp_path, names, ("before/img", "after/img"))
-    assert make(project, pairs=folders).years == ("before/img", "after/img")
+    assert tile_folders(project, pairs=folders).years == ("before/img", "after/img")
     with pytest.raises(UsageError, match="two folders"):
-        make(project, pairs=[folders[0], folders[0]])
+        tile_folders(project, pairs=[folders[0], folders[0]])
 
 
 def test_a_pair_is_in_one_split(tmp_path, project):
     folders = pair_folders(tmp_path, [f"p{i}" for i in range(30)])
-    table = make(project, pairs=folders)
+    table = tile_folders(project, pairs=folders)
     of = {}
     for place, split in zip(table.cells(), table.split.tolist(), strict=True):
         assert of.setdefault(place, split) == split
@@ -463,17 +421,17 @@ def test_a_pair_is_in_one_split(tmp_path, project):
 
 def test_images_without_a_partner_are_left_out_and_told(tmp_path, project):
     older, newer = pair_folders(tmp_path, ["a", "b", "c"])
-    draw(older / "lonely.png")
+    draw_noise(older / "lonely.png")
     (newer / "c.png").unlink()
     notes = []
-    assert make(project, pairs=[older, newer], notes=notes).classes == ("a", "b")
+    assert tile_folders(project, pairs=[older, newer], notes=notes).classes == ("a", "b")
     assert notes[0] == "left out, only in 2010 (2): c, lonely"
 
 
-def test_the_order_of_years_does_not_hang_on_what_can_be_read(tmp_path, project):
+def test_unreadable_images_leave_the_order_of_years(tmp_path, project):
     before, after = pair_folders(tmp_path, ["a", "b"], ("before", "after"))
     (before / "a.png").write_text("")
-    table = make(project, pairs=[before, after])
+    table = tile_folders(project, pairs=[before, after])
     assert table.years == ("before", "after")
     assert table.ids() == ["a@after", "b@before", "b@after"]
     assert {k: v.files for k, v in project.tile_manifest().years.items()} == {
@@ -486,13 +444,13 @@ def test_bad_pairs(tmp_path, project):
     older, newer = pair_folders(tmp_path, ["a"])
     (newer / "a.png").rename(newer / "z.png")
     with pytest.raises(GeomatchError, match="has the same name as one of"):
-        make(project, pairs=[older, newer])
-    draw(older / "a.bmp")
+        tile_folders(project, pairs=[older, newer])
+    draw_noise(older / "a.bmp")
     with pytest.raises(GeomatchError, match=r"holds a\.bmp and a\.png"):
-        make(project, pairs=[older, newer])
+        tile_folders(project, pairs=[older, newer])
     (tmp_path / "empty").mkdir()
     with pytest.raises(GeomatchError, match="empty holds no images"):
-        make(project, pairs=[newer, tmp_path / "empty"])
+        tile_folders(project, pairs=[newer, tmp_path / "empty"])
 
 
 # Again, and after a break
@@ -500,16 +458,16 @@ def test_bad_pairs(tmp_path, project):
 
 def test_again_is_up_to_date_until_a_file_changes(tmp_path, project):
     root = class_folders(tmp_path / "set", {"a": 4, "b": 4})
-    make(project, root)
+    tile_folders(project, root)
     written = project.tiles_manifest.stat().st_mtime_ns
     before = project.tile_manifest()
     notes = []
-    make(project, root, notes=notes)
+    tile_folders(project, root, notes=notes)
     assert notes == ["tiles are up to date"]
     assert project.tiles_manifest.stat().st_mtime_ns == written
-    changed = draw(root / "a" / "a_001.png", seed=99)
+    changed = draw_noise(root / "a" / "a_001.png", seed=99)
     os.utime(root / "a" / "a_001.png", ns=(0, 0))
-    held = pixels(project, make(project, root))
+    held = pixels(project, tile_folders(project, root))
     np.testing.assert_array_equal(held["a/a_001.png"], changed)
     assert project.tile_manifest().fingerprint != before.fingerprint
 
@@ -518,15 +476,14 @@ def test_the_last_images_are_taken_again_without_arguments(tmp_path, project, mo
     """Found from any folder, and with what is said now on top of what was said then."""
     class_folders(tmp_path / "set", {"a": 4, "b": 4, "c": 9})
     monkeypatch.chdir(tmp_path)
-    run = CliRunner()
     root = str(project.root)
-    done = run.invoke(app, ["tile", "-p", root, "--folders", "set", "--ignore", "c"])
+    done = run_command("tile", "-p", root, "--folders", "set", "--ignore", "c")
     assert done.exit_code == 0, done.stderr
     assert "8 tiles of 12px in 2 classes" in done.stderr
     monkeypatch.chdir("/")
-    done = run.invoke(app, ["tile", "-p", root])
+    done = run_command("tile", "-p", root)
     assert "tiles are up to date" in done.stderr
-    done = run.invoke(app, ["tile", "-p", root, "--size", "8"])
+    done = run_command("tile", "-p", root, "--size", "8")
     assert "8 tiles of 8px in 2 classes" in done.stderr
 
 
@@ -535,7 +492,7 @@ def test_images_of_the_configuration_are_relative_to_the_project(tmp_path, proje
     class_folders(project.root / "data" / "test", {"a": 4, "b": 1})
     project.config.write_text('[images]\nfolders = ["train=data/train", "test=data/test"]\n')
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(app, ["tile", "-p", str(project.root)])
+    done = run_command("tile", "-p", str(project.root))
     assert done.exit_code == 0, done.stderr
     assert project.tile_manifest().splits == {"train": 6, "validation": 2, "test": 5}
 
@@ -543,15 +500,14 @@ def test_images_of_the_configuration_are_relative_to_the_project(tmp_path, proje
 def test_pairs_and_splits_on_the_command_line(tmp_path, project, monkeypatch):
     older, newer = pair_folders(tmp_path, list("abcdefghij"))
     monkeypatch.chdir(tmp_path)
-    run = CliRunner()
     root = str(project.root)
-    done = run.invoke(app, ["tile", "-p", root, "--pairs", older.name, newer.name])
+    done = run_command("tile", "-p", root, "--pairs", older.name, newer.name)
     assert "20 tiles of 12px in 10 places" in done.stderr
     class_folders(tmp_path / "one", {"a": 10})
     class_folders(tmp_path / "two", {"a": 3})
-    done = run.invoke(app, ["tile", "-p", root, "--folders", "train=one", "test=two"])
+    done = run_command("tile", "-p", root, "--folders", "train=one", "test=two")
     assert project.tile_manifest().splits == {"train": 8, "validation": 2, "test": 3}
-    done = run.invoke(app, ["tile", "-p", root, "--pairs", "one", "two", "2010=x"])
+    done = run_command("tile", "-p", root, "--pairs", "one", "two", "2010=x")
     assert done.exit_code == 2
     assert "two folders and nothing else" in done.stderr
 
@@ -559,7 +515,7 @@ def test_pairs_and_splits_on_the_command_line(tmp_path, project, monkeypatch):
 def test_two_kinds_of_images_are_refused(tmp_path, project):
     root = class_folders(tmp_path / "set", {"a": 4})
     with pytest.raises(UsageError, match="more than one kind of source"):
-        make(project, root, pairs=[root, root])
+        tile_folders(project, root, pairs=[root, root])
 
 
 def test_after_a_break_it_goes_on_to_the_same_tiles(tmp_path, monkeypatch):
@@ -567,7 +523,7 @@ def test_after_a_break_it_goes_on_to_the_same_tiles(tmp_path, monkeypatch):
     root = class_folders(tmp_path / "set", {"a": 30, "b": 20})
     whole, broken = new_project(tmp_path / "whole"), new_project(tmp_path / "broken")
     monkeypatch.setattr(store, "SHARD_BYTES", 1)
-    expected = make(whole, root)
+    expected = tile_folders(whole, root)
     read, count = image_files.read, Counter()
 
     def counted(path, size, channels):
@@ -579,12 +535,12 @@ def test_after_a_break_it_goes_on_to_the_same_tiles(tmp_path, monkeypatch):
     monkeypatch.setattr(image_files, "read", counted)
     count["allowed"] = 40
     with pytest.raises(KeyboardInterrupt):
-        make(broken, root)
+        tile_folders(broken, root)
     assert not broken.tiles.exists()
     assert info(broken)["unfinished"] == "tiles"
     count.clear()
     notes = []
-    table = make(broken, root, notes=notes)
+    table = tile_folders(broken, root, notes=notes)
     assert "resuming: 32 of 50 tiles are already cut" in notes
     assert count["read"] == 18
     assert table.ids() == expected.ids()
@@ -599,13 +555,13 @@ def test_what_was_read_of_files_that_changed_is_read_again(tmp_path, project, mo
     root = class_folders(tmp_path / "set", {"a": 30})
     monkeypatch.setattr(store, "SHARD_BYTES", 1)
     with monkeypatch.context() as patched:
-        patched.setattr("geomatch.tiling.shards.finish", lambda *arguments: 1 / 0)
+        patched.setattr("geomatch.tiling.shards.finish", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            make(project, root)
-    changed = draw(root / "a" / "a_020.png", seed=5)
+            tile_folders(project, root)
+    changed = draw_noise(root / "a" / "a_020.png", seed=5)
     os.utime(root / "a" / "a_020.png", ns=(0, 0))
     notes = []
-    held = pixels(project, make(project, root, notes=notes))
+    held = pixels(project, tile_folders(project, root, notes=notes))
     assert "resuming: 16 of 30 tiles are already cut" in notes
     np.testing.assert_array_equal(held["a/a_020.png"], changed)
 
@@ -616,9 +572,9 @@ def test_what_was_read_of_files_that_changed_is_read_again(tmp_path, project, mo
 @pytest.mark.parametrize("kind", ["folders", "pairs"])
 def test_the_catalogue_is_read_as_it_was_written(tmp_path, project, kind):
     if kind == "folders":
-        table = make(project, class_folders(tmp_path / "set", {"b": 6, "a": 6}))
+        table = tile_folders(project, class_folders(tmp_path / "set", {"b": 6, "a": 6}))
     else:
-        table = make(project, pairs=pair_folders(tmp_path, [f"n{i}" for i in range(9)]))
+        table = tile_folders(project, pairs=pair_folders(tmp_path, [f"n{i}" for i in range(9)]))
     loaded = TileTable.load(project.catalogue)
     for name, value in vars(loaded).items():
         np.testing.assert_array_equal(value, getattr(table, name), err_msg=name)
@@ -686,7 +642,7 @@ def searchable(project, table):
 
 
 def test_a_query_searches_every_class_but_never_finds_itself(tmp_path, project):
-    table = make(project, class_folders(tmp_path / "set", {"a": 6, "b": 6}))
+    table = tile_folders(project, class_folders(tmp_path / "set", {"a": 6, "b": 6}))
     cosines = searchable(project, table)
     names = table.ids()
     for i, name in enumerate(names):
@@ -699,7 +655,7 @@ def test_a_query_searches_every_class_but_never_finds_itself(tmp_path, project):
 
 
 def test_a_query_of_a_pair_searches_the_other_year(tmp_path, project):
-    table = make(project, pairs=pair_folders(tmp_path, list("abcdef")))
+    table = tile_folders(project, pairs=pair_folders(tmp_path, list("abcdef")))
     cosines = searchable(project, table)
     found = query.query(project, "b@2010", top=3).matches
     nearest = [table.ids()[1 + 2 * j] for j in np.argsort(-cosines[2, 1::2])[:3]]
@@ -708,20 +664,20 @@ def test_a_query_of_a_pair_searches_the_other_year(tmp_path, project):
 
 
 def test_what_images_do_not_have_is_not_shown_nor_asked_for(tmp_path, project):
-    table = make(project, class_folders(tmp_path / "set", {"a": 3, "b": 3}))
+    table = tile_folders(project, class_folders(tmp_path / "set", {"a": 3, "b": 3}))
     searchable(project, table)
-    run, root = CliRunner(), str(project.root)
-    shown = run.invoke(app, ["query", "-p", root, "a/a_000.png"]).stdout
+    root = str(project.root)
+    shown = run_command("query", "-p", root, "a/a_000.png").stdout
     assert "score" in shown
     assert not any(word in shown for word in ("year", "lon", "lat", "distance"))
-    done = run.invoke(app, ["query", "-p", root, "a/a_000.png", "--json"])
+    done = run_command("query", "-p", root, "a/a_000.png", "--json")
     assert json.loads(done.stdout)[0]["year"] is None
-    done = run.invoke(app, ["query", "-p", root, "3.1,45"])
+    done = run_command("query", "-p", root, "3.1,45")
     assert done.exit_code == 2
     assert "no place on the ground" in done.stderr
-    done = run.invoke(app, ["query", "-p", root, "a/a_000.png", "--year", "2010"])
+    done = run_command("query", "-p", root, "a/a_000.png", "--year", "2010")
     assert "images without years" in done.stderr
-    done = run.invoke(app, ["info", "-p", root])
+    done = run_command("info", "-p", root)
     assert "classes" in done.stdout
     assert "without georeference" in done.stdout
     assert "years" not in done.stdout
@@ -737,7 +693,7 @@ def test_from_images_to_an_answer(tmp_path, project):
         # Coarse patches: of noise, an untrained network tells one from another no better.
         patches = np.random.default_rng(i).integers(0, 256, (4, 4, 3)).astype(np.uint8)
         Image.fromarray(patches).resize((32, 32), Image.Resampling.NEAREST).save(path)
-    table = make(project, root)
+    table = tile_folders(project, root)
     untrained = settings("train.epochs=0", "train.loss=contrastive", "mining.rule=none")
     train(project, untrained)
     embed(project, settings=untrained)
@@ -757,6 +713,6 @@ def test_from_images_to_an_answer(tmp_path, project):
 
 def test_an_encoder_of_the_ground_does_not_fit_images_without(tmp_path, project, trained):
     root = class_folders(tmp_path / "set", {"a": 10, "b": 10}, height=SIZE, width=SIZE)
-    make(project, root)
+    tile_folders(project, root)
     with pytest.raises(GeomatchError, match=r"no ground, project-run1@.* on 1\.0 m per pixel"):
         embed(project, model=trained.project.run("run1"))

@@ -10,21 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_network import network, tiles
+from small_network import add_trunk, network, tiles
 
 from geomatch.nn import cpu_ops, layers
 from geomatch.nn.encoder import Siamese, TileForm
 from geomatch.nn.layers import SharedSettings
-from geomatch.nn.trunks import TRUNKS, BasicBlock, ResNet, Trunk
 
-pytest_plugins = ["small_fixtures"]
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 
-@pytest.fixture
-def _tiny(monkeypatch):
-    """A trunk that compiles quickly, "tiny"."""
-    tiny = partial(ResNet, block=BasicBlock, blocks=(1, 1), width=4)
-    monkeypatch.setitem(TRUNKS, "tiny", Trunk(tiny, 2))
+@pytest.fixture(scope="module", autouse=True)
+def _tiny_trunks(module_patch):
+    add_trunk(module_patch, width=4, blocks=(1, 1))
 
 
 TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-2}
@@ -111,7 +108,7 @@ def sides(form):
 
 
 @pytest.mark.parametrize(("form", "channels", "dtype"), CASES)
-def test_conv_equals_the_plain_one_with_its_gradients(form, channels, dtype):
+def test_conv_matches_flax_with_its_gradients(form, channels, dtype):
     height, width, k, stride, edge = form
     arguments = (
         values((2, height, width, channels[0]), 0, dtype),
@@ -159,7 +156,7 @@ def convolved(x, kernel, stride, edges):
 
 @pytest.mark.parametrize("form", [cpu_ops.conv, cpu_ops.conv_plain])
 @pytest.mark.parametrize("edges", [((1, 1), (1, 1)), ((0, 1), (2, 0)), ((0, 0), (0, 0))])
-def test_conv_equals_plain_loops(form, edges):
+def test_conv_matches_plain_loops(form, edges):
     x, kernel = values((2, 7, 8, 2), 0), values((3, 3, 2, 3), 1)
     close(form(x, kernel, 2, edges), convolved(x, kernel, 2, edges))
 
@@ -177,7 +174,7 @@ def test_conv_equals_plain_loops(form, edges):
         (1, 1, 3, 2, (1, 1)),
     ],
 )
-def test_depthwise_equals_a_grouped_convolution_with_its_gradients(form, dtype):
+def test_depthwise_matches_a_grouped_convolution_with_its_gradients(form, dtype):
     height, width, k, stride, edge = form
     arguments = values((2, height, width, 6), 0, dtype), values((k, k, 1, 6), 1, dtype)
     compare(
@@ -190,7 +187,7 @@ def test_depthwise_equals_a_grouped_convolution_with_its_gradients(form, dtype):
 
 
 @pytest.mark.parametrize("form", [cpu_ops.depthwise, cpu_ops.depthwise_plain])
-def test_depthwise_equals_plain_loops(form):
+def test_depthwise_matches_plain_loops(form):
     x, kernel = values((1, 5, 6, 3), 0), values((3, 3, 1, 3), 1)
     edges = ((1, 1), (0, 1))
     wanted = [convolved(x[..., [c]], kernel[..., [c]], 2, edges) for c in range(3)]
@@ -199,7 +196,7 @@ def test_depthwise_equals_plain_loops(form):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("most", "plain"), [(None, jax.nn.relu), (6.0, jax.nn.relu6)])
-def test_relu_equals_jax_s_with_its_gradient(most, plain, dtype):
+def test_relu_matches_jax_with_its_gradient(most, plain, dtype):
     x = 6 * values((4, 5, 6), 0, dtype)
     assert (x > 6).any()
     compare(lambda x: cpu_ops.relu(x, most), plain, (x,), x.shape, dtype)
@@ -218,7 +215,7 @@ def normalised(x, scale, bias):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", [(4, 6, 5, 3), (8, 1, 1, 4), (3, 9, 9, 1), (16, 4)])
-def test_batch_norm_equals_two_passes_with_its_gradients(shape, dtype):
+def test_batch_norm_matches_two_passes_with_its_gradients(shape, dtype):
     x = 2 * values(shape, 0, dtype) + jnp.asarray(1.5, dtype)
     scale, bias = values(shape[-1:], 1), values(shape[-1:], 2)
     compare(
@@ -369,7 +366,7 @@ def test_conv_norm_with_frozen_statistics_still_has_gradients():
 @pytest.mark.parametrize("size", [3, 5])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("side", [(7, 8), (1, 2)])
-def test_same_edges_are_xla_s(size, stride, side):
+def test_same_edges_match_xla(size, stride, side):
     x = values((2, *side, 3), 0)
     layer = layers.Conv(4, size, stride=stride, padding="same", use_bias=True)
     kernel, bias = values((size, size, 3, 4), 1), values((4,), 2)
@@ -396,7 +393,6 @@ BATCH_NORMS = {"stem", "stage1_block1", "stage2_block1"}
         (("fusion", "pair_head"), set()),
     ],
 )
-@pytest.mark.usefixtures("_tiny")
 def test_frozen_parts_keep_their_statistics_in_training(frozen, kept):
     form = TileForm(32, 3, 0)
     siamese, variables = network(form, trunk="tiny", head="mlp", hidden=(5,), dropout=0.0)
@@ -415,7 +411,6 @@ def test_frozen_parts_keep_their_statistics_in_training(frozen, kept):
         assert np.array_equal(old, new) == bool(within & kept)
 
 
-@pytest.mark.usefixtures("_tiny")
 def test_with_all_statistics_frozen_training_computes_as_inference():
     form = TileForm(32, 3, 0)
     siamese, variables = network(form, trunk="tiny", head="pool")
@@ -445,7 +440,7 @@ def compare_exactly(form, plain, x):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_max_pool_3x3_equals_flax_with_its_gradient(size):
+def test_max_pool_3x3_matches_flax_with_its_gradient(size):
     compare_exactly(
         cpu_ops.max_pool_3x3,
         lambda x: nn.max_pool(x, (3, 3), (2, 2), padding=[(1, 1), (1, 1)]),
@@ -454,7 +449,7 @@ def test_max_pool_3x3_equals_flax_with_its_gradient(size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_max_pool_2x2_equals_flax_with_its_gradient(size):
+def test_max_pool_2x2_matches_flax_with_its_gradient(size):
     x = different(size, negative=True)
     assert (x < 0).any()
     compare_exactly(
@@ -496,7 +491,6 @@ def test_unit_vectors_have_length_one_and_zero_stays_zero():
     ("trunk", "stage", "labels"),
     [("tiny", 2, 1), ("efficientnet_lite0", 2, 0), ("vgg16", 1, 0), ("convnet", 2, 0)],
 )
-@pytest.mark.usefixtures("_tiny")
 def test_both_backends_have_the_same_results_and_gradients(monkeypatch, trunk, stage, labels):
     form = TileForm(16, 3, labels)
     siamese, variables = network(form, trunk=trunk, stage=stage, head="pool", pooling="mean")

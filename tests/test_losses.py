@@ -23,6 +23,8 @@ from geomatch.nn.losses import (
     triplet,
 )
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 REFERENCE = np.load(Path(__file__).parent / "references" / "metric_learning.npz")
 
 
@@ -30,7 +32,7 @@ def sigmoid(x):
     return 1 / (1 + math.exp(-x))
 
 
-def test_bce_equals_plain_loops():
+def test_bce_matches_plain_loops():
     logits = [-3.0, -0.2, 0.0, 0.7, 4.0, 1.5]
     matching = [0, 1, 1, 0, 1, 0]
     terms = [
@@ -56,7 +58,7 @@ def test_bce_gradient_is_the_error_of_the_probability():
     np.testing.assert_allclose(gradient, wanted, rtol=1e-5)
 
 
-def test_head_penalty_is_s1_s_at_512_px_alone():
+def test_head_penalty_applies_at_512_px_alone():
     rng = np.random.default_rng(0)
     conv, dense = rng.normal(size=(3, 3, 2, 4)), rng.normal(size=(5, 6))
     head = {
@@ -70,7 +72,7 @@ def test_head_penalty_is_s1_s_at_512_px_alone():
     assert float(head_penalty({"encoder": {}}, 512)) == 0
 
 
-def test_info_nce_equals_plain_loops():
+def test_info_nce_matches_plain_loops():
     rng = np.random.default_rng(0)
     queries, candidates = rng.normal(size=(3, 4)), rng.normal(size=(5, 4))
     match, temperature = [1, 0, 4], 0.3
@@ -115,7 +117,7 @@ def masks(classes):
 
 
 @pytest.mark.parametrize(("gamma", "alpha"), [(2.0, 0.25), (2.0, 0.75), (0.5, 0.5), (0.0, 0.25)])
-def test_focal_equals_plain_loops(gamma, alpha):
+def test_focal_matches_plain_loops(gamma, alpha):
     logits = [-3.0, -0.2, 0.0, 0.7, 4.0, 1.5]
     matching = [0, 1, 1, 0, 1, 0]
     total = 0.0
@@ -134,7 +136,7 @@ def test_focal_does_not_overflow():
     np.testing.assert_allclose(gradient, [0, 0, 0.75 / 4, -0.25 / 4], atol=1e-6)
 
 
-def test_distance_equals_numpy_s():
+def test_distance_matches_numpy():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(3, 1, 5)), rng.normal(size=(4, 5))
     wanted = np.linalg.norm(a - b, axis=-1)
@@ -149,7 +151,7 @@ def test_distance_has_the_gradient_of_a_direction_and_none_at_zero():
     np.testing.assert_allclose(gradient, [[0.6, 0.8], [0, 0]], rtol=1e-6)
 
 
-def test_contrastive_equals_plain_loops():
+def test_contrastive_matches_plain_loops():
     distances, matching, margin = [0.3, 1.4, 0.2, 0.5, 0.9], [1, 1, 0, 0, 0], 0.8
     total = 0.0
     for d, y in zip(distances, matching, strict=True):
@@ -169,7 +171,7 @@ def test_contrastive_has_the_terms_of_pytorch_metric_learning():
     assert min(terms) > 0.001
 
 
-def test_cosine_embedding_equals_plain_loops():
+def test_cosine_embedding_matches_plain_loops():
     cosines, matching, margin = [0.9, -0.4, 0.8, 0.1, -0.7], [1, 1, 0, 0, 0], 0.2
     total = 0.0
     for c, y in zip(cosines, matching, strict=True):
@@ -178,7 +180,7 @@ def test_cosine_embedding_equals_plain_loops():
     assert float(found) == pytest.approx(total / 5, rel=1e-5)
 
 
-def test_triplet_equals_plain_loops_over_those_that_count():
+def test_triplet_matches_plain_loops_over_those_that_count():
     positive, negative, margin = [0.3, 1.0, 0.6, 0.9], [0.5, 0.4, 0.65, 5.0], 0.1
     terms = [max(0, p - n + margin) for p, n in zip(positive, negative, strict=True)]
     args = jnp.array(positive), jnp.array(negative), margin
@@ -195,7 +197,7 @@ def test_triplet_is_0_without_any():
 
 
 @pytest.mark.parametrize("squared", [False, True])
-def test_triplet_equals_pytorch_metric_learning_s(squared):
+def test_triplet_matches_pytorch_metric_learning(squared):
     positive, negative = masks(REFERENCE["classes"])
     a, p, n = np.nonzero(positive[:, :, None] & negative[:, None, :])
 
@@ -209,7 +211,7 @@ def test_triplet_equals_pytorch_metric_learning_s(squared):
     np.testing.assert_allclose(gradient, REFERENCE[f"{name}_gradient"], rtol=1e-3, atol=1e-6)
 
 
-def test_multi_similarity_equals_plain_loops():
+def test_multi_similarity_matches_plain_loops():
     rng = np.random.default_rng(0)
     kinds = rng.choice(["positive", "negative", "neutral"], (6, 9))
     similarity = rng.uniform(-0.3, 0.6, (6, 9)) + 0.3 * (kinds == "positive")
@@ -231,7 +233,7 @@ def test_multi_similarity_equals_plain_loops():
     assert float(multi_similarity(*args)) == pytest.approx(total / 6, rel=1e-5)
 
 
-def test_multi_similarity_equals_pytorch_metric_learning_s():
+def test_multi_similarity_matches_pytorch_metric_learning():
     positive, negative = map(jnp.array, masks(REFERENCE["classes"]))
 
     def loss(rows):
@@ -252,7 +254,7 @@ def test_multi_similarity_has_no_gradient_without_positives_or_negatives():
         np.testing.assert_array_equal(gradient, np.zeros((2, 3)))
 
 
-def test_info_nce_equals_pytorch_metric_learning_s_ntxent():
+def test_info_nce_matches_pytorch_metric_learning_ntxent():
     places, temperature = jnp.arange(12), jnp.array(REFERENCE["temperature"])
 
     def loss(rows):

@@ -6,11 +6,7 @@ import dataclasses
 import json
 
 import pytest
-from small_project import (
-    hand_made_embedding_manifest,
-    hand_made_split_metrics,
-    hand_made_tile_manifest,
-)
+from hand_made import hand_made_embedding_manifest, hand_made_split_metrics, hand_made_tile_manifest
 
 from geomatch.data.eval_report import (
     CalibrationMetrics,

@@ -1,9 +1,11 @@
-"""Ranks and figures: by hand, by brute force, and by scikit-learn."""
+"""Ranks and metrics: by hand, by brute force, and by scikit-learn."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.metrics import (
     average_precision_score,
     label_ranking_average_precision_score,
@@ -73,7 +75,7 @@ def ranked_relevant(scores, query_place, database_place, neutral=NONE, k=5):
     return rank_relevant(scores, basis, np.array(query_place), np.array(database_place), neutral, k)
 
 
-def precision_again(scores, relevant, out, k):
+def precision_by_hand(scores, relevant, out, k):
     """Figures of one query, in plain loops: every rival within a tie comes first."""
     left = [j for j in range(len(scores)) if j not in out]
     goals = sorted((j for j in left if relevant[j]), key=lambda j: -scores[j])
@@ -134,7 +136,7 @@ def test_scores_below_zero_are_ranked_too():
 
 
 @pytest.mark.parametrize("broken", ["query", "match", "all"])
-def test_descriptors_that_are_no_numbers_are_not_found(broken):
+def test_descriptors_of_nan_are_not_found(broken):
     rng = np.random.default_rng(0)
     queries = unit(rng.normal(size=(3, 4)).astype(np.float32))
     database = queries.copy()
@@ -182,7 +184,7 @@ def test_the_first_answers_among_many(several):
     rng = np.random.default_rng(6)
     queries, database = (unit(rng.normal(size=(n, 4)).astype(np.float32)) for n in (40, 9_001))
     truth = rng.integers(9_001, size=40)
-    # Some matches are first, some second to their own double, and some are no numbers.
+    # Some matches are first, some second to their own double, and some are NaN.
     truth[:20] = (queries[:20] @ database.T).argmax(axis=1)
     database[(truth[:5] + 1) % 9_001] = database[truth[:5]]
     database[rng.choice(np.setdiff1d(np.arange(9_001), truth), 9)] = np.nan
@@ -204,7 +206,7 @@ def test_fewer_answers_than_are_kept():
     assert found.top.tolist() == [[0, 1, 2, -1, -1]]
 
 
-def test_a_query_that_is_no_number_answers_nothing():
+def test_a_query_of_nan_has_no_answers():
     database = np.eye(3, dtype=np.float32)
     queries = np.full((1, 3), np.nan, np.float32)
     assert rank_truth(queries, database, np.array([1]), NONE).top.tolist() == [[-1] * 5]
@@ -212,7 +214,7 @@ def test_a_query_that_is_no_number_answers_nothing():
     assert found.top.tolist() == [[-1] * 5]
 
 
-def test_figures_by_hand():
+def test_metrics_by_hand():
     rank = np.array([1, 2, 5, 6, 10, 11])
     assert mean(reciprocal_rank_at(rank, 5)) == pytest.approx((1 + 1 / 2 + 1 / 5) / 6)
     assert mean(reciprocal_rank_at(rank, 1)) == pytest.approx(1 / 6)
@@ -228,7 +230,7 @@ def test_reciprocal_ranks_by_hand():
     assert metrics.mrr(np.empty(0, np.int64)) is None
 
 
-def test_relevant_items_within_a_depth_equal_scikit_learn_s():
+def test_relevant_items_within_a_depth_match_scikit_learn():
     rng = np.random.default_rng(7)
     queries, database = (unit(rng.normal(size=(n, 6)).astype(np.float32)) for n in (12, 60))
     places = np.arange(12) % 3, rng.integers(3, size=60)
@@ -245,14 +247,14 @@ def test_relevant_items_within_a_depth_equal_scikit_learn_s():
         assert metrics.relevant_recall(column, found.relevant) == pytest.approx(np.mean(recall))
 
 
-def test_figures_of_nothing_are_undefined():
+def test_metrics_of_nothing_are_undefined():
     none = np.empty(0, np.int64)
     assert mean(reciprocal_rank_at(none, 5)) is None
     assert recall_at(none, 5) is None
     assert median(none) is None
 
 
-def test_map_equals_scikit_learn_s():
+def test_map_matches_scikit_learn():
     rng = np.random.default_rng(0)
     queries, database = (unit(rng.normal(size=(n, 6)).astype(np.float32)) for n in (12, 30))
     truth = rng.integers(30, size=12)
@@ -312,7 +314,7 @@ def test_ties_never_help_several_relevant_tiles():
 
 
 @pytest.mark.parametrize("block", [2**24, 40, 1])
-def test_several_relevant_tiles_as_counted_again(monkeypatch, block):
+def test_several_relevant_tiles_as_counted_by_hand(monkeypatch, block):
     monkeypatch.setattr(metrics, "SCORES", block)
     rng = np.random.default_rng(3)
     queries = rng.integers(-3, 4, (19, 5)).astype(np.float32)
@@ -324,7 +326,7 @@ def test_several_relevant_tiles_as_counted_again(monkeypatch, block):
     for i in range(19):
         out = {j for q, j in pairs.tolist() if q == i}
         relevant = places[1] == places[0][i]
-        wanted = precision_again(scores[i].tolist(), relevant, out, 3)
+        wanted = precision_by_hand(scores[i].tolist(), relevant, out, 3)
         mine = (found.rank[i], found.ap[i], found.ap_at[i], found.relevant[i])
         assert mine == pytest.approx(wanted)
         assert found.first[i] not in out
@@ -336,7 +338,7 @@ def test_several_relevant_tiles_as_counted_again(monkeypatch, block):
     assert 0 < (found.rank == 1).sum() < 19
 
 
-def test_average_precision_equals_scikit_learn_s():
+def test_average_precision_matches_scikit_learn():
     rng = np.random.default_rng(0)
     queries, database = (unit(rng.normal(size=(n, 6)).astype(np.float32)) for n in (12, 60))
     places = np.arange(12) % 3, rng.integers(3, size=60)
@@ -372,3 +374,67 @@ def test_without_a_relevant_tile_nothing_is_found():
     found = ranked_relevant([[0.3, 0.9]], [5], [1, 2])
     assert (found.rank[0], found.first[0], found.relevant[0]) == (3, 1, 0)
     assert (found.ap[0], found.ap_at[0]) == (0, 0)
+
+
+# Properties of any ranking
+
+
+@st.composite
+def searches(draw):
+    """Scores (q, n) of few distinct values, the match of each query, and neutral pairs."""
+    queries, tiles = draw(st.integers(1, 6)), draw(st.integers(1, 12))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    scores = rng.integers(-2, draw(st.integers(-1, 40)), (queries, tiles)).astype(np.float32)
+    truth = rng.integers(tiles, size=queries)
+    neutral = rng.random((queries, tiles)) < draw(st.sampled_from([0.0, 0.3, 1.0]))
+    neutral[np.arange(queries), truth] = False
+    return scores, truth, neutral.nonzero()
+
+
+@given(searches())
+def test_a_rank_is_that_of_plain_loops(search):
+    ranks, firsts = brute_force(*search)
+    found = ranked(*search)
+    assert found.rank.tolist() == ranks
+    rows = np.arange(len(ranks))
+    np.testing.assert_array_equal(search[0][rows, found.first], search[0][rows, firsts])
+
+
+@given(searches(), st.randoms(use_true_random=False))
+def test_the_order_of_the_database_changes_nothing(search, random):
+    scores, truth, (query, tile) = search
+    order = list(range(scores.shape[1]))
+    random.shuffle(order)
+    place_of = np.argsort(order)
+    one = ranked(*search)
+    other = ranked(scores[:, order], place_of[truth], (query, place_of[tile]))
+    np.testing.assert_array_equal(other.rank, one.rank)
+    np.testing.assert_array_equal(other.score, one.score)
+    np.testing.assert_array_equal(other.top_score, one.top_score)
+    np.testing.assert_array_equal(other.match, place_of[one.match])
+
+
+@given(searches(), st.randoms(use_true_random=False))
+def test_the_order_of_the_database_changes_no_precision(search, random):
+    scores, place, (query, tile) = search
+    tile_place = np.arange(scores.shape[1]) // 2
+    place = tile_place[place]
+    order = list(range(scores.shape[1]))
+    random.shuffle(order)
+    one = ranked_relevant(scores, place, tile_place, (query, tile))
+    shuffled = query, np.argsort(order)[tile]
+    other = ranked_relevant(scores[:, order], place, tile_place[order], shuffled)
+    for name in ("rank", "relevant", "hits", "top_score"):
+        np.testing.assert_array_equal(getattr(other, name), getattr(one, name), name)
+    np.testing.assert_allclose(other.ap, one.ap)
+    np.testing.assert_allclose(other.ap_at, one.ap_at)
+
+
+@given(searches())
+def test_a_tile_as_good_as_the_match_costs_a_rank(search):
+    scores, truth, neutral = search
+    one = ranked(*search)
+    double = scores[np.arange(len(truth)), truth][:, None]
+    assert ranked(np.hstack([scores, double]), truth, neutral).rank.tolist() == [
+        rank + 1 for rank in one.rank
+    ]

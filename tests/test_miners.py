@@ -12,6 +12,8 @@ import pytest
 from geomatch.nn.losses import distance, triplet
 from geomatch.nn.miners import batch_hard, semi_hard
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 REFERENCE = np.load(Path(__file__).parent / "references" / "metric_learning.npz")
 MARGIN = 0.3
 
@@ -65,7 +67,7 @@ def batch_hard_by_loops(distances, positive, negative, allowed):
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("by_year", [False, True])
-def test_semi_hard_equals_plain_loops(seed, by_year):
+def test_semi_hard_matches_plain_loops(seed, by_year):
     distances, positive, negative = batch(seed)
     allowed = years(9) if by_year else np.ones((9, 9), bool)
     found = jax.jit(semi_hard)(
@@ -79,7 +81,7 @@ def test_semi_hard_equals_plain_loops(seed, by_year):
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("by_year", [False, True])
-def test_batch_hard_equals_plain_loops(seed, by_year):
+def test_batch_hard_matches_plain_loops(seed, by_year):
     distances, positive, negative = batch(seed)
     allowed = years(9) if by_year else np.ones((9, 9), bool)
     found = jax.jit(batch_hard)(distances, positive, negative, allowed=allowed if by_year else None)
@@ -144,12 +146,12 @@ def test_semi_hard_takes_the_nearest_that_pytorch_metric_learning_finds():
             assert distances[a, n] == distances[a][negative[a]].max()
 
 
-def test_batch_hard_equals_pytorch_metric_learning_s():
+def test_batch_hard_matches_pytorch_metric_learning():
     found = rows_of(batch_hard(*reference()))
     assert found == [tuple(row) for row in REFERENCE["batch_hard"].T.tolist()]
 
 
-def test_the_loss_of_semi_hard_triplets_is_tensorflow_addons():
+def test_the_loss_of_semi_hard_triplets_matches_tensorflow_addons():
     distances, positive, negative = reference()
     distances = distances**2
     total = 0.0

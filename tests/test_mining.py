@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from small_project import hand_made_classes, hand_made_tiles
+from hand_made import hand_made_classes, hand_made_tiles
 
 from geomatch.data.ground_truth import Task, are_neutral, tasks
 from geomatch.training.mining import (

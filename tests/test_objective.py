@@ -16,7 +16,7 @@ from geomatch.nn import losses
 from geomatch.nn.encoder import TileForm
 from geomatch.nn.objective import MARGINS, Batch, MatchRule, margin, objective
 
-pytest_plugins = ["small_fixtures"]
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 AXIS = "devices"
 D = 6
@@ -72,7 +72,7 @@ def of_devices(values, devices):
     return np.moveaxis(parts, 0, 1)
 
 
-def run(settings, rows, places, match_rule=DATED, views=0, devices=1):
+def loss_and_gradient(settings, rows, places, match_rule=DATED, views=0, devices=1):
     """Loss, share of hard triplets and gradient of a batch, by the means of all devices.
 
     The gradient is that of factors of each value of descriptors and of the network's parameters,
@@ -162,7 +162,7 @@ def test_losses_of_pairs(loss, train, apart, roles):
     by_hand = pair_losses(loss, apart, **{k: v for k, v in train.items() if k != "margin"})
     terms = [by_hand(*pair) for pair in pairs_of(rows)]
     assert len(terms) == 2 * 5 * roles // 3
-    value, hard, _ = run(configured(loss, **train), rows, places)
+    value, hard, _ = loss_and_gradient(configured(loss, **train), rows, places)
     assert value == pytest.approx(sum(terms) / len(terms), rel=1e-4)
     assert math.isnan(hard)
 
@@ -178,7 +178,7 @@ def test_triplets(squared, apart, roles):
         for a, p, n in zip(*rows[first : first + 3], strict=True):
             terms.append(max(0, length(a, p, squared) - length(a, n, squared) + wanted))
     assert min(terms) == 0 < max(terms)
-    value, hard, _ = run(
+    value, hard, _ = loss_and_gradient(
         configured("triplet", margin=apart, squared=squared), rows, grounds(roles, 5)
     )
     assert value == pytest.approx(sum(terms) / len(terms), rel=1e-4)
@@ -241,7 +241,7 @@ def test_triplets_within_a_batch(dated, squared, views, pick, apart):
     settings = configured(
         "triplet", {"rule": "in-batch", "pick": pick}, squared=squared, margin=apart, views=views
     )
-    value, hard, _ = run(settings, rows, places, KINDS[dated], views)
+    value, hard, _ = loss_and_gradient(settings, rows, places, KINDS[dated], views)
     wanted, share = in_batch_by_hand(rows, places, dated, pick, squared, apart)
     assert value == pytest.approx(wanted, rel=1e-4)
     assert hard == pytest.approx(share, abs=1e-6)
@@ -253,7 +253,7 @@ def test_a_batch_without_a_triplet_costs_nothing():
     # All of one place.
     places[..., :3] = places[0, 0, :3]
     settings = configured("triplet", {"rule": "in-batch"})
-    value, hard, gradient = run(settings, rows, places, views=2)
+    value, hard, gradient = loss_and_gradient(settings, rows, places, views=2)
     assert (value, hard) == (0, 0)
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient))
 
@@ -282,7 +282,7 @@ def test_multi_similarity_of_a_batch(dated, roles):
     views = 2 if roles == 2 else 3
     rows, places = descriptors(roles, 8), grounds(roles, 8, dated, views)
     settings = configured("multi-similarity", {"rule": "knn"}, views=views)
-    value, hard, _ = run(settings, rows, places, KINDS[dated], views)
+    value, hard, _ = loss_and_gradient(settings, rows, places, KINDS[dated], views)
     assert value == pytest.approx(multi_similarity_by_hand(rows, places, dated), rel=1e-4)
     assert math.isnan(hard)
 
@@ -320,7 +320,7 @@ def info_nce_by_hand(rows, places, dated, views):
 def test_info_nce_of_several_views(dated, views, roles):
     rows, places = descriptors(roles, 6), grounds(roles, 6, dated, views)
     settings = configured("infonce", {"rule": "knn"}, views=views)
-    value, hard, _ = run(settings, rows, places, KINDS[dated], views)
+    value, hard, _ = loss_and_gradient(settings, rows, places, KINDS[dated], views)
     wanted = info_nce_by_hand(rows, places, dated, views)
     assert value == pytest.approx(wanted, rel=1e-4)
     assert math.isnan(hard)
@@ -345,7 +345,10 @@ def test_two_devices_have_the_loss_and_gradient_of_one(kind, dated, views):
     loss, mining = WHOLE[kind]
     rows, places = descriptors(views, 8), grounds(views, 8, dated, views)
     settings = configured(loss, mining, margin=0.8, views=views)
-    one, two = (run(settings, rows, places, KINDS[dated], views, devices) for devices in (1, 2))
+    one, two = (
+        loss_and_gradient(settings, rows, places, KINDS[dated], views, devices)
+        for devices in (1, 2)
+    )
     assert_alike(two, one)
     assert np.abs(one[2][0]).max() > 1e-3
 
@@ -354,7 +357,9 @@ def test_two_devices_have_the_loss_and_gradient_of_one(kind, dated, views):
 def test_two_devices_have_the_loss_of_one_with_hard_samples(loss, views):
     rows, places = descriptors(views + 3, 8), grounds(views + 3, 8, True, views)
     settings = configured(loss, {"rule": "knn"}, views=views)
-    assert_alike(*(run(settings, rows, places, DATED, views, devices) for devices in (2, 1)))
+    assert_alike(
+        *(loss_and_gradient(settings, rows, places, DATED, views, devices) for devices in (2, 1))
+    )
 
 
 @pytest.mark.parametrize("pick", ["semi-hard", "batch-hard"])
@@ -365,7 +370,7 @@ def test_a_device_that_finds_fewer_triplets_does_not_count_for_more(pick):
     # Of the second device one place has no view in another year.
     places[1, 3, 3] = places[0, 3, 3]
     settings = configured("triplet", {"rule": "in-batch", "pick": pick}, margin=0.8)
-    one, two = (run(settings, rows, places, DATED, 2, devices) for devices in (1, 2))
+    one, two = (loss_and_gradient(settings, rows, places, DATED, 2, devices) for devices in (1, 2))
     assert_alike(two, one)
     assert one[0] == pytest.approx(in_batch_by_hand(rows, places, True, pick, True, 0.8)[0])
 
@@ -383,7 +388,7 @@ def test_overlapping_neighbours_are_neutral(kind):
         for scale in (1, -3):
             moved = rows.copy()
             moved[:, 1] *= scale
-            found[column, scale] = run(settings, moved, places, DATED, 2)
+            found[column, scale] = loss_and_gradient(settings, moved, places, DATED, 2)
     if kind == "infonce":
         # Its matches are the only candidates.
         assert found[1, 1][0] == found[1, -3][0] == pytest.approx(0, abs=1e-6)
@@ -405,13 +410,13 @@ def test_triplets_in_a_batch_have_negatives_of_the_positive_s_year(pick):
     places = np.zeros((2, 2, 4), np.int32)
     places[:, 1, 1] = 50
     places[1, 0, 3], places[1, 1, 3] = 1, 2
-    value, hard, _ = run(settings, rows, places, DATED, 2)
+    value, hard, _ = loss_and_gradient(settings, rows, places, DATED, 2)
     # From year 0 at 0: its positive is of year 1, of which there is no other. From year 1 at 1: the
     # positive at 0 (1 away), the negative of year 0 at 1.2 (0.2 away). So too the other place: from
     # 5 the positive at 1.2 (3.8 away) and the negative of year 0 at 0 (5 away).
     assert value == pytest.approx(((1 - 0.2 + 0.5) + 0) / 2)
     assert hard == 0.5
-    anyone, _, _ = run(settings, rows, places, MatchRule(dated=False, reach=1), 2)
+    anyone, _, _ = loss_and_gradient(settings, rows, places, MatchRule(dated=False, reach=1), 2)
     assert anyone != pytest.approx(value)
 
 

@@ -20,13 +20,12 @@ from geomatch.errors import GeomatchError
 from geomatch.nn.encoder import TileForm, with_dtype
 from geomatch.nn.onnx_export import to_onnx
 
-pytest_plugins = ["small_fixtures"]
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 RNG = np.random.default_rng(0)
 
 
-def run(graph, tiles):
-    """Descriptors by onnxruntime."""
+def by_onnxruntime(graph, tiles):
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     (descriptors,) = session.run(["descriptors"], {"tiles": tiles})
     return descriptors
@@ -39,7 +38,7 @@ def check(forward, shape, make_tiles):
     some = make_tiles(5)
     wanted = np.asarray(jax.jit(forward)(some))
     for count in (1, 2, 5):
-        found = run(graph, some[:count])
+        found = by_onnxruntime(graph, some[:count])
         assert found.dtype == np.float32
         assert found.shape == (count, wanted.shape[1])
         assert np.abs(found - wanted[:count]).max() <= 1e-4 * np.abs(wanted).max()
@@ -151,7 +150,7 @@ def test_a_graph_is_of_float32_whatever_the_network_computes_in():
     types = {tensor.data_type for tensor in onnx.load_from_string(graph).graph.initializer}
     assert types <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
     some = tiles(form, 3)
-    wanted, found = siamese.apply(variables, some), run(graph, some)
+    wanted, found = siamese.apply(variables, some), by_onnxruntime(graph, some)
     assert np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max()
 
 

@@ -33,8 +33,8 @@ def arrays(values):
     return jax.tree.map(lambda v: jnp.array(v, jnp.float32), values)
 
 
-def run(train, gradients, scales=None, steps=100, steps_per_epoch=10):
-    """Parameters after each of these gradients."""
+def parameters_after(train, gradients, scales=None, steps=100, steps_per_epoch=10):
+    """Parameters after each gradient."""
     rule = optimizer(train, steps, steps_per_epoch, scales)
     update = jax.jit(rule.update)
     params = arrays(tree())
@@ -74,14 +74,14 @@ def test_adam_by_hand():
     params, lr = tree(), 0.01
     for direction in adam_directions(gradients):
         params = add(params, jax.tree.map(lambda u: lr * u, direction))
-    assert_trees_close(run(TrainConfig(lr=lr), gradients)[-1], params)
+    assert_trees_close(parameters_after(TrainConfig(lr=lr), gradients)[-1], params)
 
 
 def test_weight_decay_of_adam_is_a_gradient_of_kernels():
     gradient, lr, weight = tree(1), 0.01, 0.5
     (direction,) = adam_directions([add(gradient, decayed(tree(), weight))])
     wanted = add(tree(), jax.tree.map(lambda u: lr * u, direction))
-    (found,) = run(TrainConfig(lr=lr, weight_decay=weight), [gradient])
+    (found,) = parameters_after(TrainConfig(lr=lr, weight_decay=weight), [gradient])
     assert_trees_close(found, wanted)
 
 
@@ -92,9 +92,9 @@ def test_weight_decay_of_adamw_is_decoupled_and_of_kernels():
         moved = jax.tree.map(lambda u: lr * u, direction)
         params = add(params, moved, decayed(params, -lr * weight))
     train = TrainConfig(lr=lr, optimizer="adamw", weight_decay=weight)
-    found = run(train, gradients)[-1]
+    found = parameters_after(train, gradients)[-1]
     assert_trees_close(found, params)
-    plain = run(dataclasses.replace(train, weight_decay=0), gradients)[-1]
+    plain = parameters_after(dataclasses.replace(train, weight_decay=0), gradients)[-1]
     assert_trees_close(found["norm"], plain["norm"], rtol=0, atol=0)
     assert not np.allclose(found["conv"]["kernel"], plain["conv"]["kernel"])
 
@@ -109,7 +109,7 @@ def test_sgd_has_nesterov_momentum_by_hand():
         step = jax.tree.map(lambda t, g: -lr * (g + momentum * t), trace, gradient)
         params = add(params, step)
     train = TrainConfig(lr=lr, optimizer="sgd", momentum=momentum, weight_decay=weight)
-    assert_trees_close(run(train, gradients)[-1], params)
+    assert_trees_close(parameters_after(train, gradients)[-1], params)
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.1, 1000.0])
@@ -120,7 +120,7 @@ def test_clip_is_the_largest_norm_of_all_gradients_together(clip):
     factor = clip / norm if clip == 0.1 else 1
     wanted = jax.tree.map(lambda p, g: p - lr * factor * g, tree(), gradient)
     train = TrainConfig(lr=lr, optimizer="sgd", momentum=0.0, clip=clip)
-    assert_trees_close(run(train, [gradient])[0], wanted)
+    assert_trees_close(parameters_after(train, [gradient])[0], wanted)
 
 
 @pytest.mark.parametrize(("scaled", "weight"), [(False, 0.0), (True, 0.0), (True, 0.5)])
@@ -142,7 +142,7 @@ def test_ranger_goes_back_half_of_every_six_steps_of_radam(scaled, weight):
             fast = slow = jax.tree.map(lambda s, f: s + 0.5 * (f - s), slow, fast)
         wanted.append(fast)
     train = TrainConfig(lr=lr, optimizer="ranger", weight_decay=weight)
-    found = run(train, gradients, scales if scaled else None)
+    found = parameters_after(train, gradients, scales if scaled else None)
     for one, other in zip(found, wanted, strict=True):
         assert_trees_close(one, other)
     if scaled:
@@ -155,7 +155,7 @@ def test_scales_multiply_the_updates(name):
     train = TrainConfig(lr=0.01, optimizer=name, weight_decay=0.1, clip=1.0)
     scales = jax.tree.map(lambda _: 1.0, tree())
     scales["conv"]["kernel"], scales["norm"]["scale"] = 0.0, 3.0
-    (plain,), (found,) = (run(train, [tree(1)], s) for s in (None, scales))
+    (plain,), (found,) = (parameters_after(train, [tree(1)], s) for s in (None, scales))
     start = arrays(tree())
     moved = jax.tree.map(lambda after, before, s: (after - before) * s, plain, start, scales)
     assert_trees_close(found, add(start, moved))
@@ -243,7 +243,7 @@ def test_an_exponential_falls_by_a_factor_each_epoch():
     assert found == pytest.approx([0, 0.15, 0.3, 0.3 * 0.8, 0.3 * 0.8**9])
 
 
-def test_a_warm_up_longer_than_the_run_is_all_there_is():
+def test_a_warm_up_longer_than_the_run_is_never_over():
     train = TrainConfig(lr=0.3, schedule="cosine", warmup=20.0)
     assert rates(train, 0, 200) == pytest.approx([0, 0.15])
 
@@ -252,7 +252,7 @@ def test_a_warm_up_longer_than_the_run_is_all_there_is():
 def test_steps_follow_the_schedule(name):
     # At a rate of 0, which warm-up begins with, nothing moves; weight decay neither.
     train = TrainConfig(lr=0.01, optimizer=name, warmup=1.0, weight_decay=0.1)
-    first, second = run(train, [tree(1), tree(2)])
+    first, second = parameters_after(train, [tree(1), tree(2)])
     assert_trees_close(first, arrays(tree()), rtol=0, atol=0)
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), first, second)
     assert min(jax.tree.leaves(moved)) > 0

@@ -7,17 +7,10 @@ from functools import partial
 import numpy as np
 import pytest
 import rasterio
+from hand_made import hand_made_classes, hand_made_tiles
 from small_network import network
-from small_project import (
-    SIZE,
-    YEARS,
-    evaluate,
-    hand_made_classes,
-    hand_made_tiles,
-    make_project,
-    settings,
-)
-from test_train import SMALL
+from small_project import SIZE, YEARS, evaluate, make_project, settings
+from small_runs import SMALL_NETWORK
 
 from geomatch import config
 from geomatch import embed as embedding
@@ -36,10 +29,7 @@ from geomatch.training.mining import candidate_triplets
 from geomatch.training.rounds import Validator
 from geomatch.training.sampler import Sampler
 
-pytest_plugins = ["small_fixtures"]
-
-
-# S1: cross-year retrieval
+# The originals of cross-year retrieval (examples/cross-year)
 
 
 @pytest.mark.parametrize("loss", ["bce", "focal", "contrastive", "cosine", "triplet"])
@@ -137,7 +127,7 @@ def test_no_region_is_measured_that_is_trained_on_or_mined(tiled, copied, monkey
 
     monkeypatch.setattr(rounds.exact, "search", searching)
     form = (f"mining.rule={rule}", f"train.loss={loss}", "mining.hardest=24")
-    train(project, settings(*SMALL, *form, "train.epochs=2"))
+    train(project, settings(*SMALL_NETWORK, *form, "train.epochs=2"))
     split_of = np.empty(len(tiled.tiles), int)
     split_of[tiled.tiles.store_row] = tiled.tiles.split
     # What is read at once is of one split, and never of the test split.
@@ -180,7 +170,7 @@ def test_blank_tiles_that_tie_find_nothing(tiled, metric, length, dimension):
     assert map5(found) == 0
 
 
-# S2: ranked triplets
+# Of ranked triplets (examples/ranked-triplets)
 
 
 def test_hit_at_5_is_not_called_map():
@@ -200,7 +190,7 @@ def test_hit_at_5_is_not_called_map():
     assert mean(found.ap_at) == pytest.approx((1 / 3 + (1 / 4 + 2 / 5) / 3) / 2)
 
 
-# S3: semi-hard triplets
+# Of semi-hard triplets (examples/image-matching)
 
 
 def test_pairs_that_are_verified_are_of_all_anchors():

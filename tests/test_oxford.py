@@ -65,7 +65,7 @@ def test_difficulties_by_hand():
     assert found["hard"] == pytest.approx(wanted)
 
 
-def test_figures_are_those_of_the_authors_program():
+def test_metrics_match_the_authors_program():
     rng = np.random.default_rng(0)
     rankings, truths = [], []
     for i in range(30):
@@ -87,7 +87,7 @@ def test_figures_are_those_of_the_authors_program():
     assert found["easy"] != found["hard"]
 
 
-def test_without_anything_to_find_figures_are_undefined():
+def test_without_anything_to_find_metrics_are_undefined():
     found = evaluate([ints(0, 1)], [Truth(ints(0), ints(), ints())])
     assert set(found["hard"].values()) == {None}
     assert found["medium"] == found["easy"]

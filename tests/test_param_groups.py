@@ -80,7 +80,7 @@ def test_parts_that_are_there_pass():
 
 
 @pytest.mark.parametrize("part", ["trnk", "trunk/stage3", "batch_norm", "stage1", ""])
-def test_a_part_that_is_not_there_is_refused_and_those_there_are_named(part):
+def test_an_unknown_part_is_refused_and_the_known_ones_are_named(part):
     with pytest.raises(UsageError, match=r"train.freeze: .*no parameter group") as error:
         check(["trunk", part], PARAMS, "train.freeze")
     assert repr(part) in error.value.message

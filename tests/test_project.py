@@ -18,7 +18,7 @@ def test_a_run_stands_for_its_latest(wanted, name):
     assert latest(NAMES, wanted, "embeddings", "geomatch embed") == name
 
 
-def test_what_is_not_there_is_told():
+def test_missing_things_are_reported():
     with pytest.raises(GeomatchError) as failed:
         latest(NAMES, "run", "index", "geomatch index")
     assert "run1@20, run2@5" in failed.value.hint

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from command_line import run_command
+from hand_made import describe_by_hand, hand_made_tiles
 from matplotlib import colormaps
 from PIL import Image
-from small_project import hand_made_tiles
-from test_eval import describe_by_hand
-from typer.testing import CliRunner
 
-from geomatch.cli.commands import app
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.project2d import _links, project2d
 from geomatch.report.projection import animate, frame, pca, scatter, tsne
-
-pytest_plugins = ["small_fixtures"]
 
 LEFT, RIGHT = 0.09, 0.83
 """The part of the picture's width that has points."""
@@ -68,7 +64,7 @@ def test_few_descriptors_or_values_are_projected_too(shape):
     assert np.isfinite(points).all()
 
 
-def test_descriptors_that_are_no_numbers_are_not_drawn(tmp_path):
+def test_descriptors_of_nan_are_not_drawn(tmp_path):
     vectors = np.random.default_rng(0).normal(size=(20, 5))
     vectors[3, 2] = np.nan
     points = pca(vectors)
@@ -168,7 +164,7 @@ def test_a_split_is_drawn(tiled, copied, tmp_path):
     assert shows(path, 1)
     out = tmp_path / "deeper" / "train.png"
     arguments = ["project2d", "-p", str(project.root), "--split", "train", "--method", "tsne"]
-    result = CliRunner().invoke(app, [*arguments, "--out", str(out)])
+    result = run_command(*arguments, "--out", str(out))
     assert result.exit_code == 0, result.output
     assert str(out) in result.stderr.replace("\n", "")
     assert shows(out, 0)

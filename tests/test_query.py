@@ -10,21 +10,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import rasterio
+from command_line import run_command
 from PIL import Image
+from processes import finish, python
 from rasterio.warp import transform
 from rasterio.windows import Window
-from small_project import CRS, SIZE, finish, python, write_tiff
-from typer.testing import CliRunner
+from small_project import CRS, SIZE, write_tiff
 
-from geomatch.cli.commands import app
 from geomatch.data.embeddings import Embeddings
 from geomatch.errors import GeomatchError, StaleError, UsageError
 from geomatch.geo import footprints
 from geomatch.index import index
 from geomatch.query import query
 from geomatch.search import flat
-
-pytest_plugins = ["small_fixtures"]
 
 KEYS = ["query", "rank", "tile", "year", "score", "lon", "lat", "distance_m"]
 
@@ -169,7 +167,7 @@ def test_a_point_asks_for_the_tile_of_a_year_that_is_named(indexed):
     assert found.matches == query(indexed.project, indexed.tiles.ids()[i]).matches
 
 
-def test_a_point_beside_all_tiles_is_told(indexed):
+def test_a_point_beside_all_tiles_is_reported(indexed):
     west = int(np.argmin(indexed.tiles.col))
     with pytest.raises(GeomatchError, match="no tile covers"):
         query(indexed.project, lonlat(indexed.tiles, west, east=-17))
@@ -271,7 +269,7 @@ def test_an_image_query_searches_the_years_that_are_named(indexed, tmp_path):
 # What is refused
 
 
-def test_wrong_use_is_told(indexed):
+def test_wrong_use_is_reported(indexed):
     tile = indexed.tiles.ids()[0]
     for top in (0, -1):
         with pytest.raises(UsageError, match=f"--top {top}"):
@@ -327,7 +325,7 @@ def test_an_image_is_not_asked_of_an_index_of_another_checkpoint(indexed, copied
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut off"])
-def test_a_damaged_index_is_told(indexed, copied, damage):
+def test_a_damaged_index_is_reported(indexed, copied, damage):
     project = copied(indexed)
     (segment,) = project.indexes.glob("*/year1-0000.faiss")
     if damage == "missing":
@@ -342,13 +340,9 @@ def test_a_damaged_index_is_told(indexed, copied, damage):
 # The command
 
 
-def run_command(indexed, *arguments):
-    return CliRunner().invoke(app, ["query", "-p", str(indexed.root), *arguments])
-
-
 def test_json_follows_the_contract(indexed):
     tile = indexed.tiles.ids()[0]
-    result = run_command(indexed, tile, "--json", "--top", "3")
+    result = run_command("query", "-p", indexed.root, tile, "--json", "--top", "3")
     assert result.exit_code == 0
     rows = json.loads(result.stdout)
     assert [list(row) for row in rows] == [KEYS] * 3
@@ -358,26 +352,28 @@ def test_json_follows_the_contract(indexed):
 
 def test_json_of_a_plain_image_has_null_distances(indexed, tmp_path):
     Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(tmp_path / "plain.png")
-    result = run_command(indexed, str(tmp_path / "plain.png"), "--json", "--quiet")
+    result = run_command(
+        "query", "-p", indexed.root, str(tmp_path / "plain.png"), "--json", "--quiet"
+    )
     rows = json.loads(result.stdout)
     assert [row["distance_m"] for row in rows] == [None] * 5
     assert "NaN" not in result.stdout
 
 
 def test_a_negative_longitude_needs_no_escape(indexed):
-    result = run_command(indexed, "-1.5,47.2")
+    result = run_command("query", "-p", indexed.root, "-1.5,47.2")
     assert result.exit_code == 1
     assert "no tile covers -1.5,47.2" in result.output
     inside = lonlat(indexed.tiles, 20)
     assert inside.startswith("-2.")
-    result = run_command(indexed, inside, "--json")
+    result = run_command("query", "-p", indexed.root, inside, "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)[0]["query"].startswith(indexed.tiles.cells()[20])
 
 
 def test_answers_are_shown_as_a_table_too(indexed):
     found = query(indexed.project, indexed.tiles.ids()[0], top=2)
-    result = run_command(indexed, indexed.tiles.ids()[0], "--top", "2")
+    result = run_command("query", "-p", indexed.root, indexed.tiles.ids()[0], "--top", "2")
     assert result.exit_code == 0
     for match in found.matches:
         assert match.tile in result.stdout
@@ -396,7 +392,7 @@ def test_answers_are_shown_as_a_table_too(indexed):
 )
 def test_exit_codes(indexed, arguments, code):
     arguments = [indexed.tiles.ids()[0] if a == "TILE" else a for a in arguments]
-    result = run_command(indexed, *arguments)
+    result = run_command("query", "-p", indexed.root, *arguments)
     assert result.exit_code == code
     assert result.stdout == ""
 
@@ -418,7 +414,7 @@ def test_an_image_is_asked_of_a_project_moved_elsewhere(indexed, tmp_path):
 
 
 @pytest.mark.parametrize("point", ["500,100", "39.7,-104.9", "-180.5,0"])
-def test_a_point_off_the_globe_is_told(indexed, point):
+def test_a_point_off_the_globe_is_reported(indexed, point):
     with pytest.raises(UsageError, match="not a longitude and latitude"):
         query(indexed.project, point)
 

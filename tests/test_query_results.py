@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from small_project import hand_made_classes, hand_made_tiles
+from hand_made import hand_made_classes, hand_made_tiles
 
 from geomatch.data import query_results
 from geomatch.data.query_results import QueryTable
@@ -98,7 +98,7 @@ def test_tables_are_joined_and_may_be_empty(tmp_path):
     assert_equal(QueryTable.load(tmp_path / "queries.parquet"), empty)
 
 
-def test_a_damaged_table_is_told(tmp_path):
+def test_a_damaged_table_is_reported(tmp_path):
     (tmp_path / "queries.parquet").write_bytes(b"PAR1")
     for name in ("queries.parquet", "absent.parquet"):
         with pytest.raises(StaleError) as failed:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import geopandas
 import numpy as np
 import pytest
@@ -11,30 +9,19 @@ import rasterio
 from rasterio.features import rasterize
 from rasterio.transform import from_origin
 from rasterio.warp import Resampling, reproject
+from small_project import tile_sources
 
-from geomatch import config
 from geomatch.data.store import TileStore
-from geomatch.data.tiles import SPLITS, TileTable
+from geomatch.data.tiles import SPLITS
 from geomatch.manifests import Channels
-from geomatch.project import Project
-from geomatch.tile import tile
 
 
-def cut(project: Project, sources: dict[str, Path], *settings: str, **labels: Path) -> TileTable:
-    named = tuple(
-        config.SourceConfig(year=year, images=str(path), labels=str(labels.get(year, "")))
-        for year, path in sources.items()
-    )
-    wanted = config.with_overrides(config.Config(source=named), settings)
-    return tile(project, wanted, workers=2).table
-
-
-def read(project: Project, table: TileTable, name: str) -> np.ndarray:
+def read(project, table, name):
     row = table.store_row[table.ids().index(name)]
     return TileStore.open(project.pixels).read(np.array([row]))[0]
 
 
-def shared_cells(table: TileTable) -> list[str]:
+def shared_cells(table):
     per_year = [
         {cell for cell, year in zip(table.cells(), table.year, strict=True) if year == code}
         for code in range(len(table.years))
@@ -42,7 +29,7 @@ def shared_cells(table: TileTable) -> list[str]:
     return sorted(set.intersection(*per_year))
 
 
-def mosaic(folder: Path, crs: str, left: float, top: float, gsd: float, side: int) -> np.ndarray:
+def mosaic(folder, crs, left, top, gsd, side):
     """(3, side, side) of all images of a folder, each warped whole, the first by name on top."""
     canvas = np.zeros((3, side, side), np.uint8)
     for path in sorted(folder.glob("*.tif"), reverse=True):
@@ -61,7 +48,7 @@ def mosaic(folder: Path, crs: str, left: float, top: float, gsd: float, side: in
     return canvas
 
 
-def best_shift(patch: np.ndarray, canvas: np.ndarray, row: int, col: int) -> tuple[int, int, float]:
+def best_shift(patch, canvas, row, col):
     """Where within 4 px of (row, col) a grey patch correlates best with the canvas."""
     h, w = patch.shape
     best = (0, 0, -1.0)
@@ -74,13 +61,13 @@ def best_shift(patch: np.ndarray, canvas: np.ndarray, row: int, col: int) -> tup
     return best
 
 
-def test_places_of_two_crs_are_where_they_are(data: Path, project: Project) -> None:
+def test_places_of_two_crs_are_where_they_are(data, project):
     """joplin: pre in EPSG:26915, post in EPSG:4326, on one grid of EPSG:26915 at 0.6 m.
 
     Measured: at every point both years match best at a shift of 0 px, correlation above 0.99.
     """
     years = {"pre": data / "joplin" / "pre", "post": data / "joplin" / "post"}
-    table = cut(
+    table = tile_sources(
         project, years, "grid.crs=EPSG:26915", "grid.gsd=0.6", "grid.size=128", "split.by=source"
     )
     assert table.grid.id == "EPSG:26915/76.8m/128px"
@@ -108,11 +95,13 @@ def test_places_of_two_crs_are_where_they_are(data: Path, project: Project) -> N
     assert all(score > 0.95 for *_, score in measured), measured
 
 
-def test_buildings_are_drawn_on_their_ground(data: Path, project: Project) -> None:
+def test_buildings_are_drawn_on_their_ground(data, project):
     """joplin's footprints are in degrees; against rasterio's own drawing on one big canvas."""
     buildings = data / "joplin" / "buildings_joplin.geojson"
     settings = ("grid.crs=EPSG:26915", "grid.gsd=0.6", "grid.size=128", "split.by=source")
-    table = cut(project, {"pre": data / "joplin" / "pre"}, *settings, pre=buildings)
+    table = tile_sources(
+        project, {"pre": data / "joplin" / "pre"}, *settings, labels={"pre": buildings}
+    )
     assert project.tile_manifest().channels == Channels(3, 1)
     shapes = geopandas.read_file(buildings).to_crs(26915).geometry
     left, _, _, _ = table.bounds().min(axis=0)
@@ -128,13 +117,13 @@ def test_buildings_are_drawn_on_their_ground(data: Path, project: Project) -> No
         assert (got != canvas[y : y + 128, x : x + 128]).mean() < 0.001, name
 
 
-def test_jpeg_2000_of_16_bits_in_degrees(data: Path, project: Project) -> None:
+def test_jpeg_2000_of_16_bits_in_degrees(data, project):
     """oscd: a Sentinel-2 city, cut in its UTM zone at 10 m."""
     city = data / "oscd" / "pisa"
     first, second = sorted(city.glob("*.jp2"))
     dates = [path.stem.split("_")[-1] for path in (first, second)]
     settings = ("grid.size=64", "grid.gsd=10", "grid.stretch=2%,98%", "split.by=source")
-    table = cut(project, {dates[1]: second, dates[0]: first}, *settings)
+    table = tile_sources(project, {dates[1]: second, dates[0]: first}, *settings)
     assert table.grid.id == "EPSG:32632/640m/64px"
     assert list(table.years) == dates
     assert len(shared_cells(table)) > 50
@@ -150,10 +139,10 @@ def test_jpeg_2000_of_16_bits_in_degrees(data: Path, project: Project) -> None:
         assert 0.005 < (pixels == 255).mean() < 0.05
 
 
-def test_four_bands_of_two_years(data: Path, project: Project) -> None:
+def test_four_bands_of_two_years(data, project):
     """naip: sheets whose heights and origins differ a little."""
     paths = {year: next((data / "naip").glob(f"*_{year}*.tif")) for year in ("2009", "2020")}
-    table = cut(project, paths, "grid.size=32", "grid.gsd=5", "split.by=source")
+    table = tile_sources(project, paths, "grid.size=32", "grid.gsd=5", "split.by=source")
     assert project.tile_manifest().channels == Channels(4, 0)
     cells = shared_cells(table)
     assert 580 <= len(cells) <= 660
@@ -175,7 +164,7 @@ def test_four_bands_of_two_years(data: Path, project: Project) -> None:
             assert np.abs(got - wanted).max() <= 2, (year, cell)
 
 
-def test_scenes_are_set_apart_by_file(data: Path, project: Project) -> None:
+def test_scenes_are_set_apart_by_file(data, project):
     """levir: 28, 6 and 6 scenes that share no ground, each of 64 tiles of 64 m.
 
     They are cut at 2 m in place of 0.5, for speed.
@@ -188,7 +177,9 @@ def test_scenes_are_set_apart_by_file(data: Path, project: Project) -> None:
         'split.validation=["scene_029*", "scene_03[0-4]*"]',
         'split.test=["scene_03[5-9]*", "scene_040*"]',
     )
-    table = cut(project, {"before": folder / "before", "after": folder / "after"}, *settings)
+    table = tile_sources(
+        project, {"before": folder / "before", "after": folder / "after"}, *settings
+    )
     places = table.places()
     counts = [len(np.unique(places[table.split == code])) for code in range(3)]
     assert dict(zip(SPLITS, counts, strict=True)) == {"train": 1792, "validation": 384, "test": 384}

@@ -12,19 +12,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from browser import browser
-from PIL import Image, ImageColor
-from small_project import (
-    evaluate,
+from command_line import run_command
+from hand_made import (
+    describe_by_hand,
     hand_made_embedding_manifest,
     hand_made_split_metrics,
     hand_made_tile_manifest,
     hand_made_tiles,
 )
-from test_eval import describe_by_hand
-from test_image_folders import class_folders, make
-from typer.testing import CliRunner
+from image_sets import class_folders, tile_folders
+from PIL import Image, ImageColor
+from small_project import evaluate
 
-from geomatch.cli.commands import app
 from geomatch.data.embeddings import Embeddings
 from geomatch.data.eval_report import Report
 from geomatch.data.query_results import QueryTable
@@ -37,8 +36,6 @@ from geomatch.project import Project, write_json, write_record
 from geomatch.report import contact_sheet, html
 from geomatch.report.html import write_page
 from geomatch.report.matches import TilePictures, match_folder
-
-pytest_plugins = ["small_fixtures"]
 
 COLOURS = ((1, "#0072b2"), (5, "#56b4e9"), (20, "#e69f00"), (10**9, "#d55e00"))
 """Of squares on the map, up to a rank."""
@@ -53,7 +50,7 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def written(indexed, tmp_path_factory):
-    """The small project's report: its figures, its queries and its page."""
+    """The small project's report: its metrics, its queries and its page."""
     project = indexed.copied(tmp_path_factory.mktemp("report") / "project")
     folder = project.reports / evaluate(project).name
     write_page(project, folder)
@@ -62,7 +59,7 @@ def written(indexed, tmp_path_factory):
 
 @pytest.fixture
 def unwritten(written, tmp_path):
-    """A folder with the figures and queries of the small project's report."""
+    """A folder with the metrics and queries of the small project's report."""
     for name in ("report.json", "queries.parquet"):
         shutil.copy(written / name, tmp_path)
     return tmp_path
@@ -83,7 +80,7 @@ def of_classes(tmp_path_factory):
     project = Project(root)
     names = ["<!--<script>", "barn", "church"]
     images = class_folders(root / "images", dict.fromkeys(names, 12))
-    make(project, images, test=4, validation=3, **{"grid.size": 12})
+    tile_folders(project, images, test=4, validation=3, **{"grid.size": 12})
     rng = np.random.default_rng(3)
     tiles = TileTable.load(project.catalogue)
     label = tiles.label[:, None]
@@ -737,14 +734,14 @@ def test_colour_schemes(chromium, written):
     assert paper() < 50
 
 
-def test_eval_writes_the_page_unless_it_is_told_not_to(copied, indexed):
+def test_eval_writes_the_page_unless_no_html_is_given(copied, indexed):
     project = copied(indexed)
     arguments = ["eval", "-p", str(project.root), "--quiet"]
-    done = CliRunner().invoke(app, [*arguments, "--no-html"])
+    done = run_command(*arguments, "--no-html")
     assert done.exit_code == 0, done.output
     (folder,) = (path.parent for path in project.reports.glob("*/report.json"))
     assert not (folder / "report.html").exists()
-    done = CliRunner().invoke(app, [*arguments, "--json"])
+    done = run_command(*arguments, "--json")
     assert done.exit_code == 0, done.output
     assert (folder / "report.html").exists()
     assert str(folder / "report.html") in done.stderr.replace("\n", "")

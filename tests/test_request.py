@@ -11,7 +11,6 @@ import pytest
 from geomatch import config
 from geomatch.errors import UsageError
 from geomatch.manifests import TileRequest
-from geomatch.project import Project
 from geomatch.tile import tile
 from geomatch.tiling.request import asked_before, tile_arguments
 
@@ -26,13 +25,11 @@ gsd = 2.0
 """
 
 
-def years(settings: config.Config) -> list[str]:
+def years(settings):
     return [source.year for source in settings.source]
 
 
-def test_sources_become_settings_with_absolute_paths(
-    project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_sources_become_settings_with_absolute_paths(project, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     given = ["2020=b/*.tif", "2010=~/a.tif", "2010:labels=a.gpkg", "2010:changed=/c.tif"]
     request = tile_arguments(project, given, fictitious=True, overrides=["grid.size=32"])
@@ -47,17 +44,17 @@ def test_sources_become_settings_with_absolute_paths(
 
 
 @pytest.mark.parametrize("text", ["2010", "=a", "2010=", "2010:lables=a", ":labels=a"])
-def test_a_source_of_another_form_is_refused(project: Project, text: str) -> None:
+def test_a_source_of_another_form_is_refused(project, text):
     with pytest.raises(UsageError, match="YEAR=PATH"):
         tile_arguments(project, [text])
 
 
-def test_a_year_named_twice_is_refused(project: Project) -> None:
+def test_a_year_named_twice_is_refused(project):
     with pytest.raises(UsageError, match="2010 is named twice"):
         tile_arguments(project, ["2010=a", "2010=b"])
 
 
-def test_overrides_beat_the_file_and_sources_replace_its_sources(project: Project) -> None:
+def test_overrides_beat_the_file_and_sources_replace_its_sources(project):
     project.config.write_text(IN_FILE)
     request = tile_arguments(project, overrides=["grid.gsd=1"])
     assert years(request.settings) == ["2000"]
@@ -66,15 +63,13 @@ def test_overrides_beat_the_file_and_sources_replace_its_sources(project: Projec
     assert years(tile_arguments(project, folders="set").settings) == []
 
 
-def test_sources_replace_the_folders_of_the_file(project: Project) -> None:
+def test_sources_replace_the_folders_of_the_file(project):
     project.config.write_text('[images]\nfolders = ["set"]\n')
     assert tile_arguments(project).settings.images.folders == ("set",)
     assert tile_arguments(project, ["2010=a"]).settings.images.folders == ()
 
 
-def test_folders_and_pairs_are_absolute(
-    project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_folders_and_pairs_are_absolute(project, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     images = tile_arguments(project, folders="set").settings.images
     assert (images.folders, images.pairs) == ((f"{tmp_path}/set",), ())
@@ -85,14 +80,12 @@ def test_folders_and_pairs_are_absolute(
 
 
 @pytest.mark.parametrize("more", [{"folders": "a"}, {"sources": ["2010=a"]}])
-def test_pairs_come_alone(project: Project, more: dict[str, object]) -> None:
+def test_pairs_come_alone(project, more):
     with pytest.raises(UsageError, match="--pairs"):
         tile_arguments(project, pairs=("a", "b"), **more)  # type: ignore[arg-type]
 
 
-def test_areas_are_globs_or_polygon_files(
-    project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_areas_are_globs_or_polygon_files(project, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for rule, expected in (("source", "a*"), ("file", f"{tmp_path}/a*")):
         request = tile_arguments(project, ["2010=x"], test=["a*"], overrides=[f"split.by={rule}"])
@@ -102,7 +95,7 @@ def test_areas_are_globs_or_polygon_files(
         tile_arguments(project, ["2010=x"], validation=["a*"])
 
 
-def test_the_file_is_parsed_once(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_is_parsed_once(project, monkeypatch):
     project.config.write_text(IN_FILE)
     parsed = []
     loads = tomllib.loads
@@ -111,7 +104,7 @@ def test_the_file_is_parsed_once(project: Project, monkeypatch: pytest.MonkeyPat
     assert parsed.count(IN_FILE) == 1
 
 
-def test_nothing_named_repeats_the_last_request(project: Project, write_raster) -> None:
+def test_nothing_named_repeats_the_last_request(project, write_raster):
     path = write_raster("a.tif", np.full((3, 64, 64), 90, np.uint8))
     assert asked_before(project) == TileRequest(source=(), set=())
     first = tile_arguments(project, [f"2010={path}"], overrides=["grid.size=16", "split.by=source"])
@@ -126,7 +119,7 @@ def test_nothing_named_repeats_the_last_request(project: Project, write_raster) 
     assert again.settings.source == first.settings.source
 
 
-def test_skipped_tiles_are_counted(project: Project, write_raster) -> None:
+def test_skipped_tiles_are_counted(project, write_raster):
     values = np.full((3, 64, 64), 90, np.uint8)
     values[:, :32, :32] = 0
     request = tile_arguments(

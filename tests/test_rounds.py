@@ -7,9 +7,10 @@ import itertools
 
 import numpy as np
 import pytest
+from hand_made import hand_made_classes
 from PIL import Image
 from small_network import network
-from small_project import YEARS, hand_made_classes, settings
+from small_project import YEARS, settings
 
 from geomatch.data.ground_truth import are_neutral
 from geomatch.data.store import TileStore
@@ -20,8 +21,6 @@ from geomatch.nn.step import State
 from geomatch.progress import silent
 from geomatch.training import mining, rounds
 from geomatch.training.rounds import Validator
-
-pytest_plugins = ["small_fixtures"]
 
 FORM = TileForm(32, 3, 0)
 MODEL = {"trunk": "convnet", "stage": 2, "head": "dense", "descriptor": 6}
@@ -130,7 +129,7 @@ def test_splits_are_described_once_and_only_when_they_are_asked_for(round_of, ti
     assert now.rate > 0
 
 
-def test_a_split_without_queries_has_no_figure(round_of, tiled):
+def test_a_split_without_queries_has_no_metric(round_of, tiled):
     of_one_year = tiled.tiles.year == 0
     # Validation tiles of one year alone, and no test tiles.
     keep = (tiled.tiles.split == 0) | ((tiled.tiles.split == 1) & of_one_year)

@@ -6,13 +6,12 @@ import subprocess
 
 import numpy as np
 import pytest
-from small_project import finish, hand_made_classes, hand_made_tiles, python
+from hand_made import hand_made_classes, hand_made_tiles
+from processes import finish, python
 
 from geomatch import config
 from geomatch.training.mining import Mined
 from geomatch.training.sampler import Sampler, compares_whole_batch, ramp
-
-pytest_plugins = ["small_fixtures"]
 
 
 @pytest.fixture
@@ -204,7 +203,7 @@ def test_a_draw_does_not_depend_on_those_before(tiles, rule, grounded):
     parts = [([3, 6], [4, 8], [[9, 12], [1, -1]]), ([9, 12], [10, 14], [[0, 3], [6, 0]])]
     sampler = sampling(tiles, 4, **forms)
     asked = [(step, part) for step in [7, 2, 8, 3, 3, 7, 2, 8] for part in parts]
-    # What was mined is made anew each time, and may come to lie where other samples lay.
+    # What was mined is made again each time, and may come to lie where other samples lay.
     drawn = [sampler.draw(step, mined(*part)) for step, part in asked]
     fresh = [sampling(tiles, 4, **forms).draw(step, mined(*part)) for step, part in asked]
     np.testing.assert_array_equal(drawn, fresh)
@@ -355,10 +354,10 @@ def test_some_losses_compare_batches_as_a_whole(loss, rule, wanted):
 
 
 FEW_NEGATIVES = """
-from small_project import hand_made_tiles
+from hand_made import hand_made_tiles
 from geomatch import config
-from geomatch.data.batches import Sampler
-from geomatch.data.pairs import are_neutral
+from geomatch.training.sampler import Sampler
+from geomatch.data.ground_truth import are_neutral
 from geomatch.errors import GeomatchError
 tiles = hand_made_tiles({}, stride=4)
 try:
@@ -381,7 +380,7 @@ except GeomatchError:
         ("[0, 0, 5, 5], [0, 0, 0, 0], [0, 1, 0, 2]", {"refused", "drawn"}),
     ],
 )
-def test_a_negative_that_there_is_not_is_not_sought_for_ever(where, possible):
+def test_searching_for_a_missing_negative_ends(where, possible):
     process = python("-c", FEW_NEGATIVES.format(where))
     try:
         out = finish(process, timeout=60)

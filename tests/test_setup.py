@@ -8,11 +8,10 @@ from functools import partial
 
 import numpy as np
 import pytest
+from command_line import run_command
 from small_project import QUICK, evaluate, settings
-from typer.testing import CliRunner
 
 from geomatch import embed as embedding
-from geomatch.cli import commands
 from geomatch.data.embeddings import Embeddings
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS
@@ -29,8 +28,6 @@ from geomatch.query import query
 from geomatch.runs import load_encoder, read_run
 from geomatch.train import train
 from geomatch.training import setup
-
-pytest_plugins = ["small_fixtures"]
 
 embed = partial(embedding.embed, settings=settings("model.descriptor=24"))
 
@@ -103,7 +100,7 @@ def test_an_image_is_centred_as_its_year_is(pretrained, tiled, tmp_path):
     assert found.matches[0].score > 0.999
 
 
-def test_it_is_made_once_and_anew_for_another_size(pretrained, tmp_path):
+def test_it_is_made_once_and_again_for_another_size(pretrained, tmp_path):
     shutil.copytree(pretrained.root, tmp_path / "copy")
     project, notes = Project(tmp_path / "copy"), []
     before = (project.pretrained / "imagenet" / "config.json").read_text()
@@ -232,7 +229,7 @@ def test_parts_thaw_after_their_epochs(tiled, copied):
     assert np.abs(trunk(checkpoint(project))["stem"]["kernel"] - before).max() > 0
 
 
-def test_an_unknown_part_is_told_with_those_there_are(tiled, copied):
+def test_an_unknown_part_is_reported_with_the_known_ones(tiled, copied):
     with pytest.raises(UsageError, match="no parameter group 'neck'") as failed:
         train(copied(tiled), settings('train.freeze=["neck"]'))
     assert "trunk" in failed.value.hint
@@ -255,10 +252,6 @@ def test_other_forms_train_and_embed(tiled, copied, form):
 
 
 # The command line
-
-
-def run_command(*arguments):
-    return CliRunner().invoke(commands.app, [str(argument) for argument in arguments])
 
 
 def test_weights_are_imported_for_training(tiled, copied, tmp_path):
@@ -297,7 +290,7 @@ def test_a_file_that_is_none_is_one_line(tiled, copied, tmp_path, file, option):
     assert not list(project.root.glob("weights/*"))
 
 
-def test_an_unknown_trunk_is_told_with_those_there_are(tiled, tmp_path):
+def test_an_unknown_trunk_is_reported_with_the_known_ones(tiled, tmp_path):
     done = run_command(
         "weights", "import", tmp_path / "x.pth", "--trunk", "resnet51", "-p", tiled.root
     )

@@ -5,49 +5,38 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Callable
-from pathlib import Path
 
 import geopandas
 import numpy as np
 import pytest
 import shapely
-from typer.testing import CliRunner
+from command_line import run_command
+from small_project import tile_sources
 
-from geomatch import config
-from geomatch.cli.commands import app
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import UsageError
-from geomatch.project import Project
-from geomatch.tile import tile
-
-Write = Callable[..., Path]
 
 LEFT, TOP = 500_000, 5_000_000
 
 
-def cut(project: Project, images: str | Path, *settings: str) -> TileTable:
+def tile_in_splits(project, images, *overrides):
     """Tiles of 8 px at 1 m, of two years that are the same imagery."""
-    named = tuple(
-        config.SourceConfig(year=year, images=str(images)) for year in ("before", "after")
-    )
-    base = ("grid.size=8", "grid.gsd=1.0")
-    wanted = config.with_overrides(config.Config(source=named), (*base, *settings))
-    return tile(project, wanted, workers=1).table
+    years = dict.fromkeys(("before", "after"), images)
+    return tile_sources(project, years, "grid.size=8", "split.by=blocks", *overrides)
 
 
-def plain(width: int, height: int) -> np.ndarray:
+def plain(width, height):
     return np.full((1, height, width), 90, np.uint8)
 
 
-def gaps(bounds: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def gaps(bounds, a, b):
     """(a, b) metres between boxes, along the axis on which they lie further apart."""
     low, high = bounds[:, :2], bounds[:, 2:]
     apart = np.maximum(low[a][:, None] - high[b][None], low[b][None] - high[a][:, None])
     return apart.max(axis=-1)
 
 
-def nearest_of_other_splits(table: TileTable) -> float:
+def nearest_of_other_splits(table):
     bounds = table.bounds()
     members = [np.flatnonzero(table.split == code) for code in range(3)]
     pairs = itertools.combinations(members, 2)
@@ -55,7 +44,7 @@ def nearest_of_other_splits(table: TileTable) -> float:
 
 
 @pytest.fixture
-def field(write_raster: Write) -> Path:
+def field(write_raster):
     """20 x 20 cells."""
     return write_raster("field.tif", plain(160, 160), origin=(LEFT, TOP))
 
@@ -72,52 +61,50 @@ def field(write_raster: Write) -> Path:
         (("split.block=50", "split.seed=3"), 8),
     ],
 )
-def test_blocks_leave_a_buffer_between_splits(
-    project: Project, field: Path, settings: tuple[str, ...], buffer: float
-) -> None:
-    table = cut(project, field, *settings)
+def test_blocks_leave_a_buffer_between_splits(project, field, settings, buffer):
+    table = tile_in_splits(project, field, *settings)
     assert nearest_of_other_splits(table) >= buffer
     counts = np.bincount(table.split, minlength=3)
     assert (counts > 0).all(), dict(zip(SPLITS, counts, strict=True))
 
 
-def test_places_that_would_leak_are_the_only_ones_dropped(project: Project, field: Path) -> None:
+def test_places_that_would_leak_are_the_only_ones_dropped(project, field):
     """Without a buffer and without overlap nothing leaks, so nothing is dropped."""
-    assert len(cut(project, field, "split.buffer=0")) == 2 * 400
-    assert 2 * 150 < len(cut(project, field)) < 2 * 400
+    assert len(tile_in_splits(project, field, "split.buffer=0")) == 2 * 400
+    assert 2 * 150 < len(tile_in_splits(project, field)) < 2 * 400
 
 
-def test_all_years_of_a_place_are_in_one_split(project: Project, field: Path) -> None:
-    table = cut(project, field)
+def test_all_years_of_a_place_are_in_one_split(project, field):
+    table = tile_in_splits(project, field)
     for place in np.unique(table.places()):
         assert len(set(table.split[table.places() == place].tolist())) == 1
 
 
-def test_blocks_are_seeded(project: Project, field: Path) -> None:
-    first = dict(zip(*(lambda t: (t.ids(), t.split.tolist()))(cut(project, field)), strict=True))
-    other = cut(project, field, "split.seed=1")
+def test_blocks_are_seeded(project, field):
+    first = dict(
+        zip(*(lambda t: (t.ids(), t.split.tolist()))(tile_in_splits(project, field)), strict=True)
+    )
+    other = tile_in_splits(project, field, "split.seed=1")
     assert dict(zip(other.ids(), other.split.tolist(), strict=True)) != first
-    again = cut(project, field, "split.seed=0")
+    again = tile_in_splits(project, field, "split.seed=0")
     assert dict(zip(again.ids(), again.split.tolist(), strict=True)) == first
 
 
-def test_validation_and_test_get_about_a_seventh_each(project: Project, field: Path) -> None:
-    share = np.bincount(cut(project, field, "split.buffer=0").split, minlength=3) / 800
+def test_validation_and_test_get_about_a_seventh_each(project, field):
+    share = np.bincount(tile_in_splits(project, field, "split.buffer=0").split, minlength=3) / 800
     assert 0.12 < share[1] < 0.25
     assert 0.12 < share[2] < 0.25
 
 
-def test_a_block_smaller_than_a_tile_is_refused(project: Project, field: Path) -> None:
+def test_a_block_smaller_than_a_tile_is_refused(project, field):
     with pytest.raises(UsageError, match=r"split\.block"):
-        cut(project, field, "split.block=4")
+        tile_in_splits(project, field, "split.block=4")
 
 
-def test_splits_share_no_ground_across_a_border_of_zones(
-    write_raster: Write, project: Project
-) -> None:
+def test_splits_share_no_ground_across_a_border_of_zones(write_raster, project):
     """Cells of two UTM zones lie askew to each other where the zones meet."""
     path = write_raster("a.tif", plain(200, 200), crs="EPSG:4326", origin=(5.999, 45.0), gsd=1e-5)
-    table = cut(project, path, "grid.crs=utm", "split.block=24", "split.buffer=0")
+    table = tile_in_splits(project, path, "grid.crs=utm", "split.block=24", "split.buffer=0")
     assert len(set(table.epsg.tolist())) == 2
     outlines = geopandas.read_parquet(project.catalogue).to_crs(32631).geometry.to_numpy()
     worst = 0.0
@@ -132,15 +119,15 @@ def test_splits_share_no_ground_across_a_border_of_zones(
 
 
 @pytest.fixture
-def sheets(write_raster: Write, tmp_path: Path) -> Path:
+def sheets(write_raster, tmp_path):
     """Four sheets of 4.5 x 4 cells in a row."""
     for i, name in enumerate("abcd"):
         write_raster(f"sheets/{name}.tif", plain(36, 32), origin=(LEFT + i * 36, TOP))
     return tmp_path / "sheets"
 
 
-def test_whole_files_are_in_one_split(project: Project, sheets: Path) -> None:
-    table = cut(
+def test_whole_files_are_in_one_split(project, sheets):
+    table = tile_in_splits(
         project, sheets, "split.by=source", "split.validation=c*.tif", 'split.test=["d.tif"]'
     )
     left = table.bounds()[:, 0] - LEFT
@@ -150,29 +137,27 @@ def test_whole_files_are_in_one_split(project: Project, sheets: Path) -> None:
     assert sorted(set(left.tolist())) == [x for x in range(0, 144, 8) if x != 104]
 
 
-def test_files_can_be_named_by_their_path(project: Project, sheets: Path) -> None:
-    table = cut(project, sheets, "split.by=source", "split.test=*/sheets/[ab].tif")
+def test_files_can_be_named_by_their_path(project, sheets):
+    table = tile_in_splits(project, sheets, "split.by=source", "split.test=*/sheets/[ab].tif")
     assert (table.split[table.bounds()[:, 2] <= LEFT + 72] == 2).all()
     assert (table.split[table.bounds()[:, 0] >= LEFT + 72] == 0).all()
 
 
-def test_a_glob_that_matches_no_source_is_an_error(project: Project, sheets: Path) -> None:
+def test_a_glob_that_matches_no_source_is_an_error(project, sheets):
     with pytest.raises(UsageError, match="x\\*"):
-        cut(project, sheets, "split.by=source", "split.test=x*.tif")
+        tile_in_splits(project, sheets, "split.by=source", "split.test=x*.tif")
     assert not project.catalogue.exists()
 
 
-def test_strided_tiles_do_not_reach_into_a_file_of_another_split(
-    project: Project, sheets: Path
-) -> None:
-    table = cut(project, sheets, "split.by=source", "split.test=d.tif", "grid.stride=2")
+def test_strided_tiles_do_not_reach_into_a_file_of_another_split(project, sheets):
+    table = tile_in_splits(project, sheets, "split.by=source", "split.test=d.tif", "grid.stride=2")
     bounds = table.bounds()
     assert bounds[table.split == 0, 2].max() <= LEFT + 108
     assert bounds[table.split == 2, 0].min() >= LEFT + 108
     assert (table.split == 2).sum() > 10
 
 
-def polygons(path: Path, boxes: list[tuple[float, float, float, float]], crs: str) -> Path:
+def polygons(path, boxes, crs):
     """Boxes (x and y from LEFT and TOP, y downward) written in `crs`."""
     shapes = [shapely.box(LEFT + a, TOP - d, LEFT + c, TOP - b) for a, b, c, d in boxes]
     frame = geopandas.GeoDataFrame(geometry=shapes, crs="EPSG:32631").to_crs(crs)
@@ -181,14 +166,12 @@ def polygons(path: Path, boxes: list[tuple[float, float, float, float]], crs: st
 
 
 @pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:3035"])
-def test_polygons_of_a_file_set_regions_apart(
-    project: Project, field: Path, tmp_path: Path, crs: str
-) -> None:
+def test_polygons_of_a_file_set_regions_apart(project, field, tmp_path, crs):
     """Cells wholly inside belong to the split, partly covered ones to none."""
     kind = "geojson" if crs == "EPSG:4326" else "gpkg"
     validation = polygons(tmp_path / f"v.{kind}", [(3, 3, 61, 45), (3, 99, 29, 125)], crs)
     test = polygons(tmp_path / f"t.{kind}", [(99, 3, 157, 157)], crs)
-    table = cut(
+    table = tile_in_splits(
         project, field, "split.by=file", f"split.validation={validation}", f"split.test={test}"
     )
     left, _, _, top = (table.bounds() - [LEFT, TOP, LEFT, TOP]).T
@@ -211,29 +194,27 @@ def test_polygons_of_a_file_set_regions_apart(
     assert got == expected
 
 
-def test_a_file_split_may_have_no_validation(project: Project, field: Path, tmp_path: Path) -> None:
+def test_a_file_split_may_have_no_validation(project, field, tmp_path):
     test = polygons(tmp_path / "t.geojson", [(99, 3, 157, 157)], "EPSG:4326")
-    table = cut(project, field, "split.by=file", f"split.test={test}")
+    table = tile_in_splits(project, field, "split.by=file", f"split.test={test}")
     assert set(table.split.tolist()) == {0, 2}
 
 
-def test_polygons_that_changed_split_anew(project: Project, field: Path, tmp_path: Path) -> None:
+def test_changed_polygons_split_again(project, field, tmp_path):
     """Not "up to date": the file's name is the same, its polygons are not."""
     both = (f"split.validation={tmp_path}/v.geojson", f"split.test={tmp_path}/t.geojson")
     polygons(tmp_path / "v.geojson", [(0, 0, 40, 40)], "EPSG:4326")
     path = polygons(tmp_path / "t.geojson", [(96, 0, 160, 160)], "EPSG:4326")
-    before = cut(project, field, "split.by=file", *both)
+    before = tile_in_splits(project, field, "split.by=file", *both)
     path.unlink()
     polygons(path, [(128, 0, 160, 160)], "EPSG:4326")
     os.utime(path, ns=(1, path.stat().st_mtime_ns + 1_000_000))
-    after = cut(project, field, "split.by=file", *both)
+    after = tile_in_splits(project, field, "split.by=file", *both)
     assert 0 < (after.split == 2).sum() < (before.split == 2).sum()
 
 
 @pytest.mark.parametrize("where", ["toml", "repeated"])
-def test_polygon_files_are_found_from_any_folder(
-    project: Project, field: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
+def test_polygon_files_are_found_from_any_folder(project, field, tmp_path, monkeypatch, where):
     """As imagery is: from the project in its toml, from where the command was first given."""
     root = project.root
     monkeypatch.chdir(tmp_path)
@@ -243,7 +224,6 @@ def test_polygon_files_are_found_from_any_folder(
         folder = root if where == "toml" else tmp_path
         polygons(folder / "areas" / f"{name}.geojson", [box], "EPSG:4326")
     command = ["tile", "-p", str(root), "--workers", "1"]
-    runner = CliRunner()
     if where == "toml":
         project.config.write_text(
             f'[[source]]\nyear = "a"\nimages = {json.dumps(str(field))}\n[grid]\nsize = 8\n'
@@ -251,16 +231,16 @@ def test_polygon_files_are_found_from_any_folder(
         )
     else:
         options = ["--size", "8", "--split", "file", "--validation", "areas/v.geojson"]
-        first = runner.invoke(app, [*command, f"a={field}", *options, "--test", "areas/t.geojson"])
+        first = run_command(*command, f"a={field}", *options, "--test", "areas/t.geojson")
         assert first.exit_code == 0, first.stderr
     monkeypatch.chdir("/")
-    result = runner.invoke(app, command)
+    result = run_command(*command)
     assert result.exit_code == 0, result.stderr
     assert set(TileTable.load(project.catalogue).split.tolist()) == {0, 1, 2}
 
 
-def test_splits_in_the_catalogue_are_named(project: Project, field: Path) -> None:
-    table = cut(project, field)
+def test_splits_in_the_catalogue_are_named(project, field):
+    table = tile_in_splits(project, field)
     frame = geopandas.read_parquet(project.catalogue)
     counts = frame["split"].value_counts().to_dict()
     assert counts == project.tile_manifest().splits

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small_network import network
+from small_network import add_trunk, network
 
 from geomatch import config
 from geomatch.errors import UsageError
@@ -28,10 +28,7 @@ from geomatch.nn.step import (
     replicate,
     with_params,
 )
-from geomatch.nn.trunks import TRUNKS, BasicBlock, ResNet, Trunk
 from geomatch.training.sampler import compares_whole_batch
-
-pytest_plugins = ["small_fixtures"]
 
 FORM = TileForm(16, 3, 1)
 MATCH_RULE, LENGTH = MatchRule(dated=True, reach=1), RunLength(steps=10, steps_per_epoch=5)
@@ -41,13 +38,9 @@ STILL = config.AugmentConfig(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _tiny():
-    """Trunks that compile quickly, of one and two stages."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, blocks in (("tiny", (1,)), ("two", (1, 1))):
-            trunk = partial(ResNet, block=BasicBlock, blocks=blocks, width=8)
-            patch.setitem(TRUNKS, name, Trunk(trunk, len(blocks)))
-        yield
+def _tiny_trunks(module_patch):
+    add_trunk(module_patch, width=8)
+    add_trunk(module_patch, width=8, name="two", blocks=(1, 1))
 
 
 POOL = {"trunk": "tiny", "head": "pool"}
@@ -502,7 +495,7 @@ def test_the_narrowest_part_decides_whichever_comes_first():
 @pytest.mark.parametrize(
     "scale", ["trunk", "trunk=", "trunk=fast", "trunk=-1", "trunk=nan", "trunk=inf"]
 )
-def test_a_scale_that_is_no_number_is_refused(scale):
+def test_a_scale_that_is_not_a_number_is_refused(scale):
     settings = configured(lr_scale=(scale,))
     with pytest.raises(UsageError, match="lr_scale") as error:
         stepping(build(settings, FORM), settings)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
+from command_line import run_command
 from google.protobuf import text_format
+from hand_made import describe_by_hand, hand_made_classes
 from PIL import Image
 from small_network import network
-from small_project import SIZE, YEARS, hand_made_classes, make_project, settings
+from small_project import SIZE, YEARS, make_project, settings
+from small_runs import BrokenOffError, assert_same_run, last_state
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
-from test_eval import describe_by_hand
-from test_train import BrokenOffError, assert_same_run, last_state
-from typer.testing import CliRunner
 
 from geomatch import project2d
-from geomatch.cli.commands import app
 from geomatch.data.embeddings import Embeddings
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
@@ -28,8 +27,6 @@ from geomatch.train import train
 from geomatch.training import rounds
 from geomatch.training.rounds import Examples, weights
 from geomatch.training.sampler import Sampler
-
-pytest_plugins = ["small_fixtures"]
 
 STILL = ("augment.brightness=0.0", "augment.contrast=0.0", "augment.label_dropout=0.0")
 
@@ -55,7 +52,7 @@ def scalars(found):
 # Events of a run
 
 
-def test_events_hold_the_figures_of_a_run(trained):
+def test_events_hold_the_metrics_of_a_run(trained):
     found = scalars(events(trained.project.run("run1") / "events"))
     wanted = {
         (name.replace("@", "_"), line["step"]): value
@@ -150,7 +147,7 @@ def test_a_run_learns_the_same_whether_it_is_shown_or_not(tiled, trained, copied
     assert_same_run(project, "run1", trained.project, "run1")
 
 
-def test_what_is_no_number_has_no_histogram(tmp_path):
+def test_values_of_nan_have_no_histogram(tmp_path):
     written = Board(tmp_path, 0)
     written.histograms(3, {"some": np.array([1, np.nan, 2]), "none": np.array([1e38, np.inf])})
     written.scalars(3, {"unknown": None, "known": 0.5})
@@ -279,7 +276,7 @@ def test_codes_of_classes_are_seen_in_pictures(tmp_path, tiled, monkeypatch):
 
 
 @pytest.mark.parametrize("model", [{"head": "conv"}, {"head": "mlp"}, {"head": "pca"}])
-def test_an_outline_leads_from_tiles_to_the_answer(model):
+def test_the_module_graph_leads_from_tiles_to_the_answer(model):
     form = TileForm(32, 3, 1)
     siamese, variables = network(form, trunk="resnet10", **model)
 
@@ -337,7 +334,7 @@ def test_the_projector_is_given_every_tile(tiled, copied):
     project, tiles = copied(tiled), tiled.tiles
     vectors = np.random.default_rng(0).normal(size=(88, 6)).astype(np.float32)
     describe_by_hand(project, vectors)
-    result = CliRunner().invoke(app, ["project2d", "-p", str(project.root), "--projector"])
+    result = run_command("project2d", "-p", str(project.root), "--projector")
     assert result.exit_code == 0, result.output
     folder = project.reports / "hand@1" / "projector"
     assert str(folder) in result.stderr.replace("\n", "")

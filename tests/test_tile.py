@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from pathlib import Path
 
 import geopandas
 import numpy as np
@@ -13,57 +11,41 @@ import pyarrow.parquet as pq
 import pytest
 import rasterio
 from affine import Affine
+from command_line import run_command
 from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 from rasterio.warp import Resampling, reproject, transform, transform_bounds
-from small_project import new_project
-from typer.testing import CliRunner
+from small_project import new_project, tile_sources
 
 from geomatch import config
-from geomatch.cli.commands import app
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import TileTable
 from geomatch.errors import GeomatchError
 from geomatch.manifests import Channels
-from geomatch.project import Project
 from geomatch.tile import tile
-
-Write = Callable[..., Path]
 
 LEFT, TOP = 500_000, 5_000_000  # both multiples of 32
 COL, ROW = LEFT // 32, TOP // 32  # the cell whose lower left corner that is
 
 
-def cut(
-    project: Project, sources: dict[str, str | Path], *settings: str, workers: int = 1
-) -> TileTable:
-    """Tiles of 32 px at 1 m, all in train, unless `settings` say otherwise."""
-    named = tuple(
-        config.SourceConfig(year=year, images=str(path)) for year, path in sources.items()
-    )
-    base = ("grid.size=32", "grid.gsd=1.0", "split.by=source")
-    wanted = config.with_overrides(config.Config(source=named), (*base, *settings))
-    return tile(project, wanted, workers=workers).table
-
-
-def pixels(project: Project, table: TileTable, name: str) -> np.ndarray:
+def pixels(project, table, name):
     row = table.store_row[table.ids().index(name)]
     return TileStore.open(project.pixels).read(np.array([row]))[0]
 
 
-def ground(left: int, top: int, width: int, height: int) -> np.ndarray:
+def ground(left, top, width, height):
     """(3, height, width) whose values tell the ground pixel: east, north, and which kilometre."""
     east = left + np.arange(width)[None, :] + np.zeros((height, 1), int)
     north = top - 1 - np.arange(height)[:, None] + np.zeros((1, width), int)
     return np.stack([east % 256, north % 256, (east // 256 + north // 256) % 256]).astype(np.uint8)
 
 
-def expected(col: int, row: int, size: int = 32, step: int = 32) -> np.ndarray:
+def expected(col, row, size=32, step=32):
     """(size, size, 3) of what `ground` encodes in a cell."""
     return np.moveaxis(ground(col * step, row * step + size, size, size), 0, -1)
 
 
-def smooth(rng: np.random.Generator, shape: tuple[int, int, int]) -> np.ndarray:
+def smooth(rng, shape):
     """Noise of a few pixels' wavelength, so that bilinear reading has something to interpolate."""
     bands, h, w = shape
     y, x = np.mgrid[:h, :w]
@@ -77,13 +59,13 @@ def smooth(rng: np.random.Generator, shape: tuple[int, int, int]) -> np.ndarray:
     return np.clip(127 + 25 * np.stack(waves), 0, 255).astype(np.uint8)
 
 
-def test_tiles_hold_exactly_the_ground_of_their_cell(write_raster: Write, project: Project) -> None:
+def test_tiles_hold_exactly_the_ground_of_their_cell(write_raster, project):
     """Years of other extents and origins share keys, and each is right to the pixel."""
     write_raster("2010/a.tif", ground(LEFT, TOP, 160, 128), origin=(LEFT, TOP))
     left, top = LEFT + 45, TOP - 19
     write_raster("2020/a.tif", ground(left, top, 150, 140), origin=(left, top))
     root = project.root.parent
-    table = cut(project, {"2010": root / "2010", "2020": root / "2020"})
+    table = tile_sources(project, {"2010": root / "2010", "2020": root / "2020"})
     of_2010 = {(COL + c, ROW - 1 - r) for c in range(5) for r in range(4)}
     of_2020 = {(COL + c, ROW - 1 - r) for c in (2, 3, 4, 5) for r in (1, 2, 3)}
     of_2020 = {(c, r) for c, r in of_2020 if (c + 1) * 32 <= left + 150}
@@ -97,16 +79,14 @@ def test_tiles_hold_exactly_the_ground_of_their_cell(write_raster: Write, projec
         np.testing.assert_array_equal(pixels(project, table, name), expected(col, row), name)
 
 
-def test_cells_in_negative_coordinates(write_raster: Write, project: Project) -> None:
+def test_cells_in_negative_coordinates(write_raster, project):
     path = write_raster("b.tif", ground(-64, 32, 128, 96), crs="EPSG:5070", origin=(-64, 32))
-    table = cut(project, {"2010": path})
+    table = tile_sources(project, {"2010": path})
     assert set(table.cells()) == {f"{c}_{r}" for c in range(-2, 2) for r in range(-2, 1)}
     np.testing.assert_array_equal(pixels(project, table, "-2_-1@2010"), expected(-2, -1))
 
 
-def test_a_cell_over_several_sheets_is_filled_from_all(
-    write_raster: Write, project: Project
-) -> None:
+def test_a_cell_over_several_sheets_is_filled_from_all(write_raster, project):
     """Four sheets that meet within cells give the same tiles as one."""
     for i, (dx, dy) in enumerate([(0, 0), (50, 0), (0, 50), (50, 50)]):
         write_raster(
@@ -114,7 +94,7 @@ def test_a_cell_over_several_sheets_is_filled_from_all(
             ground(LEFT + dx, TOP - dy, 50, 50),
             origin=(LEFT + dx, TOP - dy),
         )
-    table = cut(project, {"2010": project.root.parent / "2010"})
+    table = tile_sources(project, {"2010": project.root.parent / "2010"})
     assert set(table.cells()) == {f"{COL + c}_{ROW - 1 - r}" for c in range(3) for r in range(3)}
     for c in range(3):
         for r in range(3):
@@ -124,20 +104,18 @@ def test_a_cell_over_several_sheets_is_filled_from_all(
             )
 
 
-def test_where_sheets_overlap_the_first_by_name_wins(write_raster: Write, project: Project) -> None:
+def test_where_sheets_overlap_the_first_by_name_wins(write_raster, project):
     """Written in the other order; "a" ends in the middle of the cell, "b" has all of it."""
     write_raster("2010/b.tif", np.full((3, 32, 32), 20, np.uint8), origin=(LEFT, TOP))
     write_raster("2010/a.tif", np.full((3, 32, 10), 10, np.uint8), origin=(LEFT, TOP))
-    table = cut(project, {"2010": project.root.parent / "2010"})
+    table = tile_sources(project, {"2010": project.root.parent / "2010"})
     tile = pixels(project, table, f"{COL}_{ROW - 1}@2010")
     assert (tile[:, :10] == 10).all()
     assert (tile[:, 10:] == 20).all()
 
 
 @pytest.mark.parametrize("how", ["nodata", "alpha", "mask"])
-def test_invalid_ground_is_left_out(
-    write_raster: Write, tmp_path: Path, project: Project, how: str
-) -> None:
+def test_invalid_ground_is_left_out(write_raster, tmp_path, project, how):
     """Of three cells one is whole, one lacks 1 of 32 columns, one is half empty."""
     values = np.full((3, 32, 96), 90, np.uint8)
     hole = np.zeros((32, 96), bool)
@@ -165,22 +143,22 @@ def test_invalid_ground_is_left_out(
         ):
             target.write_mask(~hole)
     row = ROW - 1
-    table = cut(project, {"2010": path})
+    table = tile_sources(project, {"2010": path})
     assert table.cells() == [f"{COL}_{row}"]
     assert project.tile_manifest().channels.image == 3
-    table = cut(project, {"2010": path}, "grid.min_valid=0.5")
+    table = tile_sources(project, {"2010": path}, "grid.min_valid=0.5")
     assert table.cells() == [f"{COL}_{row}", f"{COL + 1}_{row}", f"{COL + 2}_{row}"]
     assert table.valid.tolist() == pytest.approx([1, 31 / 32, 0.5])
-    assert cut(project, {"2010": path}, "grid.min_valid=0.6").cells() == table.cells()[:2]
+    assert tile_sources(project, {"2010": path}, "grid.min_valid=0.6").cells() == table.cells()[:2]
 
 
-def test_catalogue_is_geoparquet_1_1(write_raster: Write, project: Project) -> None:
+def test_catalogue_is_geoparquet_1_1(write_raster, project):
     values = ground(LEFT, TOP, 96, 96)
     sources = {
         "2010-06-03": write_raster("a.tif", values, origin=(LEFT, TOP)),
         "2020": write_raster("b.tif", values, origin=(LEFT, TOP)),
     }
-    cut(project, sources)
+    tile_sources(project, sources)
     schema = pq.read_schema(project.catalogue)
     columns = "id cell col row year datetime source geometry valid changed split class store_row"
     assert [name for name in schema.names if name != "bbox"] == columns.split()
@@ -211,9 +189,9 @@ def test_catalogue_is_geoparquet_1_1(write_raster: Write, project: Project) -> N
     assert len(geopandas.read_parquet(project.catalogue, bbox=window)) == 2
 
 
-def test_again_is_up_to_date_and_writes_nothing(write_raster: Write, project: Project) -> None:
+def test_again_is_up_to_date_and_writes_nothing(write_raster, project):
     path = write_raster("a.tif", ground(LEFT, TOP, 96, 96), origin=(LEFT, TOP))
-    said: list[str] = []
+    said = []
     named = (config.SourceConfig(year="2010", images=str(path)),)
     wanted = config.with_overrides(config.Config(source=named), ["grid.size=32", "split.by=source"])
     tile(project, wanted, workers=1)
@@ -225,14 +203,14 @@ def test_again_is_up_to_date_and_writes_nothing(write_raster: Write, project: Pr
     assert project.catalogue.stat().st_mtime_ns > before[project.catalogue]
 
 
-def test_changed_imagery_is_cut_anew(write_raster: Write, project: Project) -> None:
+def test_changed_imagery_is_tiled_again(write_raster, project):
     values = ground(LEFT, TOP, 96, 96)
     path = write_raster("a.tif", values, origin=(LEFT, TOP))
-    cut(project, {"2010": path})
+    tile_sources(project, {"2010": path})
     first = project.tile_manifest().fingerprint
     write_raster("a.tif", 255 - values, origin=(LEFT, TOP))
     os.utime(path, ns=(1, path.stat().st_mtime_ns + 1_000_000))
-    table = cut(project, {"2010": path})
+    table = tile_sources(project, {"2010": path})
     np.testing.assert_array_equal(
         pixels(project, table, f"{COL}_{ROW - 1}@2010"), 255 - expected(COL, ROW - 1)
     )
@@ -240,37 +218,36 @@ def test_changed_imagery_is_cut_anew(write_raster: Write, project: Project) -> N
 
 
 def test_without_sources_the_last_ones_and_their_options_are_repeated(
-    write_raster: Write, project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+    write_raster, project, monkeypatch, tmp_path
+):
     """Also from another working folder, though the path was relative."""
     values = ground(LEFT, TOP, 96, 96)
     write_raster("imagery/a.tif", values, origin=(LEFT, TOP))
     write_raster("imagery/b.tif", values, origin=(LEFT, TOP))
     monkeypatch.chdir(tmp_path)
     named = ["2010=imagery/a.tif", "2020=imagery/b.tif", "--size", "48", "--split", "source"]
-    runner = CliRunner()
     command = ["tile", "-p", str(project.root), "--workers", "1"]
-    first = runner.invoke(app, [*command, *named, "--set", "grid.min_valid=0.5"])
+    first = run_command(*command, *named, "--set", "grid.min_valid=0.5")
     assert first.exit_code == 0, first.stderr
     first_made = project.tile_manifest()
     assert first_made.size == 48
     monkeypatch.chdir("/")
-    again = runner.invoke(app, command)
+    again = run_command(*command)
     assert again.exit_code == 0, again.stderr
     assert "up to date" in again.stderr
     write_raster("imagery/a.tif", 255 - values[:, :90], origin=(LEFT, TOP))
-    anew = runner.invoke(app, command)
-    assert anew.exit_code == 0, anew.stderr
+    once_more = run_command(*command)
+    assert once_more.exit_code == 0, once_more.stderr
     changed = project.tile_manifest()
     assert changed.fingerprint != first_made.fingerprint
     assert (changed.size, changed.grid) == (first_made.size, first_made.grid)
     assert changed.asked == first_made.asked
 
 
-def test_stretch_between_two_values_is_linear(write_raster: Write, project: Project) -> None:
+def test_stretch_between_two_values_is_linear(write_raster, project):
     values = np.arange(3 * 32 * 32, dtype=np.uint16).reshape(3, 32, 32)
     path = write_raster("a.tif", values, origin=(LEFT, TOP))
-    table = cut(project, {"2010": path}, "grid.stretch=500,2500")
+    table = tile_sources(project, {"2010": path}, "grid.stretch=500,2500")
     linear = np.clip((values.astype(float) - 500) / 2000 * 255, 0, 255)
     got = np.moveaxis(pixels(project, table, table.ids()[0]), -1, 0)
     assert np.abs(got - linear).max() <= 0.5 + 1e-3
@@ -278,9 +255,7 @@ def test_stretch_between_two_values_is_linear(write_raster: Write, project: Proj
     assert got.max() == 255
 
 
-def test_stretch_in_percent_is_over_the_whole_collection(
-    write_raster: Write, project: Project
-) -> None:
+def test_stretch_in_percent_is_over_the_whole_collection(write_raster, project):
     """Two sheets, of dark and of bright ground, get one stretch a band; nodata does not count."""
     rng = np.random.default_rng(2)
     dark = rng.integers(100, 1000, (2, 64, 64)).astype(np.uint16)
@@ -289,7 +264,7 @@ def test_stretch_in_percent_is_over_the_whole_collection(
     dark[:, 40:, 40:] = 0
     write_raster("2010/a.tif", dark, origin=(LEFT, TOP), nodata=0)
     write_raster("2010/b.tif", bright, origin=(LEFT + 64, TOP), nodata=0)
-    cut(project, {"2010": project.root.parent / "2010"}, "grid.stretch=5%,90%")
+    tile_sources(project, {"2010": project.root.parent / "2010"}, "grid.stretch=5%,90%")
     measured = project.tile_manifest().years["2010"].stretch
     for band in range(2):
         both = np.concatenate([dark[band][dark[band] > 0], bright[band].ravel()])
@@ -303,13 +278,13 @@ def test_stretch_in_percent_is_over_the_whole_collection(
     assert np.abs(got - np.clip(linear, 0, 255)).max() <= 0.5 + 1e-2
 
 
-def test_utm_grid_gives_each_place_its_own_zone(write_raster: Write, project: Project) -> None:
+def test_utm_grid_gives_each_place_its_own_zone(write_raster, project):
     write_raster("2010/a.tif", ground(LEFT, TOP, 96, 96), origin=(LEFT, TOP))
     degrees = 1e-5
     rng = np.random.default_rng(3)
     values = smooth(rng, (3, 200, 300))
     write_raster("2010/b.tif", values, crs="EPSG:4326", origin=(9.0, 45.0), gsd=degrees)
-    table = cut(project, {"2010": project.root.parent / "2010"}, "grid.crs=utm")
+    table = tile_sources(project, {"2010": project.root.parent / "2010"}, "grid.crs=utm")
     assert set(table.epsg.tolist()) == {32631, 32632}
     for cell, code in zip(table.cells(), table.epsg.tolist(), strict=True):
         assert cell.startswith(f"{code}_")
@@ -329,12 +304,10 @@ def test_utm_grid_gives_each_place_its_own_zone(write_raster: Write, project: Pr
     assert second[2] <= 9.0 + 300 * degrees + 1e-4
 
 
-def test_a_sheet_over_a_zone_border_gives_each_ground_one_zone(
-    write_raster: Write, project: Project
-) -> None:
+def test_a_sheet_over_a_zone_border_gives_each_ground_one_zone(write_raster, project):
     values = smooth(np.random.default_rng(3), (3, 200, 400))
     path = write_raster("a.tif", values, crs="EPSG:4326", origin=(5.998, 45.0), gsd=1e-5)
-    table = cut(project, {"2010": path}, "grid.crs=utm")
+    table = tile_sources(project, {"2010": path}, "grid.crs=utm")
     bounds = geopandas.read_parquet(project.catalogue).bounds
     centre = (bounds["minx"] + bounds["maxx"]) / 2
     assert set(table.epsg[centre < 6 - 1e-5].tolist()) == {32631}
@@ -350,24 +323,20 @@ def test_a_sheet_over_a_zone_border_gives_each_ground_one_zone(
         ("EPSG:32601", (179.5, 52.0)),
     ],
 )
-def test_a_source_within_the_area_of_a_wide_grid_is_taken(
-    write_raster: Write, project: Project, crs: str, place: tuple[float, float]
-) -> None:
+def test_a_source_within_the_area_of_a_wide_grid_is_taken(write_raster, project, crs, place):
     """National grids reach far from their meridian; a zone may meet the date line."""
     path = write_raster("a.tif", ground(0, 0, 96, 96), crs="EPSG:4326", origin=place, gsd=1e-5)
-    assert cut(project, {"2010": path}, f"grid.crs={crs}").grid.crs == crs
+    assert tile_sources(project, {"2010": path}, f"grid.crs={crs}").grid.crs == crs
 
 
 @pytest.mark.parametrize("crs", ["EPSG:32631", "EPSG:2154"])
-def test_a_source_far_from_the_grid_crs_is_refused(
-    write_raster: Write, project: Project, crs: str
-) -> None:
+def test_a_source_far_from_the_grid_crs_is_refused(write_raster, project, crs):
     near = write_raster("a.tif", ground(LEFT, TOP, 96, 96), origin=(LEFT, TOP))
     far = write_raster(
         "far.tif", ground(0, 0, 96, 96), crs="EPSG:4326", origin=(20.0, 45.1), gsd=1e-5
     )
     with pytest.raises(GeomatchError, match="far") as caught:
-        cut(project, {"2010": near, "2020": far}, f"grid.crs={crs}")
+        tile_sources(project, {"2010": near, "2020": far}, f"grid.crs={crs}")
     assert "--crs utm" in caught.value.hint
     assert not project.catalogue.exists()
 
@@ -381,16 +350,14 @@ def test_a_source_far_from_the_grid_crs_is_refused(
         (("2020", "old"), ("2020", "old")),
     ],
 )
-def test_years_are_in_time_order_or_as_given(
-    write_raster: Write, project: Project, given: tuple[str, ...], stored: tuple[str, ...]
-) -> None:
+def test_years_are_in_time_order_or_as_given(write_raster, project, given, stored):
     path = write_raster("a.tif", ground(LEFT, TOP, 64, 64), origin=(LEFT, TOP))
-    assert cut(project, dict.fromkeys(given, path)).years == stored
+    assert tile_sources(project, dict.fromkeys(given, path)).years == stored
     assert TileTable.load(project.catalogue).years == stored
     assert tuple(project.tile_manifest().years) == stored
 
 
-def warped(path: Path, crs: str, bounds: np.ndarray, size: int) -> np.ndarray:
+def warped(path, crs, bounds, size):
     """(size, size, bands) of the whole image, warped by rasterio onto one window."""
     with rasterio.open(path) as source:
         image = source.read()
@@ -408,9 +375,7 @@ def warped(path: Path, crs: str, bounds: np.ndarray, size: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["geographic", "other zone", "rotated"])
-def test_imagery_in_another_crs_is_warped_as_rasterio_does(
-    write_raster: Write, project: Project, kind: str
-) -> None:
+def test_imagery_in_another_crs_is_warped_as_rasterio_does(write_raster, project, kind):
     values = smooth(np.random.default_rng(4), (3, 256, 256))
     if kind == "rotated":
         path = write_raster("a.tif", values)
@@ -421,7 +386,7 @@ def test_imagery_in_another_crs_is_warped_as_rasterio_does(
         crs, gsd = ("EPSG:4326", 1e-5) if kind == "geographic" else ("EPSG:32632", 1.0)
         x, y = transform("EPSG:32631", crs, [LEFT + 3.3], [TOP - 7.7])
         path = write_raster("a.tif", values, crs=crs, origin=(x[0], y[0]), gsd=gsd)
-    table = cut(project, {"2010": path}, "grid.crs=EPSG:32631")
+    table = tile_sources(project, {"2010": path}, "grid.crs=EPSG:32631")
     assert len(table) >= 20
     for name, bounds in list(zip(table.ids(), table.bounds(), strict=True))[::4]:
         got = pixels(project, table, name).astype(int)
@@ -432,19 +397,17 @@ def test_imagery_in_another_crs_is_warped_as_rasterio_does(
         assert np.abs(got - moved)[:, 1:].mean() > 3, "the picture tells a pixel's shift"
 
 
-def test_imagery_is_interpolated_bilinearly(write_raster: Write, project: Project) -> None:
+def test_imagery_is_interpolated_bilinearly(write_raster, project):
     """Half a pixel off the grid, each value is the mean of two."""
     values = np.tile((np.arange(97) * 2).astype(np.uint8), (1, 64, 1))
     path = write_raster("a.tif", values, origin=(LEFT - 0.5, TOP))
-    table = cut(project, {"2010": path})
+    table = tile_sources(project, {"2010": path})
     got = pixels(project, table, f"{COL + 1}_{ROW - 1}@2010")[..., 0]
     np.testing.assert_array_equal(got, np.tile(np.arange(32) * 2 + 65, (32, 1)))
 
 
 @pytest.mark.parametrize("crs", ["EPSG:3857", "EPSG:4326", "EPSG:2263"])
-def test_a_crs_without_metres_on_the_ground_is_gridded_in_utm(
-    write_raster: Write, project: Project, crs: str
-) -> None:
+def test_a_crs_without_metres_on_the_ground_is_gridded_in_utm(write_raster, project, crs):
     """Degrees, Web Mercator's stretched metres, and feet, at New York."""
     left, bottom, right, top = transform_bounds(
         "EPSG:4326", crs, -74.0, 40.7, -74.0 + 2e-3, 40.7 + 2e-3
@@ -457,12 +420,12 @@ def test_a_crs_without_metres_on_the_ground_is_gridded_in_utm(
         gsd=(top - bottom) / 200,
     )
     assert right > left
-    table = cut(project, {"2010": path})
+    table = tile_sources(project, {"2010": path})
     assert table.grid.crs == "EPSG:32618"
     assert len(table) > 4
 
 
-def test_pixel_size_defaults_to_the_first_years(write_raster: Write, project: Project) -> None:
+def test_pixel_size_defaults_to_the_first_years(write_raster, project):
     coarse = write_raster("a.tif", ground(LEFT, TOP, 64, 64), origin=(LEFT, TOP), gsd=2.0)
     fine = write_raster("b.tif", ground(LEFT, TOP, 256, 256), origin=(LEFT, TOP), gsd=0.5)
     named = tuple(
@@ -473,14 +436,17 @@ def test_pixel_size_defaults_to_the_first_years(write_raster: Write, project: Pr
     assert tile(project, wanted, workers=1).table.grid.gsd == 2.0
 
 
-def test_one_or_two_workers_make_the_same_tiles(write_raster: Write, tmp_path: Path) -> None:
+def test_one_or_two_workers_make_the_same_tiles(write_raster, tmp_path):
     values = ground(LEFT, TOP, 256, 256)
     sources = {
         "2010": write_raster("a.tif", values, origin=(LEFT, TOP)),
         "2020": write_raster("b.tif", 255 - values, origin=(LEFT, TOP)),
     }
     one, two = new_project(tmp_path / "one"), new_project(tmp_path / "two")
-    tables = [cut(one, sources, "grid.size=8"), cut(two, sources, "grid.size=8", workers=2)]
+    tables = [
+        tile_sources(one, sources, "grid.size=8"),
+        tile_sources(two, sources, "grid.size=8", workers=2),
+    ]
     assert len(list((one.pixels / "c").iterdir())) > 2, "several shards"
     assert one.tile_manifest().fingerprint == two.tile_manifest().fingerprint
     assert tables[0].ids() == tables[1].ids()
@@ -492,9 +458,9 @@ def test_one_or_two_workers_make_the_same_tiles(write_raster: Write, tmp_path: P
     np.testing.assert_array_equal(*read)
 
 
-def test_strides_cut_overlapping_tiles(write_raster: Write, project: Project) -> None:
+def test_strides_cut_overlapping_tiles(write_raster, project):
     path = write_raster("a.tif", ground(LEFT, TOP, 96, 64), origin=(LEFT, TOP))
-    table = cut(project, {"2010": path}, "grid.stride=8")
+    table = tile_sources(project, {"2010": path}, "grid.stride=8")
     cols = {(LEFT + x) // 8 for x in range(0, 96 - 32 + 1, 8)}
     rows = {(TOP - 64 + y) // 8 for y in range(0, 64 - 32 + 1, 8)}
     assert set(table.cells()) == {f"{c}_{r}" for c in cols for r in rows}
@@ -505,13 +471,13 @@ def test_strides_cut_overlapping_tiles(write_raster: Write, project: Project) ->
 
 
 @pytest.mark.parametrize("bands", [1, 2, 4])
-def test_any_number_of_bands(write_raster: Write, project: Project, bands: int) -> None:
+def test_any_number_of_bands(write_raster, project, bands):
     base = ground(LEFT, TOP, 64, 64)
     values = np.concatenate([base, 255 - base[:1]])[:bands]
     path = write_raster("a.tif", values, origin=(LEFT, TOP))
     with rasterio.open(path, "r+") as target:  # GDAL takes the fourth band for alpha
         target.colorinterp = (ColorInterp.gray,) + (ColorInterp.undefined,) * (bands - 1)
-    table = cut(project, {"2010": path, "2020": path})
+    table = tile_sources(project, {"2010": path, "2020": path})
     assert project.tile_manifest().channels == Channels(bands, 0)
     got = pixels(project, table, f"{COL}_{ROW - 1}@2020")
     wanted = expected(COL, ROW - 1)
@@ -519,20 +485,18 @@ def test_any_number_of_bands(write_raster: Write, project: Project, bands: int) 
     np.testing.assert_array_equal(got, wanted)
 
 
-def test_sources_of_the_toml_are_relative_to_the_project(
-    write_raster: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sources_of_the_toml_are_relative_to_the_project(write_raster, tmp_path, monkeypatch):
     write_raster("project/ortho/a.tif", ground(LEFT, TOP, 64, 64), origin=(LEFT, TOP))
     (tmp_path / "project" / "geomatch.toml").write_text(
         '[[source]]\nyear = 2010\nimages = "ortho/*.tif"\n[grid]\nsize = 16\n'
         '[split]\nby = "source"\n'
     )
     monkeypatch.chdir("/")
-    result = CliRunner().invoke(app, ["tile", "-p", str(tmp_path / "project"), "--workers", "1"])
+    result = run_command("tile", "-p", str(tmp_path / "project"), "--workers", "1")
     assert result.exit_code == 0, result.stderr
     assert len(TileTable.load(tmp_path / "project" / "tiles" / "tiles.parquet")) == 16
 
 
-def test_a_path_with_brackets_is_a_file_not_a_glob(write_raster: Write, project: Project) -> None:
+def test_a_path_with_brackets_is_a_file_not_a_glob(write_raster, project):
     path = write_raster("ortho [2010].tif", ground(LEFT, TOP, 64, 64), origin=(LEFT, TOP))
-    assert len(cut(project, {"2010": path})) == 4
+    assert len(tile_sources(project, {"2010": path})) == 4

@@ -11,15 +11,16 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from small_project import (
-    QUICK,
-    finish,
-    make_project,
-    metrics,
-    python,
-    retile,
-    settings,
-    write_imagery,
+from processes import finish, python
+from small_project import QUICK, make_project, metrics, retile, settings, write_imagery
+from small_runs import (
+    SMALL_NETWORK,
+    BrokenOffError,
+    Notes,
+    assert_same_run,
+    break_at,
+    last_state,
+    script_validation,
 )
 
 from geomatch import config
@@ -29,8 +30,6 @@ from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.manifests import Channels
 from geomatch.nn.checkpoint import Checkpoints
-from geomatch.nn.encoder import build
-from geomatch.nn.step import abstract_state
 from geomatch.project import Project
 from geomatch.runs import load_encoder, read_run
 from geomatch.tile import tile
@@ -39,73 +38,8 @@ from geomatch.training import rounds, setup
 from geomatch.training.mining import Mined
 from geomatch.training.setup import resolve_settings
 
-pytest_plugins = ["small_fixtures"]
-
 STEPS = 6
 """Steps of an epoch: 24 training places, 4 anchors a batch."""
-SMALL = (
-    "model.trunk=convnet",
-    "model.stage=2",
-    "model.head=mlp",
-    "model.hidden=[8]",
-    "model.descriptor=8",
-)
-"""A network that compiles in a moment, with statistics and dropout."""
-
-
-class BrokenOffError(Exception):
-    """What ends a run from within."""
-
-
-class Notes(list):
-    """A reporter that keeps what it is told."""
-
-    def __call__(self, task, done=0, total=0, detail="", values=None):
-        self.append(task)
-
-
-def last_state(project, run="run1"):
-    """The whole state of a run's newest checkpoint, and its step."""
-    wanted, form, _ = read_run(project.run(run))
-    with Checkpoints(project.run(run) / "checkpoints", read_only=True) as checkpoints:
-        like = abstract_state(build(wanted, form), wanted, form)
-        return checkpoints.last, checkpoints.restore(checkpoints.last, like)
-
-
-def assert_same_run(project, run, other_project, other):
-    """Runs that ended alike, bit for bit, and tell of the same on the way."""
-    assert metrics(project, run) == metrics(other_project, other)
-    (step, state), (other_step, other_state) = (
-        last_state(project, run),
-        last_state(other_project, other),
-    )
-    assert step == other_step
-    for a, b in zip(*map(jax.tree.leaves, (state, other_state)), strict=True):
-        np.testing.assert_array_equal(a, b)
-    for kind in ("mining", "figures"):
-        files = [
-            sorted((p.run(r) / kind).glob("*")) for p, r in ((project, run), (other_project, other))
-        ]
-        assert [f.name for f in files[0]] == [f.name for f in files[1]]
-        for a, b in zip(*files, strict=True):
-            assert a.read_bytes() == b.read_bytes()
-
-
-def break_at(patch, step):
-    """Make training raise when it comes to `step`."""
-    real = module.make_step
-
-    def broken(*arguments):
-        function = real(*arguments)
-
-        def step_or_raise(*inputs):
-            if inputs[-1] == step:
-                raise BrokenOffError
-            return function(*inputs)
-
-        return step_or_raise
-
-    patch.setattr(module, "make_step", broken)
 
 
 # What a run is
@@ -122,7 +56,7 @@ def test_the_loss_falls_and_places_are_found(trained):
     assert trained.trained.best in {line["step"] for line in trained.metrics}
 
 
-def test_a_run_leaves_its_settings_figures_and_hard_pairs(trained):
+def test_a_run_leaves_its_settings_metrics_and_hard_pairs(trained):
     folder = trained.project.run("run1")
     wanted, form, manifest = read_run(folder)
     begun = resolve_settings(settings(), trained.project.root)
@@ -184,8 +118,8 @@ def test_no_test_tile_is_read_and_no_validation_tile_learnt_from(tiled, copied, 
 def test_test_tiles_are_measured_where_that_is_asked_for_and_never_learnt_from(
     tmp_path, monkeypatch
 ):
-    """Other test imagery changes the figures of the test split and nothing else."""
-    wanted = settings(*SMALL, "train.epochs=2", 'eval.during=["test", "train"]')
+    """Other test imagery changes the metrics of the test split and nothing else."""
+    wanted = settings(*SMALL_NETWORK, "train.epochs=2", 'eval.during=["test", "train"]')
     learnt, real = [], module.Sampler
 
     def sampler(tiles, *arguments):
@@ -224,7 +158,7 @@ def test_the_rate_that_is_logged_follows_its_schedule(tiled, copied, monkeypatch
     monkeypatch.setattr(module, "LOG_STEPS", 1)
     project = copied(tiled)
     form = ("train.schedule=cosine", "train.warmup=0.5", "train.lr=0.01", "mining.rule=none")
-    train(project, settings(*SMALL, *form, "train.epochs=2"))
+    train(project, settings(*SMALL_NETWORK, *form, "train.epochs=2"))
     rates = {line["step"]: line["train/lr"] for line in metrics(project) if "train/lr" in line}
     wanted = {}
     for done in range(12):
@@ -238,7 +172,13 @@ def test_the_rate_that_is_logged_follows_its_schedule(tiled, copied, monkeypatch
 def test_the_averaged_weights_are_what_is_kept_and_described_with(tiled, copied):
     project = copied(tiled)
     # All 24 places are one batch, and a step an epoch.
-    form = (*SMALL, "train.batch=24", "train.ema=0.8", "mining.rule=none", "augment.flips=false")
+    form = (
+        *SMALL_NETWORK,
+        "train.batch=24",
+        "train.ema=0.8",
+        "mining.rule=none",
+        "augment.flips=false",
+    )
     train(project, settings(*form, "train.epochs=0"), run="fresh")
     before = last_state(project, "fresh")[1]
     result = train(project, settings(*form, "train.epochs=1"), run="once")
@@ -270,7 +210,7 @@ def test_weights_that_are_not_averaged_are_kept_as_they_are(trained):
 def test_frames_of_a_run_are_drawn_and_put_together(tiled, copied):
     project = copied(tiled)
     form = ("train.epochs=2", "mining.rule=none", "train.frames=test")
-    train(project, settings(*SMALL, *form))
+    train(project, settings(*SMALL_NETWORK, *form))
     folder = project.run("run1") / "figures"
     names = [f"{step:08d}.png" for step in (0, 6, 12)]
     assert sorted(f.name for f in folder.iterdir()) == [*names, "embedding.gif"]
@@ -287,17 +227,11 @@ def test_a_run_without_frames_draws_none(trained):
 # Stopping early
 
 
-def scripted(patch, scores):
-    """Make rounds measure these, one after another."""
-    left = iter(scores)
-    patch.setattr(rounds.Round, "map5", lambda self, split: next(left))
-
-
 def test_a_run_that_no_longer_gains_stops_and_keeps_its_best(tiled, copied, monkeypatch):
     project, notes = copied(tiled), Notes()
-    wanted = settings(*SMALL, "train.epochs=50", "train.patience=2", "mining.rule=none")
+    wanted = settings(*SMALL_NETWORK, "train.epochs=50", "train.patience=2", "mining.rule=none")
     with monkeypatch.context() as patch:
-        scripted(patch, [0.1, 0.3, 0.6, 0.5, 0.59, 0.9])
+        script_validation(patch, [0.1, 0.3, 0.6, 0.5, 0.59, 0.9])
         result = train(project, wanted)
     # The second round after the best at step 12 is at step 24.
     assert (result.best, result.map5) == (12, 0.6)
@@ -314,27 +248,29 @@ def test_a_run_that_no_longer_gains_stops_and_keeps_its_best(tiled, copied, monk
 
 def test_rounds_before_a_break_count_for_stopping(tiled, copied, monkeypatch):
     project = copied(tiled)
-    wanted = settings(*SMALL, "train.epochs=50", "train.patience=2", "mining.rule=none")
+    wanted = settings(*SMALL_NETWORK, "train.epochs=50", "train.patience=2", "mining.rule=none")
     with monkeypatch.context() as patch:
-        scripted(patch, [0.6, 0.5])
+        script_validation(patch, [0.6, 0.5])
         break_at(patch, 8)
         with pytest.raises(BrokenOffError):
             train(project, wanted)
-    scripted(monkeypatch, [0.4, 0.9])
+    script_validation(monkeypatch, [0.4, 0.9])
     assert train(project, wanted).best == 0
     assert last_state(project)[0] == 12
 
 
 def test_a_run_that_gains_now_and_then_goes_on(tiled, copied, monkeypatch):
     project = copied(tiled)
-    scripted(monkeypatch, [0.1, 0.05, 0.2, 0.15, 0.3])
-    train(project, settings(*SMALL, "train.epochs=4", "train.patience=2", "mining.rule=none"))
+    script_validation(monkeypatch, [0.1, 0.05, 0.2, 0.15, 0.3])
+    train(
+        project, settings(*SMALL_NETWORK, "train.epochs=4", "train.patience=2", "mining.rule=none")
+    )
     assert last_state(project)[0] == 24
 
 
-def test_who_judges_a_run_is_told_of_rounds_and_may_break_it_off(tiled, copied):
+def test_should_stop_is_called_each_round_and_may_end_the_run(tiled, copied):
     project, told = copied(tiled), []
-    wanted = settings(*SMALL, "train.epochs=3", "mining.rule=none")
+    wanted = settings(*SMALL_NETWORK, "train.epochs=3", "mining.rule=none")
 
     def should_stop(epoch, metric):
         told.append((epoch, metric))
@@ -361,7 +297,7 @@ def test_a_run_of_no_epochs_is_the_untrained_encoder(tiled, copied):
 def test_labels_are_trained_on(tmp_path, tiled):
     project = make_project(tmp_path / "labels", tiled.imagery, labels=True)
     assert project.tile_manifest().channels == Channels(3, 1)
-    train(project, settings(*SMALL, "train.epochs=1", "mining.rule=none"))
+    train(project, settings(*SMALL_NETWORK, "train.epochs=1", "mining.rule=none"))
     step, state = last_state(project)
     fusion = state.params["encoder"]["fusion"]["kernel"]
     assert fusion.shape == (4, 3)
@@ -386,7 +322,7 @@ def often(tiled, tmp_path_factory):
 
 
 @pytest.mark.parametrize("steps", [(3,), (6,), (5, 15)])
-def test_a_broken_run_goes_on_as_if_nothing_had_been(often, monkeypatch, steps):
+def test_a_broken_run_resumes_to_the_same_run(often, monkeypatch, steps):
     monkeypatch.setattr(module, "LOG_STEPS", 2)
     name = f"broken{steps[0]}"
     for step in steps:
@@ -404,7 +340,7 @@ def test_a_broken_run_goes_on_as_if_nothing_had_been(often, monkeypatch, steps):
     assert_same_run(often, name, often, "whole")
 
 
-def test_a_run_broken_while_it_mines_goes_on_as_if_nothing_had_been(often, monkeypatch):
+def test_a_run_broken_while_it_mines_resumes_to_the_same_run(often, monkeypatch):
     monkeypatch.setattr(module, "LOG_STEPS", 2)
 
     def fail(*arguments):
@@ -453,9 +389,9 @@ RULES = {
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_broken_run_of_any_rule_goes_on_as_if_nothing_had_been(tiled, copied, monkeypatch, rule):
+def test_a_broken_run_of_any_rule_resumes_to_the_same_run(tiled, copied, monkeypatch, rule):
     monkeypatch.setattr(module, "LOG_STEPS", 2)
-    project, wanted = copied(tiled), settings(*SMALL, "train.epochs=2", *RULES[rule])
+    project, wanted = copied(tiled), settings(*SMALL_NETWORK, "train.epochs=2", *RULES[rule])
     train(project, wanted, run="whole")
     with monkeypatch.context() as patch:
         break_at(patch, 9)
@@ -487,14 +423,13 @@ ON_ONE_DEVICE = """
 import sys
 from pathlib import Path
 import jax, pytest
-from geomatch import begin
 from geomatch import train as module
 from geomatch.project import Project
 from small_project import settings
-from test_train import SMALL, BrokenOffError, break_at
+from small_runs import SMALL_NETWORK, BrokenOffError, break_at
 assert jax.local_device_count() == 1
 project = Project(Path(sys.argv[1]))
-wanted = settings(*SMALL, "train.epochs=2", "mining.rule=none")
+wanted = settings(*SMALL_NETWORK, "train.epochs=2", "mining.rule=none")
 module.LOG_STEPS = 2
 module.train(project, wanted, run="whole")
 with pytest.MonkeyPatch.context() as patch:
@@ -505,14 +440,14 @@ module.train(project, wanted, run="broken")
 """
 
 
-def test_a_broken_run_goes_on_on_one_device(tiled, copied):
+def test_a_broken_run_resumes_on_one_device(tiled, copied):
     project = copied(tiled)
     finish(python("-c", ON_ONE_DEVICE, str(project.root), devices=1))
     assert last_state(project, "whole")[0] == 12
     assert_same_run(project, "broken", project, "whole")
 
 
-def test_a_killed_command_goes_on_as_if_nothing_had_been(tiled, trained, copied):
+def test_a_killed_command_resumes_to_the_same_run(tiled, trained, copied):
     project = copied(tiled)
     options = [f"--set={override}" for override in QUICK]
     process = python("-m", "geomatch", "train", "-p", str(project.root), *options)
@@ -539,7 +474,7 @@ def test_a_finished_run_says_so_and_changes_nothing(trained, copied):
     assert (project.run("run1") / "metrics.jsonl").read_bytes() == before
 
 
-def test_more_epochs_give_the_run_that_it_would_have_been(tiled, trained, copied):
+def test_more_epochs_give_the_run_that_began_with_them(tiled, trained, copied):
     project, notes = copied(tiled), Notes()
     train(project, settings("train.epochs=2"))
     assert (project.run("run1") / "finished.json").exists()
@@ -649,14 +584,14 @@ def test_what_does_not_go_together_is_refused_with_a_remedy(tiled, copied, case)
     train(project, settings(*overrides, remedies[0], "train.epochs=0"))
 
 
-def test_a_refused_new_run_can_be_begun_anew(tiled, copied):
+def test_a_refused_new_run_can_be_started_again(tiled, copied):
     project = copied(tiled)
     with pytest.raises(UsageError, match="divisible"):
         train(project, settings("train.batch=3", "train.epochs=0"))
     assert train(project, settings("train.epochs=0")).best == 0
 
 
-def test_a_loss_that_is_no_number_ends_the_run_clearly(tiled, copied, monkeypatch):
+def test_a_nan_loss_ends_the_run_with_a_clear_error(tiled, copied, monkeypatch):
     project, real = copied(tiled), setup.initial_state
 
     def huge(*arguments):
@@ -677,7 +612,7 @@ def test_a_loss_that_is_no_number_ends_the_run_clearly(tiled, copied, monkeypatc
 def test_a_rate_far_too_high_is_never_taken_for_a_success(tiled, copied):
     project = copied(tiled)
     with pytest.raises(GeomatchError, match=r"the loss became (nan|inf)"):
-        train(project, settings(*SMALL, "train.lr=1e30", "mining.rule=none"))
+        train(project, settings(*SMALL_NETWORK, "train.lr=1e30", "mining.rule=none"))
     text = (project.run("run1") / "metrics.jsonl").read_text()
     assert "NaN" not in text
     assert "Infinity" not in text
@@ -731,7 +666,13 @@ OF_CLASSES = {
 
 @pytest.mark.parametrize("rule", OF_CLASSES)
 def test_class_folders_are_trained_on(classes, rule):
-    form = (*SMALL, *OF_CLASSES[rule], f"mining.rule={rule}", "train.batch=6", "train.lr=5e-3")
+    form = (
+        *SMALL_NETWORK,
+        *OF_CLASSES[rule],
+        f"mining.rule={rule}",
+        "train.batch=6",
+        "train.lr=5e-3",
+    )
     result = train(classes, settings(*form, "train.epochs=3"), run=rule)
     lines = metrics(classes, rule)
     scores = [line["validation/map@5"] for line in lines if "validation/map@5" in line]
@@ -761,7 +702,11 @@ def test_class_folders_are_trained_on(classes, rule):
 
 def test_neighbouring_places_of_class_folders_are_refused(classes):
     with pytest.raises(UsageError, match="neighbours") as refused:
-        train(classes, settings(*SMALL, "train.loss=infonce", "mining.rule=neighbours"), run="no")
+        train(
+            classes,
+            settings(*SMALL_NETWORK, "train.loss=infonce", "mining.rule=neighbours"),
+            run="no",
+        )
     assert all(rule in refused.value.hint for rule in ("knn", "ranked", "in-batch"))
     assert "no" not in classes.run_names()
 
@@ -776,7 +721,7 @@ def test_classes_of_single_images_cannot_be_trained_on(tmp_path, classes):
     images = config.ImagesConfig(folders=(str(tmp_path / "set"),), least=1, validation=0, test=0)
     tile(project, config.Config(images=images), overrides=[], workers=1)
     with pytest.raises(GeomatchError, match="fewer than two classes") as refused:
-        train(project, settings(*SMALL))
+        train(project, settings(*SMALL_NETWORK))
     assert "images.validation" in refused.value.hint
 
 

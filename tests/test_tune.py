@@ -7,24 +7,21 @@ import sys
 
 import optuna
 import pytest
+from command_line import run_command
 from small_project import QUICK, SPLIT, make_project, settings
-from test_train import SMALL, BrokenOffError, Notes, break_at
-from typer.testing import CliRunner
+from small_runs import SMALL_NETWORK, BrokenOffError, Notes, break_at
 
 from geomatch import config
 from geomatch import train as training
 from geomatch import tune as module
-from geomatch.cli import commands
 from geomatch.errors import DivergedError, GeomatchError, UsageError
 from geomatch.project import Project
 from geomatch.runs import load_encoder, read_run
 from geomatch.train import Trained
 from geomatch.tune import tune
 
-pytest_plugins = ["small_fixtures"]
-
 SPACE = ("train.lr = 1e-4 .. 1e-2 log", "model.descriptor = 4 | 8")
-FORM = (*SMALL, "train.epochs=2", "mining.rule=none")
+FORM = (*SMALL_NETWORK, "train.epochs=2", "mining.rule=none")
 
 
 def searching(*overrides, space=SPACE, trials=3):
@@ -32,7 +29,7 @@ def searching(*overrides, space=SPACE, trials=3):
 
 
 def state_of(project, run):
-    """What the folder of a run has: its figures, its checkpoints, and whether it ended."""
+    """What the folder of a run has: its metrics, its checkpoints, and whether it ended."""
     folder = project.run(run)
     names = ("metrics.jsonl", "checkpoints", "finished.json")
     return tuple((folder / name).exists() for name in names)
@@ -108,7 +105,7 @@ def test_what_cannot_be_tried_is_refused_before_anything_is(tiled, text, words):
     assert not (tiled.root / "tune").exists()
 
 
-def test_an_empty_space_is_told_with_an_example(tiled):
+def test_an_empty_space_is_reported_with_an_example(tiled):
     with pytest.raises(UsageError, match=r"tune\.space is empty") as refused:
         tune(tiled.project, searching(space=()))
     assert "1e-5 .. 1e-3 log" in refused.value.hint
@@ -120,7 +117,7 @@ def test_a_search_has_a_plain_name(tiled):
     assert not (tiled.root / "tune").exists()
 
 
-def test_without_optuna_it_is_told_how_to_install_it(tiled, monkeypatch):
+def test_without_optuna_the_error_says_how_to_install_it(tiled, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(GeomatchError, match="Optuna") as failed:
         tune(tiled.project, searching())
@@ -182,7 +179,7 @@ def test_a_search_of_other_settings_is_refused(searched, changed):
     assert tune(project, searching()) == found
 
 
-def test_a_search_that_was_broken_off_goes_on_with_its_trial(tiled, copied, monkeypatch):
+def test_a_search_that_was_broken_off_resumes_with_its_trial(tiled, copied, monkeypatch):
     project, wanted = copied(tiled), searching()
     real, runs = training.train, []
 
@@ -226,7 +223,7 @@ def test_a_search_that_was_broken_off_goes_on_with_its_trial(tiled, copied, monk
     assert kept == [found.best]
 
 
-def test_a_search_is_gone_on_with_by_more_trials(searched, copied, tmp_path):
+def test_a_search_continues_with_more_trials(searched, copied, tmp_path):
     project, found = searched
     names = project.run_names()
     more = tune(project, searching(trials=4))
@@ -238,7 +235,7 @@ def test_a_search_is_gone_on_with_by_more_trials(searched, copied, tmp_path):
     assert kept == [more.best]
 
 
-def test_a_trial_that_falls_behind_is_broken_off(tiled, copied, monkeypatch):
+def test_a_trial_that_falls_behind_is_stopped(tiled, copied, monkeypatch):
     project, real = copied(tiled), optuna.Trial.should_prune
 
     def should_prune(trial):
@@ -291,7 +288,7 @@ def scripted(tiled, copied, monkeypatch):
     return project, script
 
 
-def test_trials_worse_than_most_are_broken_off(scripted):
+def test_trials_worse_than_most_are_stopped(scripted):
     project, script = scripted
     good, bad = [0.1, 0.5, 0.6, 0.7], [0.1, 0.2, 0.9, 0.9]
     told = script(good, good, good, bad, bad, [0.05, 0.55, 0.62, 0.8])
@@ -303,7 +300,7 @@ def test_trials_worse_than_most_are_broken_off(scripted):
     assert (found.best, found.trials[3].map5) == ("tune-003", 0.9)
 
 
-def test_a_trial_that_diverges_is_no_end_of_the_search(scripted):
+def test_a_search_outlives_a_trial_that_diverges(scripted):
     project, script = scripted
     script([0.1, DivergedError("the loss became nan near step 4")], [0.1, 0.3], [0.1, 0.2])
     notes = Notes()
@@ -315,7 +312,7 @@ def test_a_trial_that_diverges_is_no_end_of_the_search(scripted):
     assert kept == ["tune-001"]
 
 
-def test_a_search_in_which_nothing_came_to_an_end_says_so(scripted):
+def test_a_search_without_a_finished_trial_says_so(scripted):
     project, script = scripted
     diverged = DivergedError("the loss became inf near step 4")
     script([diverged], [diverged])
@@ -339,7 +336,7 @@ def test_a_search_without_validation_tiles_is_refused(scripted):
         tune(project, searching())
 
 
-def test_another_failure_is_told_and_its_trial_tried_again(scripted):
+def test_another_failure_is_reported_and_its_trial_tried_again(scripted):
     project, script = scripted
     script([0.1, 0.3], [0.1, GeomatchError("the disk is full")])
     with pytest.raises(GeomatchError, match="disk"):
@@ -399,7 +396,7 @@ def test_two_searches_are_apart(scripted):
 def command(project, *arguments):
     chosen = [f"--set={text}" for text in (*QUICK, *SPLIT, *FORM)]
     chosen += [f"--set=tune.space={config.toml(SPACE)}", "--set=tune.trials=2"]
-    done = CliRunner().invoke(commands.app, ["tune", "-p", str(project.root), *chosen, *arguments])
+    done = run_command("tune", "-p", str(project.root), *chosen, *arguments)
     return done.exit_code, done.stdout, done.stderr
 
 
@@ -433,7 +430,7 @@ def test_the_command_tells_what_it_tries_and_takes_another_name(scripted):
 
 
 def test_the_command_without_a_space_is_wrong_use(tiled):
-    done = CliRunner().invoke(commands.app, ["tune", "-p", str(tiled.root)])
+    done = run_command("tune", "-p", str(tiled.root))
     assert done.exit_code == 2
     assert done.stdout == ""
     error, hint = done.stderr.splitlines()

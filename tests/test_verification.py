@@ -1,4 +1,4 @@
-"""Pair verification: the pairs that are drawn, and figures by hand and by scikit-learn."""
+"""Pair verification: the pairs that are drawn, and metrics by hand and by scikit-learn."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_anchors_without_a_pair_are_left_out():
     assert len(draw([1, 1], [1, 1]).anchor) == 0
 
 
-def test_figures_by_hand():
+def test_metrics_by_hand():
     same, other = np.array([0.9, 0.8, 0.6, 0.3]), np.array([0.7, 0.4, 0.2, 0.1])
     found = ROC.of(same, other)
     # Of 16 pairs of a match and another, 13 are in order.
@@ -76,7 +76,7 @@ def test_figures_by_hand():
     assert confusion(same, other, 0.6) == [[3, 1], [1, 3]]
 
 
-def test_figures_equal_scikit_learn_s():
+def test_metrics_match_scikit_learn():
     rng = np.random.default_rng(2)
     same, other = rng.normal(1, 1, 400).round(2), rng.normal(0, 1, 300).round(2)
     found = ROC.of(same, other)
@@ -106,7 +106,7 @@ def test_perfect_and_worthless_scores():
     assert confusion(np.full(5, 0.5), np.full(5, 0.5), alike.threshold(0.01)) == [[5, 0], [5, 0]]
 
 
-def test_scores_that_are_no_numbers_match_nothing():
+def test_scores_of_nan_match_nothing():
     same, other = np.array([0.9, np.nan]), np.array([0.1, np.nan])
     found = ROC.of(same, other)
     assert found.threshold(0) == 0.9
@@ -130,7 +130,7 @@ def test_a_thinned_curve_is_the_same_to_the_eye():
     np.testing.assert_array_equal(short.thinned().thresholds, short.thresholds)
 
 
-def test_precision_and_recall_equal_scikit_learn_s():
+def test_precision_and_recall_match_scikit_learn():
     rng = np.random.default_rng(4)
     same, other = rng.normal(1, 1, 30).round(1), rng.normal(0, 1, 40).round(1)
     precision, recall = precision_recall(same, other)
