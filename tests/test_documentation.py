@@ -1,0 +1,278 @@
+"""What the README, the guides and the examples say: commands, settings and links as they are."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import struct
+import tomllib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import command_reference
+import numpy as np
+import pytest
+import typer
+from documents import DOCUMENTS, GUIDES, ROOT, Command, anchors, blocks, commands, links, spans
+from PIL import Image
+from small_project import QUICK, Small
+from typer.testing import CliRunner
+
+from geomatch import config
+from geomatch.cli.commands import app
+from geomatch.geo.footprints import lonlat
+from geomatch.project import Project
+from geomatch.tune import Parameter, _space
+
+pytest_plugins = ["small_fixtures"]
+
+README = ROOT / "README.md"
+COMMANDS = [command for document in DOCUMENTS for command in commands(document)]
+OURS = [command for command in COMMANDS if command.words[0] == "geomatch"]
+PRESETS = {path.parent.name for path in ROOT.glob("examples/*/geomatch.toml")}
+SETTINGS = config.as_dict(config.Config())
+TABLES = "|".join(SETTINGS)
+PROSE = [path for path in DOCUMENTS if path.is_relative_to(ROOT / "examples")]
+PROSE = [README, ROOT / "CONTRIBUTING.md", *(p for p in PROSE if p != command_reference.REFERENCE)]
+OTHERS = {"cd", "ln", "mypy", "ruff", "source", "tensorboard"}
+"""Programs that documents call beside geomatch, pip, pytest and python."""
+
+
+def name(document: Path) -> str:
+    return str(document.relative_to(ROOT))
+
+
+@cache
+def program() -> tuple[Any, Any]:
+    """The command line, and the context around its commands."""
+    group = typer.main.get_command(app)
+    return group, group.make_context("geomatch", [], resilient_parsing=True)
+
+
+def command_of(words: tuple[str, ...]) -> tuple[Any, Any, list[str]]:
+    """The command that words name, the context around it, and the words left for it."""
+    command, context = program()
+    left = list(words[1:])
+    while hasattr(command, "list_commands") and left and not left[0].startswith("-"):
+        assert left[0] in command.list_commands(context), f"no command {left[0]}"
+        command = command.get_command(context, left.pop(0))
+        if hasattr(command, "list_commands"):
+            context = command.make_context(command.name, [], context, resilient_parsing=True)
+    return command, context, left
+
+
+def options_of(command: Any) -> set[str]:
+    found = {option for each in command.params for option in (*each.opts, *each.secondary_opts)}
+    return {*found, "--help"}
+
+
+def check_settings(values: list[str]) -> None:
+    """See that `--set` takes these."""
+    settings = config.with_overrides(config.Config(), values)
+    if settings.tune.space:
+        assert all(isinstance(each, Parameter) for each in _space(settings))
+
+
+# Commands and settings
+
+
+@pytest.mark.parametrize("command", OURS, ids=str)
+def test_a_command_is_one_that_there_is(command: Command) -> None:
+    found, context, left = command_of(command.words)
+    if hasattr(found, "list_commands"):
+        assert set(left) <= options_of(found)
+        return
+    values = found.make_context(found.name, left, context).params
+    assert not [v for v in values.values() if isinstance(v, str) and v.startswith("--")]
+    check_settings(values.get("settings") or [])
+    assert values.get("preset") in {None, *PRESETS}
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in OURS], ids=str)
+def test_another_program_is_called_as_it_can_be(command: Command) -> None:
+    program, *arguments = command.words
+    if program == "pip":
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        named = re.findall(r"\[([\w,]+)\]", " ".join(arguments))
+        known = set(extras["optional-dependencies"])
+        assert {extra for text in named for extra in text.split(",")} <= known
+    elif program in ("python", "pytest"):
+        for argument in arguments:
+            assert not argument.endswith(".py") or (ROOT / argument).is_file()
+    else:
+        assert program in OTHERS or (ROOT / program).is_file()
+
+
+@pytest.mark.parametrize("document", PROSE, ids=name)
+def test_commands_options_and_settings_in_the_prose_exist(document: Path) -> None:
+    every = {"--install-completion"}
+    for command, _ in command_reference.commands(*program()):
+        every |= options_of(command)
+    for span in spans(document):
+        if re.match(r"geomatch [a-z-]", span):
+            found, _, left = command_of(tuple(span.split()))
+            assert {word for word in left if word.startswith("-")} <= options_of(found), span
+        elif re.match(r"--?\w", span):
+            assert span.split()[0] in every, span
+        if setting := re.fullmatch(r".*--set (?!table\.key)('?)(.+)\1", span):
+            check_settings(setting[2].split(" --set "))
+        if setting := re.fullmatch(rf"({TABLES})\.(\w+)(\s*=.+)?", span):
+            assert setting[2] in SETTINGS[setting[1]], span
+            check_settings([span] if setting[3] else [])
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_toml_of_a_document_is_a_configuration(document: Path, tmp_path: Path) -> None:
+    for _, text in blocks(document, "toml"):
+        path = tmp_path / "geomatch.toml"
+        path.write_text(text)
+        assert config.load(path) != config.Config()
+
+
+def test_the_reference_is_current() -> None:
+    """Else: python tests/command_reference.py"""
+    assert command_reference.REFERENCE.read_text(encoding="utf-8") == command_reference.markdown()
+
+
+def test_the_checks_see_mistakes(tmp_path: Path) -> None:
+    """Else the tests above could not fail."""
+    document = tmp_path / "a.md"
+    document.write_text("```sh\ncd x && geomatch tile 'a b' \\\n  --size 3 > y  # z\n```\n")
+    cd, tile = commands(document)
+    assert cd.words == ("cd", "x")
+    assert tile.words == ("geomatch", "tile", "a b", "--size", "3")
+    for wrong in (
+        ("geomatch", "fly"),
+        ("geomatch", "tile", "--wings"),
+        ("geomatch", "query", "--wings"),
+        ("geomatch", "tile", "--size", "big"),
+        ("geomatch", "train", "--set", "train.epoch=3"),
+        ("geomatch", "train", "--set", "train.loss=big"),
+        ("geomatch", "tune", "--set", 'tune.space=["train.lr = 1 .. 0"]'),
+        ("geomatch", "init", "x", "--preset", "y"),
+    ):
+        with pytest.raises(Exception, match=r".+"):
+            test_a_command_is_one_that_there_is(Command(document, 1, wrong))
+
+
+# Links and the front page
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for link in links(document):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (document.parent / path).resolve() if path else document
+        assert target.is_file(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_front_page_is_short_and_names_nothing_outside() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 120
+    assert "://" not in text
+    for line in ("pip install . && geomatch demo", "pip install '.[test]' && pytest"):
+        assert text.splitlines().count(line) == 1
+    (picture,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
+    assert picture.startswith("examples/")
+    assert (ROOT / picture).stat().st_size < 300_000
+
+
+def test_the_front_page_leads_to_every_guide_and_example() -> None:
+    linked = {link.partition("#")[0] for link in links(README)}
+    assert linked >= {str(path.relative_to(ROOT)) for path in ROOT.glob("examples/*/*.md")}
+
+
+# What is run
+
+
+def run(command: Command, replaced: dict[str, str]) -> None:
+    words = [replaced.get(word, word) for word in command.words[1:]]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, f"{command}\n{done.output}"
+
+
+INIT = [command for command in OURS if command.words[1] == "init"]
+
+
+@pytest.mark.parametrize("command", INIT, ids=str)
+def test_a_project_begins_as_said(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(command, {})
+    assert config.load(tmp_path / command.words[2] / "geomatch.toml").grid.size > 0
+
+
+@pytest.fixture
+def small(
+    indexed: Small, copied: Callable[[Small], Project], monkeypatch: pytest.MonkeyPatch
+) -> dict[str, str]:
+    """The small project as the current folder; what stands in it for the words of the guides."""
+    project = copied(indexed)
+    # Dotted keys are TOML as they are; a bare word is a string there.
+    pairs = [text.partition("=") for text in QUICK]
+    lines = [f"{key} = {config.toml(config.literal(value))}" for key, _, value in pairs]
+    project.config.write_text("\n".join(lines))
+    monkeypatch.chdir(project.root)
+    tiles = indexed.tiles
+    test = tiles.select((tiles.split == 2) & (tiles.year == 1))
+    lon, lat = lonlat(test.epsg[:1], test.centres()[:1])[0]
+    photo, other = (str(indexed.imagery / f"test_{year}.tif") for year in ("2010", "2020"))
+    return {
+        "4823_62451@2020": test.ids()[0],
+        "2.3514,48.8575": f"{lon},{lat}",
+        "photo.tif": photo,
+        "other.tif": other,
+        "2009": "2010",
+    }
+
+
+def test_the_guide_to_searching_runs(small: dict[str, str]) -> None:
+    for command in commands(GUIDES / "searching.md"):
+        run(command, small)
+    assert Path("answers.png").is_file()
+
+
+def test_the_guide_to_evaluation_runs(small: dict[str, str], indexed: Small) -> None:
+    asked, answer = indexed.tiles.ids()[0], indexed.tiles.ids()[1]
+    Path("grades.csv").write_text(f"query,tile,grade\n{asked},{answer},easy\n")
+    for command in commands(GUIDES / "evaluation.md"):
+        if "--baselines" not in command.words:  # needs ImageNet weights
+            run(command, {**small, "run2": "run1"})
+    assert list(Path("reports").glob("*/report.html"))
+
+
+def test_the_guide_to_images_without_a_ground_runs(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project.root)
+    draw = np.random.default_rng(0)
+    for folder in ("photos/a", "photos/b", "photos/unsorted", "before", "after"):
+        Path(folder).mkdir(parents=True)
+        for i in range(40):
+            pixels = draw.integers(0, 256, (8, 8, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(f"{folder}/{i}.png")
+    digits = draw.integers(0, 256, (20, 8, 8)).astype(np.uint8)
+    labels = np.arange(20, dtype=np.uint8) % 2
+    np.savez("digits.npz", x=digits, y=labels)
+    for stem, values in (("images-idx3", digits), ("labels-idx1", labels)):
+        head = struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
+        Path(f"t10k-{stem}-ubyte.gz").write_bytes(gzip.compress(head + values.tobytes()))
+    for command in commands(GUIDES / "images.md"):
+        if command.words[1] == "tile":
+            run(command, {})
+
+
+def test_the_guide_to_python_runs(
+    small: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "".join(text for _, text in blocks(GUIDES / "python.md", "python"))
+    for word, meant in {**small, "myproject": "."}.items():
+        text = text.replace(f'"{word}"', f'"{meant}"')
+    exec(compile(text, str(GUIDES / "python.md"), "exec"), {})
+    assert "1 " in capsys.readouterr().out
