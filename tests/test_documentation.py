@@ -17,7 +17,7 @@ import pytest
 import typer
 from documents import DOCUMENTS, GUIDES, ROOT, Command, anchors, blocks, commands, links, spans
 from PIL import Image
-from small_project import QUICK, Small
+from small_project import QUICK, SIZE, SPLIT, YEARS, Small
 from typer.testing import CliRunner
 
 from geomatch import config
@@ -215,8 +215,11 @@ def small(
     """The small project as the current folder; what stands in it for the words of the guides."""
     project = copied(indexed)
     # Dotted keys are TOML as they are; a bare word is a string there.
-    pairs = [text.partition("=") for text in QUICK]
+    pairs = [text.partition("=") for text in (*QUICK, *SPLIT, f"grid.size={SIZE}")]
     lines = [f"{key} = {config.toml(config.literal(value))}" for key, _, value in pairs]
+    for year in YEARS:
+        images = config.toml(str(indexed.imagery / f"[!l]*_{year}.tif"))
+        lines += ["[[source]]", f'year = "{year}"', f"images = {images}"]
     project.config.write_text("\n".join(lines))
     monkeypatch.chdir(project.root)
     tiles = indexed.tiles
