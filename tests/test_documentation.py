@@ -250,7 +250,7 @@ def test_the_guide_to_evaluation_runs(small: dict[str, str], indexed: Small) -> 
     assert list(Path("reports").glob("*/report.html"))
 
 
-def test_the_guide_to_images_without_a_ground_runs(
+def test_the_guide_to_images_without_georeference_runs(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(project.root)
