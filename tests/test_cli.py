@@ -234,7 +234,7 @@ def test_init_makes_a_project_of_defaults(tmp_path):
     assert config.load(root / "geomatch.toml") == config.Config()
 
 
-@pytest.mark.parametrize("preset", sorted(p.name for p in EXAMPLES.iterdir()))
+@pytest.mark.parametrize("preset", sorted(CHOICES["init --preset"]))
 def test_init_with_a_preset_begins_with_its_settings(tmp_path, preset):
     code, _, stderr = invoke("init", tmp_path / "project", "--preset", preset)
     assert code == 0, stderr

@@ -23,8 +23,6 @@ from geomatch.cli.commands import app
 from geomatch.geo.footprints import lonlat
 from geomatch.tune import Parameter, _space
 
-pytest_plugins = ["small_fixtures"]
-
 README = ROOT / "README.md"
 COMMANDS = [command for document in DOCUMENTS for command in commands(document)]
 OURS = [command for command in COMMANDS if command.words[0] == "geomatch"]
