@@ -6,7 +6,8 @@ The pipeline is the architecture; each stage is one module with one function of 
                                                      --index--> Index --query--> Matches
                                                                       --eval---> Report
 
-A project folder holds every artefact (`geomatch.project.Project`).
+A project folder holds every artefact (`geomatch.project.Project`). Python callers import the stages
+from `geomatch.api`.
 """
 
 __version__ = "0.1.0"
