@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from typer.testing import CliRunner
+from command_line import run_command
 
 from geomatch import config, demo
-from geomatch.cli.commands import app
 from geomatch.errors import UsageError
 
 
 @pytest.fixture(autouse=True)
 def chained(monkeypatch):
     """The settings of each chain that was run, of which there is nothing but a result."""
-    found: list[config.Config] = []
+    found = []
 
     def chain(project, *_):
         found.append(config.load(project.config))
@@ -27,7 +26,7 @@ def chained(monkeypatch):
 def test_settings_are_laid_over_the_demo_s_and_kept(tmp_path, chained):
     folder = tmp_path / "demo"
     chosen = ["--set", "train.epochs=2", "--set", "embed.engine=jax"]
-    done = CliRunner().invoke(app, ["demo", str(folder), "-q", *chosen])
+    done = run_command("demo", folder, "-q", *chosen)
     assert done.exit_code == 0, done.stderr
     assert "untrained    0.250" in done.stdout
     (settings,) = chained

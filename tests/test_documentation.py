@@ -13,10 +13,10 @@ import command_reference
 import numpy as np
 import pytest
 import typer
+from command_line import run_command
 from documents import DOCUMENTS, GUIDES, ROOT, Command, anchors, blocks, commands, links, spans
 from PIL import Image
 from small_project import QUICK, SIZE, SPLIT, YEARS
-from typer.testing import CliRunner
 
 from geomatch import config
 from geomatch.cli.commands import app
@@ -188,7 +188,7 @@ def test_the_front_page_leads_to_every_guide_and_example():
 
 def run(command, replaced):
     words = [replaced.get(word, word) for word in command.words[1:]]
-    done = CliRunner().invoke(app, words)
+    done = run_command(*words)
     assert done.exit_code == 0, f"{command}\n{done.output}"
 
 

@@ -10,11 +10,10 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from command_line import run_command
 from small_project import CRS, finish, make_project, python, settings
-from typer.testing import CliRunner
 
 from geomatch import embed as module
-from geomatch.cli.commands import app
 from geomatch.data import embeddings
 from geomatch.data.embeddings import Embeddings
 from geomatch.data.store import TileStore
@@ -280,6 +279,6 @@ def test_the_engine_is_chosen_once(trained, tmp_path, monkeypatch):
     )
     project = trained.copied(tmp_path / "copy")
     options = ["-p", str(project.root), "-q", "--engine", "jax", "--dtype", "float32"]
-    done = CliRunner().invoke(app, ["embed", *options])
+    done = run_command("embed", *options)
     assert done.exit_code == 0, done.stderr
     assert chosen == [("jax", "float32")]

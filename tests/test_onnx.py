@@ -159,6 +159,12 @@ def vectors(x):
     return x.reshape(len(x), -1)
 
 
+def mean_pool(x):
+    # Flax divides by counts, which are integers.
+    with jax.numpy_dtype_promotion("standard"):
+        return nn.avg_pool(x, (3, 2), (2, 1), "SAME")
+
+
 WEIGHTS = {
     shape: RNG.normal(size=shape).astype(np.float32) for shape in [(3, 4), (4, 3), (3,), (5,)]
 }
@@ -193,7 +199,9 @@ FUNCTIONS = {
     "roots": lambda x: jnp.sqrt(x) + lax.rsqrt(x + 1) + jnp.square(x) + x**3 + x**-1 * 0 + x**1.7,
     "limits": lambda x: jnp.clip(x, 0.2, 0.7) + lax.clamp(0.1, x, 0.5) + jnp.minimum(x, 0.3),
     "either": lambda x: jnp.where((x > 0.5) & ~(x >= 0.9) | (x < 0.1), x, -x),
-    "comparisons": lambda x: (x <= 0.5) * x + (x == 1) * 3.0 + (x != 1),
+    "comparisons": lambda x: (
+        (x <= 0.5).astype(x.dtype) * x + (x == 1).astype(x.dtype) * 3.0 + (x != 1).astype(x.dtype)
+    ),
     "convolution": lambda x: conv(x, strides=(2, 1), padding=((0, 2), (1, 0))),
     "dilated": lambda x: conv(x, rhs_dilation=(2, 1)),
     "depthwise": lambda x: conv(x, GROUPED, feature_group_count=3),
@@ -201,7 +209,7 @@ FUNCTIONS = {
     "used twice": lambda x: (y := conv(x)) + (y + RNG_6) + nn.relu(y),
     "relu6": lambda x: nn.relu6(8 * conv(x)),
     "max pool": lambda x: nn.max_pool(x, (3, 2), (2, 2), ((1, 1), (0, 1))),
-    "mean pool": lambda x: nn.avg_pool(x, (3, 2), (2, 1), "SAME"),
+    "mean pool": mean_pool,
     "reductions": lambda x: x.max(1) + x.sum(1) + x.min(1),
     "channel reductions": lambda x: x.max((1, 3)) + x.mean((1, 3)) + conv(x).min((1, 3)),
     "unit": lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True),

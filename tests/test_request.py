@@ -82,7 +82,7 @@ def test_folders_and_pairs_are_absolute(project, monkeypatch, tmp_path):
 @pytest.mark.parametrize("more", [{"folders": "a"}, {"sources": ["2010=a"]}])
 def test_pairs_come_alone(project, more):
     with pytest.raises(UsageError, match="--pairs"):
-        tile_arguments(project, pairs=("a", "b"), **more)  # type: ignore[arg-type]
+        tile_arguments(project, pairs=("a", "b"), **more)
 
 
 def test_areas_are_globs_or_polygon_files(project, monkeypatch, tmp_path):

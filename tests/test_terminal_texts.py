@@ -71,7 +71,7 @@ the same place or not, at FPR 0.01
  validation  0.977  0.062      0.893  0.000  0.625
  test        1.000  0.000      0.893  0.000  0.750
 
-test, by what tells a tile from others
+test, by how distinct a tile is
 
  content   queries  mAP@5    R@1    R@5   R@10   rank
  ────────────────────────────────────────────────────
@@ -163,7 +163,7 @@ def test_info_of_tiles_that_changed(described, tiled, tmp_path, printed):
 
 NO_PROJECT = """
 error: PROJECT is not a geomatch project (it has no geomatch.toml)
-hint: Make one with: geomatch init PROJECT
+hint: Create one with: geomatch init PROJECT
 """
 
 
@@ -201,7 +201,7 @@ def test_compare(described, printed, images):
 
 NO_IMAGE = """
 error: b.png cannot be read as an image: No such file or directory
-hint: Look at it, or copy it.
+hint: Check the file, or copy it again.
 """
 
 
