@@ -225,7 +225,7 @@ def test_a_worker_that_is_killed_is_reported(imagery, tmp_path):
     assert "--workers 1" in lines[1]
     assert len(lines) == 2, stderr
     assert not project.catalogue.exists()
-    assert "cut before" in tile_to_the_end(project, imagery, "--workers", "1").stderr
+    assert "already cut" in tile_to_the_end(project, imagery, "--workers", "1").stderr
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -241,7 +241,7 @@ def test_ctrl_c_is_reported_in_a_line(imagery, whole, tmp_path, workers):
     assert "interrupted" in stderr.splitlines()[0]
     assert len(stderr.splitlines()) <= 2, stderr
     assert not project.catalogue.exists()
-    assert "cut before" in tile_to_the_end(project, imagery).stderr
+    assert "already cut" in tile_to_the_end(project, imagery).stderr
     same_tiles(project, whole)
 
 
