@@ -1,4 +1,4 @@
-"""The Python API: the project and the stages, each imported when it is asked for.
+"""The Python API: the project and the stages, each imported on first use.
 
     from geomatch.api import Project, embed, evaluate
 

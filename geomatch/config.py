@@ -166,7 +166,7 @@ class TrainConfig:
         0, "stop after so many validation rounds without improvement; 0: never", least=0
     )
     seed: int = _key(0, "seed of weights, batches and augmentation")
-    init: str = _key("", 'trunk weights: "imagenet", a file or the name of a run; "": random')
+    init: str = _key("", 'trunk weights: "imagenet" or a file; "": random')
     dtype: Literal["auto", "float32", "bfloat16"] = _key("auto", "precision of the computation")
     save_minutes: float = _key(5.0, "minutes between checkpoints at the most", least=0)
     frames: Literal["", "validation", "test"] = _key(
@@ -301,7 +301,9 @@ def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
     for override in overrides:
         name, equals, text = override.partition("=")
         parts = name.strip().split(".")
-        if not equals or len(parts) != 2 or parts[0] == "source":
+        if parts[0] == "source":
+            raise UsageError(f"--set {override}: sources are not set", "Name imagery as YEAR=PATH.")
+        if not equals or len(parts) != 2:
             raise UsageError(f"--set {override}: not of the form table.key=value")
         table, key = parts
         if table not in values:
@@ -388,17 +390,17 @@ def _template_lines(config: Config, given: Iterable[str]) -> Iterator[str]:
             value = getattr(values, key.name)
             line = f"{key.name} = {'...' if value is None else toml(value)}"
             mark = "" if f"{table.name}.{key.name}" in given else "# "
-            yield f"{mark}{line}".ljust(32) + f"# {key.metadata['doc']}"
+            yield f"{mark}{line}".ljust(31) + f" # {key.metadata['doc']}"
 
 
 def edited(text: str, overrides: Iterable[str]) -> str:
     """TOML with "table.key=value" strings written into it.
 
-    A key takes the place of the one that is there, with its comment; others come first in their
-    table, and new tables last.
+    A key replaces the line of the same key, whose comment is dropped; other keys are added at the
+    start of their table, and new tables at the end.
 
     Raises:
-        UsageError: as for `load`.
+        UsageError: as for `load`, or the text is laid out so that a key cannot be written into it.
     """
     given = list(overrides)
     wanted = with_overrides(from_dict(tomllib.loads(text), "geomatch.toml"), given)
@@ -407,7 +409,16 @@ def edited(text: str, overrides: Iterable[str]) -> str:
         table, _, key = name.partition(".")
         start, stop = _place(lines, table, key)
         lines[start:stop] = [f"{key} = {toml(getattr(getattr(wanted, table), key))}"]
-    return "\n".join(lines) + "\n"
+    result = "\n".join(lines) + "\n"
+    try:
+        written = from_dict(tomllib.loads(result), "geomatch.toml")
+    except tomllib.TOMLDecodeError:
+        written = None
+    if written != wanted:
+        raise UsageError(
+            "geomatch.toml: --set cannot be written into it", "Edit the file, without --set."
+        )
+    return result
 
 
 def _names(overrides: Iterable[str]) -> list[str]:

@@ -130,7 +130,8 @@ def _check_settings(project: Project, text: str) -> None:
     if changed := config.differences(there, wanted, tables):
         raise UsageError(
             f"{project.root} holds the demo with other settings: {', '.join(changed)}",
-            "Continue with the --set options it was started with, or name another folder.",
+            "Give the --set options it was started with, undo edits of its geomatch.toml, or name "
+            "another folder.",
         )
 
 
@@ -142,12 +143,16 @@ def _chain(project: Project, started: float, progress: ProgressCallback) -> Show
     for name, epochs in (("untrained", 0), ("run1", settings.train.epochs)):
         wanted = config.with_overrides(settings, [f"train.epochs={epochs}"])
         train(project, wanted, run=name, progress=progress)
-        named = embed(project, run=name, settings=settings, progress=progress).name
+        embedded = embed(project, run=name, settings=settings, progress=progress)
         report = evaluate(
-            project, run=named, database=settings.eval.database, html=False, progress=progress
+            project,
+            run=embedded.name,
+            database=settings.eval.database,
+            html=False,
+            progress=progress,
         )
         metrics.append(report.splits["test"])
-    index(project, run=named, metric=settings.index.metric, progress=progress)
+    index(project, run=embedded.name, metric=settings.index.metric, progress=progress)
     picture = _picture(project, progress)
     return Shown(
         places=metrics[0].queries // 2,

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 BATCH = 32
 CALIBRATION = 300
 """Training tiles that int8 is calibrated on."""
-DEFAULTS = config.Config()
 PART = 4096
 """Tiles per part: at most so many are lost when a command is killed."""
 
@@ -51,7 +50,7 @@ def embed(
     *,
     run: str | None = None,
     model: Path | str | None = None,
-    settings: config.Config = DEFAULTS,
+    settings: config.Config | None = None,
     progress: ProgressCallback = silent,
 ) -> Embedded:
     """Compute the descriptor of every tile with the best checkpoint of a run.
@@ -66,11 +65,12 @@ def embed(
         model: folder of a run, of this or another project, instead of `run`; or "imagenet", which
             needs no training.
         settings: the engine and its precision; for "imagenet" also the size of descriptors and
-            the bins of the pooling grid.
+            the bins of the pooling grid. By default those of `geomatch.toml`.
 
     Raises:
         GeomatchError: there is no run, or its tiles have another form.
     """
+    settings = settings or config.load(project.config)
     choice = engines.choose(settings.embed.engine, settings.embed.dtype)
     if choice.engine == "jax":
         backend.keep_memory()

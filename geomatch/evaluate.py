@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from geomatch import config
 from geomatch.data.embeddings import Embeddings
 from geomatch.data.eval_report import Report, RivalMetrics
 from geomatch.data.pair_scores import ScoredPairs
@@ -28,7 +30,7 @@ def evaluate(
     project: Project,
     *,
     run: str | None = None,
-    database: str = "split",
+    database: config.Database = "split",
     years: tuple[str, ...] = (),
     same_year: bool = False,
     fpr: float = 0.01,
@@ -56,9 +58,14 @@ def evaluate(
         html: write `report.html`, its curves and its matches beside `report.json`.
 
     Raises:
+        UsageError: there is no such database or year, or `fpr` is not a share.
         GeomatchError: there are no embeddings, or they are stale.
     """
     check_fpr(fpr)
+    if database not in get_args(config.Database):
+        raise UsageError(
+            f"database {database!r}", f"Available: {', '.join(get_args(config.Database))}."
+        )
     in_metres = project.tile_manifest().in_metres
     name = project.embeddings_of(run)
     described = _load(project, name)

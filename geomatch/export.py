@@ -12,12 +12,13 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from geomatch import __version__, config
+from geomatch.data.eval_report import Report
 from geomatch.errors import UsageError
 from geomatch.nn import backend, param_groups
 from geomatch.nn.checkpoint import Checkpoints
 from geomatch.nn.encoder import with_dtype
 from geomatch.nn.onnx_export import to_onnx
-from geomatch.project import Project, read_json, replacing, write_json
+from geomatch.project import Project, replacing, write_json
 from geomatch.runs import Encoding, load_encoder, read_run
 
 
@@ -79,7 +80,7 @@ def _card(project: Project, encoding: Encoding) -> dict[str, Any]:
     with Checkpoints(encoding.folder / "checkpoints", read_only=True) as checkpoints:
         validation = checkpoints.metric(encoding.step)
     report = project.reports / encoding.name / "report.json"
-    test = read_json(report, "geomatch eval")["splits"]["test"] if report.exists() else None
+    test = Report.load(report).splits["test"].as_json() if report.exists() else None
     return {
         "geomatch": __version__,
         "name": encoding.name,

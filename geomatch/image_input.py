@@ -66,7 +66,7 @@ def cut(path: str, encoding: Encoding, tiles: TileManifest) -> Cut:
 
     From a georeferenced image, the grid cell at its centre; if the image does not cover that cell,
     a square of the same size around its centre. From any other image, and if the project's tiles
-    have no ground, the centre square, resized.
+    have no georeference, the centre square, resized.
 
     Raises:
         GeomatchError: the image cannot be read, or has other bands or another dtype than the tiles.
@@ -82,7 +82,7 @@ def cut(path: str, encoding: Encoding, tiles: TileManifest) -> Cut:
             f"{path} is not georeferenced, and the model takes {channels} bands",
             "Give a georeferenced image with those bands.",
         )
-    return _centre_square(path, grid.size, channels, "because it has no place on the ground")
+    return _centre_square(path, grid.size, channels, "because it has no georeference")
 
 
 def describe_cuts(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from geomatch.records import OPTIONAL, Record
+from geomatch.records import OPTIONAL, Record, named
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,18 @@ class TileManifest(Record):
 
     Attributes:
         grid: id such as "EPSG:2154/128m/256px".
-        crs: "EPSG:..." or "utm"; None without a ground.
+        crs: "EPSG:..." or "utm"; None without georeference.
         size: tile side in pixels.
-        gsd: metres per pixel; None without a ground.
-        stride: pixels between neighbouring tiles; None without a ground.
-        placement: "none" for images without a ground; "fictitious" if metres mean nothing.
+        gsd: metres per pixel; None without georeference.
+        stride: pixels between neighbouring tiles; None without georeference.
+        placement: "none" for images without georeference; "fictitious" if metres mean nothing.
         years: by label, in order; empty for images without years.
         tiles: number of tiles.
         planned: number of tiles including those left out as invalid.
         classes: number of classes; 0 on the ground.
         splits: number of tiles of each split.
-        request: fingerprint of `asked` and of the source files.
-        asked: the request.
+        request_fingerprint: of the request and of the source files.
+        request: the sources and overrides that were requested.
         fingerprint: of the tiles.
         unreadable: images that were left out, with the reason.
         geomatch: version that wrote the tiles.
@@ -73,8 +73,8 @@ class TileManifest(Record):
     planned: int
     classes: int
     splits: dict[str, int]
-    request: str
-    asked: TileRequest
+    request_fingerprint: str = field(metadata=named("request"))
+    request: TileRequest = field(metadata=named("asked"))
     grid: str
     crs: str | None
     size: int
@@ -105,7 +105,7 @@ class RunManifest(Record):
         settings: tables of its configuration.
         form: fields of `nn.encoder.TileForm`.
         id: random; differs between runs of the same name.
-        gsd: metres per pixel of its tiles; None without a ground.
+        gsd: metres per pixel of its tiles; None without georeference.
         tiles: fingerprint of the tiles.
     """
 

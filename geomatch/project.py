@@ -219,10 +219,13 @@ def read_record(path: Path, kind: type[R], command: str) -> R:
     Raises:
         StaleError: the file is damaged or of another version; `command` makes it again.
     """
+    values = read_json(path, command)
     try:
-        return kind.from_json(read_json(path, command))
+        return kind.from_json(values)
     except KeyError as error:
         raise StaleError(f"{path} lacks the field {error}", f"Run: {command}") from error
+    except TypeError as error:
+        raise StaleError(f"{path} is damaged: {error}", f"Run: {command}") from error
 
 
 def read_json(path: Path, command: str) -> dict[str, Any]:

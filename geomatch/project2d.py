@@ -83,7 +83,7 @@ def projector(
 ) -> Path:
     """Write descriptors of all splits for TensorBoard's Embedding Projector.
 
-    A random sample with a fixed seed is taken of more than `PROJECTED` tiles.
+    Of more than `PROJECTED` tiles, the projector gets a random sample, always the same.
 
     Args:
         run: as for `project2d`.

@@ -177,7 +177,7 @@ def _find(
     if point := POINT.fullmatch(target):
         if not index.tiles.on_ground:
             raise UsageError(
-                f"{target} is a point, but the images have no place on the ground",
+                f"{target} is a point, but the images have no georeference",
                 f"Give a tile id, such as {example}, or an image file.",
             )
         return _tile_query(index, _tile_at(index, float(point[1]), float(point[2]), year))

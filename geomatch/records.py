@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import types
 import typing
@@ -12,7 +13,7 @@ from typing import Any, Self
 OPTIONAL = {"optional": True}
 """Metadata of a field that is left out of the JSON where it is None."""
 INLINED = {"optional": True, "inlined": True}
-"""The same, of a record whose fields stand among those of its owner in JSON."""
+"""Metadata of an optional record whose fields are written among those of its owner."""
 
 
 def named(name: str) -> dict[str, str]:
@@ -34,7 +35,7 @@ class Record:
             if item.metadata.get("inlined"):
                 values |= value.as_json()
             else:
-                values[item.metadata.get("name", item.name)] = _as_json(value)
+                values[_name(item)] = _as_json(value)
         return values
 
     @classmethod
@@ -43,18 +44,25 @@ class Record:
 
         Raises:
             KeyError: a value is missing.
+            TypeError: a value has another type than its field.
         """
         hints = typing.get_type_hints(cls)
         found: dict[str, Any] = {}
         for item in dataclasses.fields(cls):
-            name, hint = item.metadata.get("name", item.name), hints[item.name]
+            name, hint = _name(item), hints[item.name]
             if item.metadata.get("inlined"):
                 record = typing.get_args(hint)[0]
-                if dataclasses.fields(record)[0].name in values:
+                first = dataclasses.fields(record)[0]
+                if _name(first) in values:
                     found[item.name] = record.from_json(values)
             elif name in values or not item.metadata.get("optional"):
                 found[item.name] = _from_json(values[name], hint)
         return cls(**found)
+
+
+def _name(item: dataclasses.Field[Any]) -> str:
+    name: str = item.metadata.get("name", item.name)
+    return name
 
 
 def _as_json(value: Any) -> Any:
@@ -69,14 +77,21 @@ def _as_json(value: Any) -> Any:
 
 def _from_json(value: Any, hint: Any) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if value is None:
-        return None
+    if hint is Any:
+        return value
     if origin is types.UnionType:
-        return _from_json(value, arguments[0])
-    if origin is tuple:
+        for option in arguments:
+            with contextlib.suppress(TypeError):
+                return _from_json(value, option)
+    elif origin is typing.Literal:
+        if value in arguments:
+            return value
+    elif origin is tuple and isinstance(value, (list, tuple)):
         return tuple(_from_json(item, arguments[0]) for item in value)
-    if origin is dict:
+    elif origin is dict and isinstance(value, Mapping):
         return {key: _from_json(item, arguments[1]) for key, item in value.items()}
-    if isinstance(hint, type) and issubclass(hint, Record):
+    elif isinstance(hint, type) and issubclass(hint, Record) and isinstance(value, Mapping):
         return hint.from_json(value)
-    return value
+    elif type(value) is hint or (hint is float and type(value) is int):
+        return value
+    raise TypeError(f"{value!r} is not {getattr(hint, '__name__', hint)}")

@@ -27,7 +27,7 @@ class Encoding:
         run_id: see `RunManifest.id`.
         dimension: of the descriptors.
         fingerprint: of the weights, the model settings and the tile form.
-        gsd: metres per pixel of the tiles it was trained on; None without a ground.
+        gsd: metres per pixel of the tiles it was trained on; None without georeference.
     """
 
     name: str
@@ -54,7 +54,8 @@ class Encoding:
         for need, have, text in zip(trained_on, found, texts, strict=True):
             if need != have:
                 needed, got = (
-                    "no ground" if value is None else text.format(value) for value in (need, have)
+                    "no georeference" if value is None else text.format(value)
+                    for value in (need, have)
                 )
                 raise GeomatchError(
                     f"the tiles have {got}, but {self.name} was trained on {needed}",

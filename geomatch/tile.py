@@ -130,7 +130,7 @@ def _tile_ground(
         year_sources = sources.collect(settings, progress)
         channels = sources.channels(year_sources)
         grid = choose_grid(settings.grid, year_sources)
-        request = fingerprint(
+        request_fingerprint = fingerprint(
             [
                 asdict(grid),
                 config.as_dict(settings)["split"],
@@ -139,20 +139,25 @@ def _tile_ground(
                 [sources.identity(c) for c in year_sources],
             ]
         )
-        if not force and shards.are_made(project, request):
+        if not force and shards.are_made(project, request_fingerprint):
             progress("tiles are up to date")
         else:
             plan = make_plan(settings, grid, year_sources, progress)
-            sources_asked = tuple(config.as_dict(settings)["source"])
-            asked = TileRequest(source=sources_asked, set=tuple(overrides))
-            shards.prepare(partial, [len(plan.col), grid.size, sum(channels)], asked, force)
+            named = tuple(config.as_dict(settings)["source"])
+            request = TileRequest(source=named, set=tuple(overrides))
+            shards.prepare(partial, [len(plan.col), grid.size, sum(channels)], request, force)
             work = _shards(plan, partial, channels, year_sources)
             cut = functools.partial(_cut, workers or os.cpu_count() or 1)
             records = shards.cut(work, cut, "cutting tiles", progress)
             table = _catalogue(plan, year_sources, records, settings.grid.min_valid)
             described = _description(grid, year_sources, channels)
             shards.finish(
-                partial / "tiles", table, records, request=request, asked=asked, **described
+                partial / "tiles",
+                table,
+                records,
+                request=request,
+                request_fingerprint=request_fingerprint,
+                **described,
             )
             replace_folder(partial / "tiles", project.tiles)
         shutil.rmtree(partial, ignore_errors=True)
@@ -207,7 +212,7 @@ def _near(
 # Cutting
 
 
-def _cut(workers: int, missing: list[CellShard]) -> Iterator[tuple[CellShard, shards.Record]]:
+def _cut(workers: int, missing: list[CellShard]) -> Iterator[tuple[CellShard, shards.ShardRecord]]:
     workers = min(workers, len(missing))
     if workers <= 1:
         yield from ((shard, _cut_shard(shard)) for shard in missing)
@@ -217,7 +222,7 @@ def _cut(workers: int, missing: list[CellShard]) -> Iterator[tuple[CellShard, sh
     try:
         # A large area has many thousands of shards: keep only a few queued.
         waiting = iter(missing)
-        running: dict[Future[shards.Record], CellShard] = {}
+        running: dict[Future[shards.ShardRecord], CellShard] = {}
         with _interrupts_ignored():  # for the workers to inherit while they start
             for shard in itertools.islice(waiting, 4 * workers):
                 running[pool.submit(_cut_shard, shard)] = shard
@@ -259,7 +264,7 @@ def _watch(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _cut_shard(shard: CellShard) -> shards.Record:
+def _cut_shard(shard: CellShard) -> shards.ShardRecord:
     """Read the cells of a shard, write its pixels, then its record."""
     size, (bands, drawn) = shard.grid.size, shard.channels
     pixels = np.zeros((len(shard.col), size, size, bands + drawn), np.uint8)
@@ -330,7 +335,7 @@ def _share_reader(
 def _catalogue(
     plan: TilePlan,
     year_sources: Sequence[YearSource],
-    records: Sequence[shards.Record],
+    records: Sequence[shards.ShardRecord],
     min_valid: float,
 ) -> TileTable:
     valid = np.concatenate([np.asarray(r["valid"], np.float32) for r in records])

@@ -111,8 +111,8 @@ def tune(
             run = trial.user_attrs.get("run", f"{study}-{trial.number:03d}")
             trial.set_user_attr("run", run)
             chosen = {parameter.key: parameter.suggest(trial) for parameter in space}
-            told = ", ".join(f"{key} = {short(value)}" for key, value in chosen.items())
-            progress(f"trial {done + 1} of {settings.tune.trials}, run {run}: {told}")
+            chosen_text = ", ".join(f"{key} = {short(value)}" for key, value in chosen.items())
+            progress(f"trial {done + 1} of {settings.tune.trials}, run {run}: {chosen_text}")
             wanted = config.with_overrides(
                 settings, [f"{key}={config.toml(value)}" for key, value in chosen.items()]
             )

@@ -49,8 +49,8 @@ def hand_made_tile_manifest(grid: Grid, tiles: int, **changes: Any) -> TileManif
         planned=tiles,
         classes=0,
         splits={},
-        request="request",
-        asked=TileRequest(source=(), set=()),
+        request_fingerprint="request",
+        request=TileRequest(source=(), set=()),
         grid=grid.id,
         crs=grid.crs,
         size=grid.size,
@@ -109,7 +109,7 @@ def hand_made_split_metrics(queries: int, database: int, **changes: Any) -> Spli
 
 
 def hand_made_classes(label: list[int], split: list[int] | None = None) -> TileTable:
-    """Images without a ground or years, of classes "a", "b" and so on."""
+    """Images without georeference or years, of classes "a", "b" and so on."""
     n = len(label)
     return dataclasses.replace(
         hand_made_tiles([0] * n, [0] * n, [0] * n, split),

@@ -58,7 +58,7 @@ ROOMS = {
     "query": "errors manifests progress project geo data search report image_input",
     "evaluate": "errors progress project data search report evaluation",
     "compare": "errors manifests progress project data search evaluation image_input",
-    "export": "errors config project nn runs",
+    "export": "errors config project data nn runs",
     "import_weights": "errors project nn",
     "info": "errors manifests config project data nn runs",
     "project2d": "errors progress config project data report",
@@ -247,7 +247,7 @@ def test_the_python_api_has_every_stage():
         _ = api.fly
 
 
-def test_no_drawer_for_odds_and_ends():
+def test_no_module_for_odds_and_ends():
     names = {part for module in MODULES for part in name_of(module).split(".")}
     assert not names & {"utils", "util", "common", "helpers", "misc"}
 

@@ -209,7 +209,7 @@ def test_a_report_of_another_version_is_reported(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["[]", "null"])
-def test_a_manifest_that_is_no_table_is_reported(tmp_path, text):
+def test_a_manifest_that_is_not_an_object_is_reported(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(StaleError) as failed:
         read_json(tmp_path / "manifest.json", "geomatch tile")
@@ -251,7 +251,7 @@ def test_a_run_without_a_checkpoint_is_reported(indexed, copied):
     assert failed.value.hint == "Run: geomatch train"
 
 
-def test_a_folder_that_is_no_project_is_reported(tmp_path):
+def test_a_folder_without_a_project_is_reported(tmp_path):
     with pytest.raises(UsageError) as failed:
         Project.open(tmp_path)
     assert "geomatch init" in failed.value.hint

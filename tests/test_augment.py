@@ -80,7 +80,7 @@ def warps(before, after):
     )
 
 
-def test_nothing_asked_is_nothing_changed():
+def test_without_settings_nothing_changes():
     tiles = random_tiles()
     found = changed(tiles, STILL)
     assert found.dtype == np.uint8
@@ -107,7 +107,7 @@ def test_years_are_turned_apart_on_request():
 @pytest.mark.parametrize(
     ("flips", "turns", "possible"), [(True, False, 2), (False, True, 4), (True, True, 8)]
 )
-def test_flips_and_turns_are_drawn_as_asked(flips, turns, possible):
+def test_flips_and_turns_follow_the_settings(flips, turns, possible):
     tiles = random_tiles(batch=64)
     settings = AugmentConfig(flips, turns, brightness=0.0, contrast=0.0, label_dropout=0.0)
     found = warps(tiles, changed(tiles, settings))

@@ -189,7 +189,7 @@ def test_truncated_tiff_under_a_stretch_in_percent(project, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"not a raster", b""])
-def test_a_file_that_is_no_raster(project, tmp_path, content):
+def test_a_file_that_is_not_a_raster(project, tmp_path, content):
     path = tmp_path / "text.tif"
     path.write_bytes(content)
     done = shell(project, f"2010={path}")
@@ -263,7 +263,7 @@ def test_vector_labels_without_crs(project, good, tmp_path):
     assert not project.catalogue.exists()
 
 
-def test_a_vector_file_that_is_none(project, good, tmp_path):
+def test_a_file_that_is_not_a_vector_file(project, good, tmp_path):
     path = tmp_path / "bad.geojson"
     path.write_text("not a map")
     done = shell(project, f"2010={good}", f"2010:labels={path}")
@@ -300,7 +300,7 @@ def test_a_split_file_without_crs(project, good, tmp_path):
     )
 
 
-def test_a_split_file_that_is_not_there(project, good, tmp_path):
+def test_a_missing_split_file(project, good, tmp_path):
     refused(
         project,
         *(f"2010={good}", "--set", "split.by=file", "--test", tmp_path / "none.gpkg"),

@@ -10,7 +10,7 @@ from small_project import new_project, tile_sources
 from geomatch.data.tiles import TileTable
 from geomatch.errors import GeomatchError
 from geomatch.project import Project
-from geomatch.tiling.request import asked_before
+from geomatch.tiling.request import last_request
 
 LEFT, TOP = 500_000, 5_000_000
 SETTINGS = ("grid.size=32", "grid.gsd=1.0", "split.by=source")
@@ -71,7 +71,7 @@ def test_masks_change_no_pixel(write_raster, project, image):
 
 
 @pytest.mark.parametrize("form", [(3, np.uint8), (1, np.int16)])
-def test_a_file_that_is_no_mask_is_reported(write_raster, project, image, form):
+def test_a_file_that_is_not_a_mask_is_reported(write_raster, project, image, form):
     bands, dtype = form
     mask = write_raster("mask.tif", np.ones((bands, 64, 64), dtype))
     with pytest.raises(GeomatchError, match=r"mask\.tif has . bands of"):
@@ -86,7 +86,7 @@ def test_masks_are_named_on_the_command_line_and_in_the_file(tmp_path, write_ras
     result = run_command("tile", *named, *options)
     assert result.exit_code == 0, result.output
     assert shares(TileTable.load(project.catalogue), "2020") == [1, 1, 1, 1]
-    assert [s["changed"] for s in asked_before(project).source] == ["", str(mask)]
+    assert [s["changed"] for s in last_request(project).source] == ["", str(mask)]
     # Repeated without sources, the mask is asked for again.
     result = run_command("tile", "-p", str(project.root), "--force", "-q")
     assert result.exit_code == 0, result.output

@@ -141,7 +141,7 @@ def test_another_value_is_refused_in_one_line(tmp_path, option):
         (("export",), "missing command"),
     ],
 )
-def test_wrong_use_is_told_in_one_line(arguments, words):
+def test_wrong_use_ends_in_one_line(arguments, words):
     code, stdout, stderr = invoke(*arguments)
     assert (code, stdout) == (2, "")
     error, hint = stderr.splitlines()

@@ -192,7 +192,7 @@ def test_from_dict_names_its_file():
         config.from_dict({"grid": {"sise": 3}}, "runs/a/config.json")
 
 
-def test_differences_name_keys_within_the_tables_asked():
+def test_differences_name_keys_of_the_given_tables():
     other = config.with_overrides(Config(), ["train.epochs=7", "train.lr=1.0", "grid.size=32"])
     assert config.differences(Config(), other, ["train"]) == ["train.epochs", "train.lr"]
     assert config.differences(Config(), other, ["model"]) == []

@@ -76,7 +76,7 @@ def check_settings(values):
 
 
 @pytest.mark.parametrize("command", OURS, ids=str)
-def test_a_command_is_one_that_there_is(command):
+def test_the_command_exists(command):
     found, context, left = command_of(command.words)
     if hasattr(found, "list_commands"):
         assert set(left) <= options_of(found)
@@ -150,7 +150,7 @@ def test_the_checks_see_mistakes(tmp_path):
         ("geomatch", "init", "x", "--preset", "y"),
     ):
         with pytest.raises(Exception, match=r".+"):
-            test_a_command_is_one_that_there_is(Command(document, 1, wrong))
+            test_the_command_exists(Command(document, 1, wrong))
 
 
 # Links and the front page

@@ -182,7 +182,7 @@ def test_a_model_of_another_project_describes_these_tiles(indexed, copied, tiled
     )
 
 
-def test_a_model_that_is_none_is_refused(tiled, tmp_path):
+def test_a_folder_without_a_model_is_refused(tiled, tmp_path):
     with pytest.raises(GeomatchError, match="neither the folder of a run nor a project"):
         embed(tiled.project, model=tmp_path)
 

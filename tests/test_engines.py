@@ -57,7 +57,7 @@ def test_engines_agree(choice, encoder, wanted):
     assert engine.name == f"{choice.engine} {choice.dtype}"
 
 
-def test_batches_are_asked_for_one_ahead(encoder):
+def test_batches_are_read_one_ahead(encoder):
     """The engine works on a batch while the caller has the one before."""
     asked = []
 

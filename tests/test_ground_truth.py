@@ -53,7 +53,7 @@ def test_every_ordered_pair_of_years_with_a_common_place_is_a_task():
     assert [task.years for task in found] == [(0, 1), (1, 0), (1, 2), (2, 1)]
 
 
-def test_a_query_whose_match_is_not_searched_is_not_asked():
+def test_a_query_without_its_match_in_the_database_is_left_out():
     tiles = block(2, 2)
     asking = tiles.col == 0
     only = tiles.row == 0

@@ -249,7 +249,7 @@ POOLED = {"max": 4, "mean": 4, "sum": 4, "gem": 4, "rmac": 4, "flatten": 8 * 8 *
 
 @pytest.mark.parametrize("head", ["dense", "mlp", "pca", "conv"])
 @pytest.mark.parametrize("size", [2, 128, 256, 512])
-def test_descriptors_are_of_the_size_asked_for(head, size):
+def test_descriptors_have_the_requested_size(head, size):
     encoder = Encoder(resolve(ModelConfig(trunk="tiny", head=head, descriptor=size)), 3, 0)
     some = jax.ShapeDtypeStruct((2, 32, 32, 3), np.uint8)
     output, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), some)

@@ -1,4 +1,4 @@
-"""`tile` of images without a ground: class folders, MNIST files, pairs of folders."""
+"""`tile` of images without georeference: class folders, MNIST files, pairs of folders."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def test_more_than_eight_bits_are_refused_with_the_remedy(tmp_path, project):
     assert "gdal_translate" in raised.value.hint
 
 
-def test_small_and_ignored_classes_are_left_out_and_told(tmp_path, project):
+def test_small_and_ignored_classes_are_left_out_and_listed(tmp_path, project):
     root = class_folders(tmp_path / "set", {"a": 6, "b": 4, "c": 3, "d": 9})
     notes = []
     table = tile_folders(project, root, least=4, ignore=["d"], notes=notes)
@@ -419,7 +419,7 @@ def test_a_pair_is_in_one_split(tmp_path, project):
     assert Counter(of.values()) == {0: 21, 1: 6, 2: 3}
 
 
-def test_images_without_a_partner_are_left_out_and_told(tmp_path, project):
+def test_images_without_a_partner_are_left_out_and_listed(tmp_path, project):
     older, newer = pair_folders(tmp_path, ["a", "b", "c"])
     draw_noise(older / "lonely.png")
     (newer / "c.png").unlink()
@@ -545,7 +545,7 @@ def test_after_a_break_it_goes_on_to_the_same_tiles(tmp_path, monkeypatch):
     assert count["read"] == 18
     assert table.ids() == expected.ids()
     made = broken.tile_manifest()
-    assert made == replace(whole.tile_manifest(), asked=made.asked)
+    assert made == replace(whole.tile_manifest(), request=made.request)
     for name, values in pixels(whole, expected).items():
         np.testing.assert_array_equal(pixels(broken, table)[name], values)
     assert not (broken.root / "tiles.partial").exists()
@@ -663,7 +663,7 @@ def test_a_query_of_a_pair_searches_the_other_year(tmp_path, project):
     assert {(m.year, m.lon, m.distance_m) for m in found} == {("2020", None, None)}
 
 
-def test_what_images_do_not_have_is_not_shown_nor_asked_for(tmp_path, project):
+def test_columns_that_images_do_not_have_are_not_shown(tmp_path, project):
     table = tile_folders(project, class_folders(tmp_path / "set", {"a": 3, "b": 3}))
     searchable(project, table)
     root = str(project.root)
@@ -674,7 +674,7 @@ def test_what_images_do_not_have_is_not_shown_nor_asked_for(tmp_path, project):
     assert json.loads(done.stdout)[0]["year"] is None
     done = run_command("query", "-p", root, "3.1,45")
     assert done.exit_code == 2
-    assert "no place on the ground" in done.stderr
+    assert "no georeference" in done.stderr
     done = run_command("query", "-p", root, "a/a_000.png", "--year", "2010")
     assert "images without years" in done.stderr
     done = run_command("info", "-p", root)
@@ -714,5 +714,7 @@ def test_from_images_to_an_answer(tmp_path, project):
 def test_an_encoder_of_the_ground_does_not_fit_images_without(tmp_path, project, trained):
     root = class_folders(tmp_path / "set", {"a": 10, "b": 10}, height=SIZE, width=SIZE)
     tile_folders(project, root)
-    with pytest.raises(GeomatchError, match=r"no ground, project-run1@.* on 1\.0 m per pixel"):
+    with pytest.raises(
+        GeomatchError, match=r"no georeference, project-run1@.* on 1\.0 m per pixel"
+    ):
         embed(project, model=trained.project.run("run1"))

@@ -35,7 +35,7 @@ STRETCH = {"low": [0.0], "high": [4000.0]}
 TILES = hand_made_tile_manifest(
     Grid("EPSG:2154", 256, 0.5, 256),
     12,
-    asked=TileRequest(source=({"year": "2010", "images": "é"},), set=("grid.gsd=0.5",)),
+    request=TileRequest(source=({"year": "2010", "images": "é"},), set=("grid.gsd=0.5",)),
     years={"2010": YearOfTiles(2, "roads.gpkg", None), "2020": YearOfTiles(1, 0, STRETCH)},
 )
 ORIGIN = {"name": "r@6", "tiles": "t", "model": "m", "run": "runs/r", "run_id": "i", "step": 6}

@@ -72,7 +72,7 @@ def test_padding_follows_the_negatives():
 
 
 @pytest.mark.parametrize(("within", "expected"), [(1, [11, 12, 13, 14]), (3, [13]), (4, [13])])
-def test_how_near_is_near_enough_is_asked_for(within, expected):
+def test_truth_within_decides_which_queries_are_hard(within, expected):
     assert mined(within=within).query.tolist() == expected
 
 

@@ -94,7 +94,7 @@ def test_the_last_batch_of_tiles_is_measured_too(tiled, tmp_path, monkeypatch):
     assert scores == [scores[0]] * 4
 
 
-def test_every_tile_is_embedded_and_every_place_asked_for(indexed, trained):
+def test_every_tile_is_embedded_and_every_place_is_a_query(indexed, trained):
     tiles, found = indexed.tiles, evaluate(indexed.project).splits
     # 88 tiles are no whole number of batches.
     assert len(tiles) % embedding.BATCH

@@ -217,7 +217,7 @@ def test_a_georeferenced_image_is_the_tile_over_its_centre(indexed, tmp_path, ma
     assert "the grid cell at its centre" in notes[0]
 
 
-def test_an_image_off_the_grid_is_asked_for_as_it_lies(indexed, tmp_path):
+def test_an_image_off_the_grid_is_cut_where_it_lies(indexed, tmp_path):
     i, notes = inner(indexed.tiles), []
     image_of(indexed, tmp_path / "cut.tif", i, off=(5, -7))
     found = query(
@@ -257,7 +257,7 @@ def test_a_plain_image_is_its_centre_square_without_a_place(indexed, tmp_path):
     assert found.matches[0].tile == indexed.tiles.ids()[i]
     assert found.matches[0].score == pytest.approx(1, abs=1e-4)
     assert {match.distance_m for match in found.matches} == {None}
-    assert "no place on the ground" in notes[0]
+    assert "no georeference" in notes[0]
 
 
 def test_an_image_query_searches_the_years_that_are_named(indexed, tmp_path):
@@ -312,7 +312,7 @@ def test_an_index_of_embeddings_that_changed_is_stale(indexed, copied):
     assert len(query(project, tile).matches) == 5
 
 
-def test_an_image_is_not_asked_of_an_index_of_another_checkpoint(indexed, copied, tmp_path):
+def test_an_image_is_not_searched_in_an_index_of_another_checkpoint(indexed, copied, tmp_path):
     project = copied(indexed)
     (manifest,) = project.indexes.glob("*/manifest.json")
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "model": "another"}))
@@ -404,7 +404,7 @@ def test_a_moved_project_still_answers(indexed, tmp_path):
     assert query(moved, tile).matches == query(indexed.project, tile).matches
 
 
-def test_an_image_is_asked_of_a_project_moved_elsewhere(indexed, tmp_path):
+def test_an_image_is_searched_in_a_project_that_moved(indexed, tmp_path):
     shutil.copytree(indexed.root, tmp_path / "first")
     (tmp_path / "first").rename(tmp_path / "second")
     second = dataclasses.replace(indexed.project, root=tmp_path / "second")

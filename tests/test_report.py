@@ -553,7 +553,7 @@ def test_fingers_tap_and_pinch(chromium, written):
     assert rows[4]["id"] in tip(chromium)
 
 
-def test_thumbnails_beyond_the_size_are_left_out_and_told(
+def test_thumbnails_beyond_the_size_are_left_out_with_a_note(
     chromium, unwritten, monkeypatch, indexed
 ):
     monkeypatch.setattr(html, "SHEET", 2)  # four thumbnails a sheet

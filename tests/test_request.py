@@ -12,7 +12,7 @@ from geomatch import config
 from geomatch.errors import UsageError
 from geomatch.manifests import TileRequest
 from geomatch.tile import tile
-from geomatch.tiling.request import asked_before, tile_arguments
+from geomatch.tiling.request import last_request, tile_arguments
 
 IN_FILE = """\
 [[source]]
@@ -106,7 +106,7 @@ def test_the_file_is_parsed_once(project, monkeypatch):
 
 def test_nothing_named_repeats_the_last_request(project, write_raster):
     path = write_raster("a.tif", np.full((3, 64, 64), 90, np.uint8))
-    assert asked_before(project) == TileRequest(source=(), set=())
+    assert last_request(project) == TileRequest(source=(), set=())
     first = tile_arguments(project, [f"2010={path}"], overrides=["grid.size=16", "split.by=source"])
     made = tile(project, first.settings, overrides=first.overrides, workers=1)
     assert (made.grid, made.skipped) == (made.table.grid.id, 0)

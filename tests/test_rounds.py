@@ -113,7 +113,7 @@ def test_a_split_is_measured_with_the_weights_that_are_kept(
         assert 0 < wanted < 1
 
 
-def test_splits_are_described_once_and_only_when_they_are_asked_for(round_of, tiled, pictures):
+def test_splits_are_described_once_and_only_when_needed(round_of, tiled, pictures):
     now = round_of("mining.rule=knn", "train.frames=test")
     assert now.rate == 0
     now.map5("validation")
@@ -220,9 +220,7 @@ def test_hard_queries_of_the_newer_year_by_brute_force(
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_approximate_neighbours_are_mined_past_the_size_that_is_asked_for(
-    round_of, monkeypatch, metric
-):
+def test_approximate_neighbours_are_mined_beyond_exact_up_to(round_of, monkeypatch, metric):
     loss = {"cosine": "bce", "euclidean": "triplet"}[metric]
     form, limits = (f"train.loss={loss}", "mining.truth_within=1"), []
     real = rounds.exact.search
@@ -367,7 +365,7 @@ def test_overlapping_tiles_are_never_mined_as_wrong(round_of, tiled):
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_a_frame_is_drawn_where_it_is_asked_for(round_of, tiled, pictures, tmp_path, split):
+def test_a_frame_is_drawn_of_the_requested_split(round_of, tiled, pictures, tmp_path, split):
     round_of(f"train.frames={split}", step=12).draw()
     with Image.open(tmp_path / "figures" / "00000012.png") as picture:
         assert min(picture.size) > 300
@@ -376,7 +374,7 @@ def test_a_frame_is_drawn_where_it_is_asked_for(round_of, tiled, pictures, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["figures"]
 
 
-def test_no_frame_is_drawn_unasked(round_of, pictures, tmp_path):
+def test_no_frame_is_drawn_by_default(round_of, pictures, tmp_path):
     round_of().draw()
     assert pictures.asked == []
     assert list(tmp_path.iterdir()) == []

@@ -280,7 +280,7 @@ def test_weights_are_imported_for_training(tiled, copied, tmp_path):
 
 
 @pytest.mark.parametrize(("file", "option"), [("none.pth", "resnet10"), ("bad.pth", "resnet10")])
-def test_a_file_that_is_none_is_one_line(tiled, copied, tmp_path, file, option):
+def test_a_missing_file_ends_in_one_line(tiled, copied, tmp_path, file, option):
     (tmp_path / "bad.pth").write_bytes(b"no weights")
     project = copied(tiled)
     done = run_command("weights", "import", tmp_path / file, "--trunk", option, "-p", project.root)

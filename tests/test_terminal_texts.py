@@ -93,7 +93,7 @@ def test_eval(described, printed):
     assert printed(described, "eval", "--no-html", "-q") == (0, EVAL.strip(), "")
 
 
-def test_eval_of_a_rate_that_is_none(described, printed):
+def test_eval_refuses_a_rate_outside_0_and_1(described, printed):
     code, out, err = printed(described, "eval", "--fpr", "2")
     assert (code, out) == (2, "")
     assert err == "error: --fpr 2.0: a share between 0 and 1 is expected"
@@ -205,7 +205,7 @@ hint: Check the file, or copy it again.
 """
 
 
-def test_compare_with_an_image_that_is_not_there(described, printed, images):
+def test_compare_with_a_missing_image(described, printed, images):
     printed(described, "eval", "--no-html", "-q")
     images[1].unlink()
     code, out, err = printed(described, "compare", *images, "-q")

@@ -241,7 +241,7 @@ def test_without_sources_the_last_ones_and_their_options_are_repeated(
     changed = project.tile_manifest()
     assert changed.fingerprint != first_made.fingerprint
     assert (changed.size, changed.grid) == (first_made.size, first_made.grid)
-    assert changed.asked == first_made.asked
+    assert changed.request == first_made.request
 
 
 def test_stretch_between_two_values_is_linear(write_raster, project):

@@ -115,9 +115,7 @@ def test_no_test_tile_is_read_and_no_validation_tile_learnt_from(tiled, copied, 
     assert training in kinds
 
 
-def test_test_tiles_are_measured_where_that_is_asked_for_and_never_learnt_from(
-    tmp_path, monkeypatch
-):
+def test_test_tiles_are_measured_on_request_and_never_learnt_from(tmp_path, monkeypatch):
     """Other test imagery changes the metrics of the test split and nothing else."""
     wanted = settings(*SMALL_NETWORK, "train.epochs=2", 'eval.during=["test", "train"]')
     learnt, real = [], module.Sampler

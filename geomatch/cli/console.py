@@ -135,12 +135,12 @@ def _plain() -> ProgressCallback:
         if not finished and now - shown.get(task, begun) < PLAIN_SECONDS:
             return
         shown[task] = now
-        told = [f"{task}: {done}/{total} {detail}".rstrip()]
+        parts = [f"{task}: {done}/{total} {detail}".rstrip()]
         if values is not None:
-            told += [f"{name} {value}" for name, value in values.items()]
+            parts += [f"{name} {value}" for name, value in values.items()]
         elif not finished and done > first:
-            told.append(f"{duration((now - begun) / (done - first) * (total - done))} left")
-        print(", ".join(told), file=sys.stderr, flush=True)
+            parts.append(f"{duration((now - begun) / (done - first) * (total - done))} left")
+        print(", ".join(parts), file=sys.stderr, flush=True)
         if finished:
             started.pop(task, None)
             shown.pop(task, None)
@@ -183,7 +183,7 @@ def table(
     out.print(shown)
 
 
-def facts(values: Mapping[str, Any]) -> None:
+def key_values(values: Mapping[str, Any]) -> None:
     """Print names and values to stdout, one per line."""
     width = max(len(name) for name in values)
     for name, value in values.items():
@@ -205,8 +205,8 @@ def overview(found: Mapping[str, Any]) -> None:
         lines["tiles"] = f"{tiles['tiles']} {where}"
         if tiles["years"]:
             lines["years"] = ", ".join(
-                f"{year} ({facts['files']} files{', labels' if facts['labels'] else ''})"
-                for year, facts in tiles["years"].items()
+                f"{year} ({source['files']} files{', labels' if source['labels'] else ''})"
+                for year, source in tiles["years"].items()
             )
         if tiles["classes"]:
             lines["places" if tiles["years"] else "classes"] = tiles["classes"]
@@ -225,7 +225,7 @@ def overview(found: Mapping[str, Any]) -> None:
             lines[f"{what} {entry['name']}"] = stale
     lines["devices"] = ", ".join(found["devices"])
     lines["next"] = found["next"]
-    facts(lines)
+    key_values(lines)
 
 
 def _text(value: Any) -> str:

@@ -40,15 +40,13 @@ def evaluate(
         bool,
         typer.Option(
             "--baselines",
-            help="Measure beside it: random weights, ImageNet weights, colour histograms and "
+            help="Also measure random weights, ImageNet weights, colour histograms and "
             "histograms of oriented gradients (HOG).",
         ),
     ] = False,
     others: Annotated[
         list[str] | None,
-        typer.Option(
-            "--compare", help="Measure beside it: other embeddings; repeatable.", metavar="RUN"
-        ),
+        typer.Option("--compare", help="Also measure other embeddings; repeatable.", metavar="RUN"),
     ] = None,
     grades: Annotated[
         Path | None,

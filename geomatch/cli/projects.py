@@ -57,7 +57,7 @@ def demo(
 
     with console.progress(quiet) as progress:
         result = stage(folder, seed=seed, overrides=settings or (), progress=progress)
-    console.facts(
+    console.key_values(
         {
             "project": folder,
             "test places": result.places,

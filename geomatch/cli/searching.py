@@ -86,7 +86,7 @@ def query(
     ] = False,
     from_year: Annotated[
         str | None,
-        typer.Option(help="Year of the tile to take at LON,LAT; the newest.", metavar="YEAR"),
+        typer.Option(help="Year of the tile at LON,LAT; by default the newest.", metavar="YEAR"),
     ] = None,
     name: Annotated[
         str | None, typer.Option("--index", help="Index to search; by default the latest.")
@@ -167,7 +167,7 @@ def compare(
     if as_json:
         console.data(found.as_json())
         return
-    console.facts(
+    console.key_values(
         {
             "verdict": "the same place" if found.match else "not the same place",
             "score": f"{found.score:.4f}",

@@ -63,6 +63,8 @@ def read_manifest(path: Path) -> EmbeddingManifest:
         return EmbeddingManifest.from_json(geoparquet.read_footer(path, FOOTER, "geomatch embed"))
     except KeyError as error:
         raise StaleError(f"{path} lacks the field {error}", "Run: geomatch embed") from error
+    except TypeError as error:
+        raise StaleError(f"{path} is damaged: {error}", "Run: geomatch embed") from error
 
 
 def convention(dimension: int, grid: Grid | None) -> dict[str, Any]:
@@ -70,7 +72,7 @@ def convention(dimension: int, grid: Grid | None) -> dict[str, Any]:
 
     Args:
         dimension: values of a descriptor.
-        grid: None without a ground; then tiles have no layout, and pixels no size in metres.
+        grid: None without georeference; then tiles have no layout, and pixels no size in metres.
     """
     fields: dict[str, Any] = {
         "emb:type": "chip",

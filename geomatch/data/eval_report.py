@@ -193,7 +193,7 @@ class SplitMetrics(DistanceMetrics):
         content: by whether descriptors distinguish places.
         changed: by the share of changed ground; None without masks.
         class_folders: None for tiles with years.
-        regions: by source file or block; empty without a ground, None without years.
+        regions: by source file or block; empty without georeference, None without years.
         pairs: by ordered pair of years.
         roc: verification of drawn pairs of tiles; None without pairs.
     """

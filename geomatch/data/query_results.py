@@ -66,7 +66,7 @@ class QueryTable:
         top_score: (n, k) their scores, padded with NaN.
         distance_m: (n, k) metres between the centres of the query and of these answers; NaN without
             a real place.
-        lon, lat: (n,) degrees; NaN without a ground.
+        lon, lat: (n,) degrees; NaN without georeference.
     """
 
     tile: Ints

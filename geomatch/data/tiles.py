@@ -49,12 +49,12 @@ class TileTable:
     """Tiles as parallel arrays of length n, in the order of the pixel store.
 
     Attributes:
-        grid: the grid on the ground; None for images without a ground, whose place is their class.
+        grid: the ground grid; None for images without georeference, whose place is their class.
         years: labels in time order, `("",)` without years; `year` holds their codes.
         sources: file names; `source` holds their codes.
         classes: names; `label` holds their codes, -1 on the ground.
-        epsg: EPSG code of the CRS of each tile's cell; 0 without a ground.
-        col, row: the cell; 0 without a ground.
+        epsg: EPSG code of the CRS of each tile's cell; 0 without georeference.
+        col, row: the cell; 0 without georeference.
         split: code into `SPLITS`.
         valid: share of valid pixels.
         store_row: position in the pixel store.
@@ -92,7 +92,7 @@ class TileTable:
     def cells(self) -> list[str]:
         """The place of each tile: "COL_ROW", or "EPSG_COL_ROW" in a "utm" grid.
 
-        Without a ground, the place is the class.
+        Without georeference, the place is the class.
         """
         if self.grid is None:
             return [self.classes[code] for code in self.label.tolist()]
@@ -118,13 +118,13 @@ class TileTable:
         return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
     def bounds(self) -> Float64Array:
-        """Bounds (n, 4) in metres in the CRS of each tile; NaN without a ground."""
+        """Bounds (n, 4) in metres in the CRS of each tile; NaN without georeference."""
         if self.grid is None:
             return np.full((len(self), 4), np.nan)
         return self.grid.bounds(self.col, self.row)
 
     def centres(self) -> Float64Array:
-        """Centres (n, 2) in metres in the CRS of each tile; NaN without a ground."""
+        """Centres (n, 2) in metres in the CRS of each tile; NaN without georeference."""
         if self.grid is None:
             return np.full((len(self), 2), np.nan)
         return self.grid.centres(self.col, self.row)
@@ -163,7 +163,7 @@ class TileTable:
         """Write GeoParquet.
 
         Args:
-            footprint: None without a ground.
+            footprint: None without georeference.
             crs: PROJJSON of the CRS of the footprints; None for CRS84.
         """
         starts = range(0, len(self), ROW_GROUP)

@@ -39,7 +39,7 @@ def hog(tiles: Pixels) -> Float32Array:
     since on the ground it matters which side of an edge is darker. Partial blocks are left out.
 
     Args:
-        tiles: (n, h, w, c), at least 16 px each way; of more than one channel the first three are
+        tiles: (n, h, w, c), at least 16 px each way; the first three of several channels are
             colours.
 
     Returns:

@@ -108,7 +108,7 @@ def measure(
     vectors: NDArray[np.float32],
     metric: Metric,
     tiles: TileTable,
-    placed: bool,
+    in_metres: bool,
     conditions: Conditions,
     fpr: float,
     progress: ProgressCallback,
@@ -116,7 +116,7 @@ def measure(
     """Metrics of descriptors (n, d), one row per tile.
 
     Args:
-        placed: whether the placement is real, so that distances are metres.
+        in_metres: whether distances between tiles are metres on the ground.
         fpr: share of pairs of other places that may pass as the same one.
     """
     scored: dict[str, Scored] = {}
@@ -125,7 +125,7 @@ def measure(
         progress("evaluating", code, len(SPLITS), split)
         split_tasks = conditions.tasks(tiles, code)
         outcomes = retrieve(vectors, split_tasks, metric)
-        found = QueryTable.join([_table(tiles, outcome, placed) for outcome in outcomes])
+        found = QueryTable.join([_table(tiles, outcome, in_metres) for outcome in outcomes])
         retrieved[split] = outcomes, found, _values(outcomes)
         scored[split] = _scored(vectors, split_tasks, metric)
     blank, roc = _blank(vectors, tiles.places()), _verification(scored, fpr)
@@ -169,13 +169,13 @@ def _blank(vectors: NDArray[np.float32], place: NDArray[np.int64]) -> NDArray[np
     return found
 
 
-def _table(tiles: TileTable, outcome: Outcome, placed: bool) -> QueryTable:
+def _table(tiles: TileTable, outcome: Outcome, in_metres: bool) -> QueryTable:
     """The answers to every query of a task."""
     task, ranking, centres = outcome.task, outcome.ranking, tiles.centres()
     queries = task.queries
     top = np.where(ranking.top < 0, -1, task.database[ranking.top])
     metres = np.full(top.shape, np.nan)
-    if placed:
+    if in_metres:
         for column, answer in zip(metres.T, top.T, strict=True):
             found = np.flatnonzero(answer >= 0)
             query, near = queries[found], answer[found]
@@ -374,7 +374,7 @@ def _scored(vectors: NDArray[np.float32], tasks: list[Task], metric: Metric) -> 
 def _verification(
     scored: Mapping[str, Scored], fpr: float
 ) -> dict[str, VerificationMetrics | None]:
-    """How well pairs of the same place are told from others, by split; None without pairs.
+    """Metrics of pairs of the same place and of others, by split; None without pairs.
 
     Args:
         fpr: wanted on "validation", whose threshold and calibration serve every split; without

@@ -21,8 +21,8 @@ from geomatch.data import embeddings
 from geomatch.data.eval_report import Report
 from geomatch.data.query_results import QueryTable
 from geomatch.data.tiles import SPLITS, TileTable
-from geomatch.manifests import EmbeddingManifest, TileManifest
-from geomatch.project import Project, read_json, replacing
+from geomatch.manifests import EmbeddingManifest, RunManifest, TileManifest
+from geomatch.project import Project, read_record, replacing
 from geomatch.report import curves
 from geomatch.report.contact_sheet import picture
 from geomatch.report.matches import TilePictures, match_folder
@@ -176,7 +176,7 @@ def _provenance(
     }
     path = project.root / manifest.run / "config.json"
     if path.exists():
-        settings = read_json(path, "geomatch train")["settings"]
+        settings = read_record(path, RunManifest, "geomatch train").settings
         found |= {f"[{table}]": keys for table, keys in settings.items()}
     return found
 

@@ -1,1 +1,1 @@
-"""The parts of `geomatch.tile`: sources, plan, shards, and images without georeferencing."""
+"""The parts of `geomatch.tile`: sources, plan, shards, and images without georeference."""

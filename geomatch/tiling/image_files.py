@@ -1,4 +1,4 @@
-"""Images without georeferencing: listing folders, reading image files and array files."""
+"""Images without georeference: listing folders, reading image files and array files."""
 
 from __future__ import annotations
 

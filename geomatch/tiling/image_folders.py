@@ -1,4 +1,4 @@
-"""`tile` for images without georeferencing: class folders, array files, pairs of folders.
+"""`tile` for images without georeference: class folders, array files, pairs of folders.
 
 In class folders and array files the class is the place, and images have no year. Each folder of a
 pair is a year, and images of the same name show the same place.
@@ -120,8 +120,8 @@ def tile(
         size = settings.grid.size
         chosen = [images.least, images.validation, images.test, settings.split.seed, size]
         items = [[p.name, p.label, p.year, p.split, p.stamp] for p in found]
-        request = fingerprint([items, chosen])
-        if not force and shards.are_made(project, request):
+        request_fingerprint = fingerprint([items, chosen])
+        if not force and shards.are_made(project, request_fingerprint):
             progress("tiles are up to date")
         else:
             shapes, unreadable = _inspect(found, files, pool, progress)
@@ -132,8 +132,8 @@ def tile(
                 size = _common_size(shapes[p.name] for p in readable) or config.TILE_SIZE
             channels = 1 if all(shapes[p.name].grey for p in readable) else 3
             split = _draw_splits(readable, images, settings.split.seed)
-            asked = TileRequest(source=(), set=tuple(overrides))
-            shards.prepare(partial, [len(readable), size, channels], asked, force)
+            request = TileRequest(source=(), set=tuple(overrides))
+            shards.prepare(partial, [len(readable), size, channels], request, force)
             rows = shard_rows(size, channels)
             work = [
                 ImageShard(
@@ -165,7 +165,12 @@ def tile(
                 "unreadable": unreadable,
             }
             shards.finish(
-                partial / "tiles", table, records, request=request, asked=asked, **described
+                partial / "tiles",
+                table,
+                records,
+                request=request,
+                request_fingerprint=request_fingerprint,
+                **described,
             )
             replace_folder(partial / "tiles", project.tiles)
         shutil.rmtree(partial, ignore_errors=True)
@@ -449,7 +454,7 @@ def _draw_splits(
 
 def _read_shards(
     missing: list[ImageShard], pool: ThreadPoolExecutor
-) -> Iterator[tuple[ImageShard, shards.Record]]:
+) -> Iterator[tuple[ImageShard, shards.ShardRecord]]:
     for shard in missing:
         pixels = np.zeros((len(shard), shard.size, shard.size, shard.channels), np.uint8)
         unreadable = {}
@@ -466,7 +471,7 @@ def _catalogue(
     found: list[SourceImage],
     years: tuple[str, ...],
     split: NDArray[np.int64],
-    records: Sequence[shards.Record],
+    records: Sequence[shards.ShardRecord],
     unreadable: Mapping[str, str],
 ) -> TileTable:
     valid = np.concatenate([np.asarray(r["valid"], np.float32) for r in records])

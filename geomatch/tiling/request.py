@@ -1,4 +1,4 @@
-"""What `tile` is asked for: `geomatch.toml`, with what a caller names beside it."""
+"""The arguments of `tile`: `geomatch.toml`, combined with what a caller names."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def tile_arguments(
     fictitious: bool = False,
     overrides: Sequence[str] = (),
 ) -> TileArguments:
-    """Combine what is named here with `geomatch.toml`.
+    """Combine the imagery and settings named here with `geomatch.toml`.
 
     What is named replaces the imagery in `geomatch.toml`. If neither names any, the request of the
     last `tile` is repeated, with `overrides` applied. Paths are relative to the current folder.
@@ -68,7 +68,7 @@ def tile_arguments(
     elif sources:
         named = _parse_sources(sources, "fictitious" if fictitious else "real")
     elif not named and not _names_images(config.with_overrides(in_file, wanted)):
-        before = asked_before(project)
+        before = last_request(project)
         named = config.from_dict({"source": before.source}, str(project.tiles)).source
         wanted = [*before.set, *wanted]
     rule = config.with_overrides(in_file, wanted).split.by
@@ -81,8 +81,8 @@ def tile_arguments(
     return TileArguments(settings, tuple(wanted))
 
 
-def asked_before(project: Project) -> TileRequest:
-    """What the last `tile` was asked for, finished or not."""
+def last_request(project: Project) -> TileRequest:
+    """The request of the last `tile`, finished or not."""
     for path in (project.root / "tiles.partial" / "plan.json", project.tiles_manifest):
         if path.exists():
             return TileRequest.from_json(read_json(path, "geomatch tile YEAR=PATH")["asked"])

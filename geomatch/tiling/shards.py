@@ -24,7 +24,7 @@ from geomatch.manifests import TileManifest, TileRequest
 from geomatch.progress import ProgressCallback
 from geomatch.project import Project, fingerprint, read_json, write_json, write_record
 
-Record = dict[str, Any]
+ShardRecord = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Shard(ABC):
     def pixels(self) -> Path:
         return self.folder / "tiles" / "pixels.zarr"
 
-    def write(self, pixels: Pixels, **columns: Any) -> Record:
+    def write(self, pixels: Pixels, **columns: Any) -> ShardRecord:
         """Write the pixels, then the record, which also holds `columns` (a value for each tile)."""
         TileStore.open(self.pixels).write(self.start, pixels)
         digest = fingerprint(pixels.tobytes())
@@ -63,12 +63,12 @@ class Shard(ABC):
 S = TypeVar("S", bound=Shard)
 
 
-def prepare(partial: Path, shape: Sequence[int], asked: TileRequest, force: bool) -> None:
+def prepare(partial: Path, shape: Sequence[int], request: TileRequest, force: bool) -> None:
     """Create the folder of unfinished tiles, or keep it if its store has the same shape.
 
     Args:
         shape: rows, size and channels of the store.
-        asked: the requested sources and overrides, recorded so that `tile` can repeat them.
+        request: recorded, so that `tile` can repeat it.
         force: start from scratch.
     """
     path, pixels = partial / "plan.json", partial / "tiles" / "pixels.zarr"
@@ -76,7 +76,7 @@ def prepare(partial: Path, shape: Sequence[int], asked: TileRequest, force: bool
     if force or not pixels.exists() or _recorded_shape(path) != [*shape]:
         shutil.rmtree(partial, ignore_errors=True)
         (partial / "shards").mkdir(parents=True)
-    write_json(path, {"shape": [*shape], "asked": asked.as_json()})
+    write_json(path, {"shape": [*shape], "asked": request.as_json()})
     TileStore.create(pixels, *shape)
 
 
@@ -86,12 +86,12 @@ def _recorded_shape(path: Path) -> Any:
 
 def cut(
     shards: Sequence[S],
-    make: Callable[[list[S]], Iterator[tuple[S, Record]]],
+    make: Callable[[list[S]], Iterator[tuple[S, ShardRecord]]],
     task: str,
     progress: ProgressCallback,
-) -> list[Record]:
+) -> list[ShardRecord]:
     """Make the missing shards and return the records of all, in order."""
-    records: dict[int, Record] = {}
+    records: dict[int, ShardRecord] = {}
     for shard in shards:
         if shard.record.exists():
             record = read_json(shard.record, "geomatch tile --force")
@@ -111,7 +111,9 @@ def cut(
     return [records[shard.number] for shard in shards]
 
 
-def finish(folder: Path, table: TileTable, records: Sequence[Record], **described: Any) -> None:
+def finish(
+    folder: Path, table: TileTable, records: Sequence[ShardRecord], **described: Any
+) -> None:
     """Write the catalogue and, last, the manifest.
 
     Args:
@@ -139,11 +141,11 @@ def finish(folder: Path, table: TileTable, records: Sequence[Record], **describe
     write_record(folder / "manifest.json", manifest)
 
 
-def are_made(project: Project, request: str) -> bool:
+def are_made(project: Project, request_fingerprint: str) -> bool:
     """Whether the project's tiles are complete and made by this request."""
     try:
         manifest = project.tile_manifest()
         geoparquet.read_footer(project.catalogue, "geomatch", "geomatch tile")
     except GeomatchError:
         return False
-    return manifest.request == request
+    return manifest.request_fingerprint == request_fingerprint
