@@ -23,7 +23,7 @@ def named(name: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Record:
-    """A dataclass whose fields are JSON values, further records, or tuples and dicts of them."""
+    """A dataclass whose fields are JSON values, further records, or tuples, lists and dicts of them."""
 
     def as_json(self) -> dict[str, Any]:
         """JSON-ready values by name."""
@@ -86,8 +86,8 @@ def _from_json(value: Any, hint: Any) -> Any:
     elif origin is typing.Literal:
         if value in arguments:
             return value
-    elif origin is tuple and isinstance(value, (list, tuple)):
-        return tuple(_from_json(item, arguments[0]) for item in value)
+    elif origin in (tuple, list) and isinstance(value, (list, tuple)):
+        return origin(_from_json(item, arguments[0]) for item in value)
     elif origin is dict and isinstance(value, Mapping):
         return {key: _from_json(item, arguments[1]) for key, item in value.items()}
     elif isinstance(hint, type) and issubclass(hint, Record) and isinstance(value, Mapping):

@@ -119,6 +119,24 @@ def test_a_manifest_that_lacks_a_field_is_stale(tmp_path, kind):
     assert failed.value.hint == "Run: geomatch tile"
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"channels": [3, 0]},
+        {"channels": {"image": "3", "label": 0}},
+        {"tiles": None},
+        {"placement": "somewhere"},
+        {"splits": {"train": 1.5}},
+    ],
+    ids=str,
+)
+def test_a_manifest_with_a_value_of_another_type_is_damaged(tmp_path, wrong):
+    write_json(tmp_path / "manifest.json", {**TILES.as_json(), **wrong})
+    with pytest.raises(StaleError, match="is damaged") as failed:
+        read_record(tmp_path / "manifest.json", TileManifest, "geomatch tile")
+    assert failed.value.hint == "Run: geomatch tile"
+
+
 def test_placement_says_what_distances_mean():
     real, fictitious, none = (
         dataclasses.replace(TILES, placement=placement)
