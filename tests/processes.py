@@ -18,7 +18,7 @@ def python(*arguments: str, devices: int = 2, **options: Any) -> subprocess.Pope
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or "",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }

@@ -676,7 +676,7 @@ def test_columns_that_images_do_not_have_are_not_shown(tmp_path, project):
     assert done.exit_code == 2
     assert "no georeference" in done.stderr
     done = run_command("query", "-p", root, "a/a_000.png", "--year", "2010")
-    assert "images without years" in done.stderr
+    assert "images have no years" in done.stderr
     done = run_command("info", "-p", root)
     assert "classes" in done.stdout
     assert "without georeference" in done.stdout

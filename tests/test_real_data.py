@@ -128,7 +128,7 @@ def test_jpeg_2000_of_16_bits_in_degrees(data, project):
     assert list(table.years) == dates
     assert len(shared_cells(table)) > 50
     for date, path in zip(dates, (first, second), strict=True):
-        kept = project.tile_manifest().years[date]["stretch"]
+        kept = project.tile_manifest().years[date].stretch
         with rasterio.open(path) as source:
             low, high = np.percentile(source.read(1), [2, 98])
         assert kept["low"][0] == pytest.approx(low, rel=0.05)
