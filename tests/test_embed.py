@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from command_line import run_command
-from small_project import CRS, finish, make_project, python, settings
+from processes import finish, python
+from small_project import CRS, make_project, settings
 
 from geomatch import embed as module
 from geomatch.data import embeddings

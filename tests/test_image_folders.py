@@ -715,6 +715,6 @@ def test_an_encoder_of_the_ground_does_not_fit_images_without(tmp_path, project,
     root = class_folders(tmp_path / "set", {"a": 10, "b": 10}, height=SIZE, width=SIZE)
     tile_folders(project, root)
     with pytest.raises(
-        GeomatchError, match=r"no georeference, project-run1@.* on 1\.0 m per pixel"
+        GeomatchError, match=r"no georeference, but project-run1@.* on 1\.0 m per pixel"
     ):
         embed(project, model=trained.project.run("run1"))
