@@ -23,7 +23,7 @@ def named(name: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Record:
-    """A dataclass whose fields are JSON values, further records, or tuples, lists and dicts of them."""
+    """A dataclass whose fields are JSON values, records, or tuples, lists and dicts of them."""
 
     def as_json(self) -> dict[str, Any]:
         """JSON-ready values by name."""

@@ -56,7 +56,7 @@ ROOMS = {
     "embed": "errors manifests progress config project geo data nn runs training.setup",
     "index": "errors manifests progress project geo data search",
     "query": "errors manifests progress project geo data search report image_input",
-    "evaluate": "errors progress project data search report evaluation",
+    "evaluate": "errors progress config project data search report evaluation",
     "compare": "errors manifests progress project data search evaluation image_input",
     "export": "errors config project data nn runs",
     "import_weights": "errors project nn",
