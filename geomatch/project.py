@@ -219,7 +219,15 @@ def read_record(path: Path, kind: type[R], command: str) -> R:
     Raises:
         StaleError: the file is damaged or of another version; `command` makes it again.
     """
-    values = read_json(path, command)
+    return to_record(read_json(path, command), kind, path, command)
+
+
+def to_record(values: dict[str, Any], kind: type[R], path: Path, command: str) -> R:
+    """A record from the JSON values that `path` holds.
+
+    Raises:
+        StaleError: a value is missing or of another type; `command` makes the file again.
+    """
     try:
         return kind.from_json(values)
     except KeyError as error:

@@ -21,6 +21,7 @@ from geomatch.data.tiles import SPLITS, Footprint, TileTable
 from geomatch.errors import StaleError
 from geomatch.geo.grid import Grid
 from geomatch.manifests import EmbeddingManifest, IndexManifest
+from geomatch.project import to_record
 
 FOOTER = "geomatch"
 """Key of the manifest in the file's metadata."""
@@ -59,12 +60,9 @@ def read_manifest(path: Path) -> EmbeddingManifest:
     Raises:
         StaleError: the file is damaged or of an older version.
     """
-    try:
-        return EmbeddingManifest.from_json(geoparquet.read_footer(path, FOOTER, "geomatch embed"))
-    except KeyError as error:
-        raise StaleError(f"{path} lacks the field {error}", "Run: geomatch embed") from error
-    except TypeError as error:
-        raise StaleError(f"{path} is damaged: {error}", "Run: geomatch embed") from error
+    command = "geomatch embed"
+    values = geoparquet.read_footer(path, FOOTER, command)
+    return to_record(values, EmbeddingManifest, path, command)
 
 
 def convention(dimension: int, grid: Grid | None) -> dict[str, Any]:
