@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -98,8 +100,7 @@ def tune(
     except ImportError as error:
         raise GeomatchError("the search needs Optuna", "pip install 'geomatch[tune]'") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with project.lock(f"tune/{study}"):
-        found = _open(optuna, project, settings, study)
+    with project.lock(f"tune/{study}"), _open(optuna, project, settings, study) as found:
         states = optuna.trial.TrialState
         for stale in found.get_trials(states=[states.RUNNING]):
             # Its process died: try the same settings again, in the same run.
@@ -144,12 +145,27 @@ def tune(
         return Tuned(study, best, trials)
 
 
-def _open(optuna: Any, project: Project, settings: config.Config, name: str) -> Any:
-    """The study, which is created with these settings or was before."""
+@contextmanager
+def _open(optuna: Any, project: Project, settings: config.Config, name: str) -> Iterator[Any]:
+    """The study of that name, while its file is open."""
     folder = project.root / "tune"
     folder.mkdir(exist_ok=True)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{folder.absolute() / name}.db")
+    try:
+        yield _study(optuna, storage, settings, name)
+    finally:
+        # Optuna itself never closes its pool of connections.
+        storage.engine.dispose()
+
+
+def _study(optuna: Any, storage: Any, settings: config.Config, name: str) -> Any:
+    """The study of that name in `storage`, which is created with these settings or was before.
+
+    Raises:
+        UsageError: the study was started with other settings.
+    """
     found = optuna.create_study(
-        storage=f"sqlite:///{folder.absolute() / name}.db",
+        storage=storage,
         study_name=name,
         direction="maximize",
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),

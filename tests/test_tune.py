@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from pathlib import Path
 
 import optuna
 import pytest
@@ -378,6 +380,30 @@ def test_settings_of_several_values_are_tried(scripted):
     assert {tuple(chosen["model.hidden"]) for chosen in tried} == {(8,), (16, 8)}
     assert {chosen["train.optimizer"] for chosen in tried} == {"adam", "sgd"}
     assert all(0 < chosen["model.dropout"] < 1 for chosen in tried)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of /proc")
+def test_a_search_closes_its_file(scripted):
+    project, script = scripted
+    script([0.1, 0.2], [GeomatchError("the disk is full")])
+    study = project.root / "tune" / "tune.db"
+    opened = []
+
+    def progress(text):
+        opened.append(is_open(study))
+
+    tune(project, searching(trials=1), progress=progress)
+    assert opened == [True]
+    assert not is_open(study)
+    with pytest.raises(GeomatchError, match="disk"):
+        tune(project, searching(trials=2))
+    assert not is_open(study)
+
+
+def is_open(path):
+    """Whether this process has the file open."""
+    files = (Path("/proc/self/fd") / number for number in os.listdir("/proc/self/fd"))
+    return any(os.path.realpath(file) == str(path.resolve()) for file in files)
 
 
 def test_two_searches_are_apart(scripted):
