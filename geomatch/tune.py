@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import jax
+
 from geomatch import config
 from geomatch.errors import DivergedError, GeomatchError, UsageError
 from geomatch.progress import ProgressCallback, silent
@@ -207,6 +209,9 @@ def _train(
     except DivergedError as error:
         progress(f"run {run}: {error.message}")
         return None
+    finally:
+        # Compiled programs have hundreds of memory maps each; a process on Linux has 65,530.
+        jax.clear_caches()
     return None if pruned else trained.map5
 
 

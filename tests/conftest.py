@@ -47,6 +47,25 @@ def _compiled_once_where_jax_is_imported(request: pytest.FixtureRequest) -> None
         request.getfixturevalue("compiled_once")
 
 
+@pytest.fixture
+def programs_are_not_stored(compiled_once: None) -> Iterator[None]:
+    """For bfloat16: programs that call oneDNN cannot be stored (see `backend.prepare`)."""
+    import jax
+
+    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 3600.0)
+    yield
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_are_forgotten() -> Iterator[None]:
+    """Free a module's compiled programs: a worker that has 65,530 memory maps ends on Linux."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+
+
 @pytest.fixture(scope="module")
 def strict_dtypes() -> Iterator[None]:
     """JAX refuses to promote dtypes unasked; not for optax, which does so itself."""

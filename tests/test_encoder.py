@@ -376,6 +376,7 @@ def test_inference_does_not_depend_on_the_rest_of_the_batch():
     assert np.abs(together[1:] - alone).min(axis=0).max() > 0.01 * np.abs(alone).max()
 
 
+@pytest.mark.usefixtures("programs_are_not_stored")
 @pytest.mark.parametrize("trunk", ["tiny", "efficientnet_lite0", "vgg16"])
 def test_bfloat16_is_near_float32(trunk):
     network, variables, some = drawn(trunk=trunk, stage=1, pooling="mean")

@@ -15,7 +15,7 @@ from geomatch.nn.describe import JaxEngine, describe, describe_with
 from geomatch.nn.encoder import TileForm
 from geomatch.nn.engines import FASTEST_FIRST, EngineChoice, build, choose
 
-pytestmark = pytest.mark.usefixtures("strict_dtypes")
+pytestmark = pytest.mark.usefixtures("strict_dtypes", "programs_are_not_stored")
 
 FORM = TileForm(32, 3, 1)
 LEAST = {"float32": 0.99999, "bfloat16": 0.999, "int8": 0.99}

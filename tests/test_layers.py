@@ -16,7 +16,7 @@ from geomatch.nn import cpu_ops, layers
 from geomatch.nn.encoder import Siamese, TileForm
 from geomatch.nn.layers import SharedSettings
 
-pytestmark = pytest.mark.usefixtures("strict_dtypes")
+pytestmark = pytest.mark.usefixtures("strict_dtypes", "programs_are_not_stored")
 
 
 @pytest.fixture(scope="module", autouse=True)

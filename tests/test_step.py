@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import math
 from functools import partial
 
@@ -254,6 +255,26 @@ def test_memory_used_again_changes_nothing(monkeypatch, devices):
         return metrics, jax.tree.map(np.asarray, state.variables)
 
     assert_near(trained(least=0), trained(least=2**40), 1e-5)
+
+
+def test_compiled_programs_can_be_freed():
+    """Each has hundreds of memory maps, and a process that trains many runs has few."""
+
+    def living():
+        state, step = initial_state(model, settings, FORM), stepping(model, settings)
+        step(state, shared(tiles, 2), shared(places, 2), np.uint32(0))
+        with_step = len(client.live_executables())
+        del step, state
+        jax.clear_caches()
+        gc.collect()
+        return with_step, len(client.live_executables())
+
+    settings, client = configured(), jax.local_devices()[0].client
+    model, (tiles, places) = build(settings, FORM), random_batch(3)
+    _, before = living()
+    with_step, after = living()
+    assert with_step > before
+    assert after == before
 
 
 def test_what_is_kept_is_of_the_images():
@@ -565,6 +586,7 @@ def test_a_network_without_batch_norm_learns():
     assert not np.array_equal(*kernels)
 
 
+@pytest.mark.usefixtures("programs_are_not_stored")
 def test_a_step_in_bfloat16_is_near_the_one_in_float32():
     tiles, places = random_batch(3)
     model = {**POOL, "pooling": "mean"}
