@@ -150,7 +150,12 @@ def _tile_ground(
             cut = functools.partial(_cut, workers or os.cpu_count() or 1)
             records = shards.cut(work, cut, "cutting tiles", progress)
             table = _catalogue(plan, year_sources, records, settings.grid.min_valid)
-            described = _description(grid, year_sources, channels)
+            described = _description(grid, year_sources, channels, records)
+            for layer, count in (described["broken"] or {}).items():
+                progress(f"labels: {count} broken shapes left out of {layer}")
+            for name, share in (described["label_classes"] or {}).items():
+                if not share:
+                    progress(f"labels: no pixel of any tile is {name}")
             shards.finish(
                 partial / "tiles",
                 table,
@@ -178,10 +183,11 @@ def _shards(
         needed = {}
         for code in np.unique(year).tolist():
             source, mine = year_sources[code], year == code
+            known = _near(source.labels.rasters, boxes[code][1], epsg[mine], bounds[mine])
             needed[code] = replace(
                 source,
                 images=_near(source.images, boxes[code][0], epsg[mine], bounds[mine]),
-                labels=_near(source.labels, boxes[code][1], epsg[mine], bounds[mine]),
+                labels=replace(source.labels, rasters=known),
                 changed=_near(source.changed, boxes[code][2], epsg[mine], bounds[mine]),
             )
         found.append(
@@ -271,13 +277,14 @@ def _cut_shard(shard: CellShard) -> shards.ShardRecord:
     valid = np.zeros(len(shard.col), np.float32)
     names = [""] * len(shard.col)
     changed: list[float | None] = [None] * len(shard.col)
+    broken: Broken = {}
     for (code, epsg), rows in _groups(shard):
         source, crs = shard.year_sources[code], f"EPSG:{epsg}"
         with contextlib.ExitStack() as stack:
             images = stack.enter_context(
                 GridReader(source.images, shard.grid, crs, stretch=source.stretch)
             )
-            read_labels = _label_reader(stack, source, shard, rows, crs)
+            read_labels = _label_reader(stack, source, shard, rows, crs, broken)
             read_share = _share_reader(stack, source, shard, crs)
             for i in rows:
                 col, row = int(shard.col[i]), int(shard.row[i])
@@ -287,7 +294,16 @@ def _cut_shard(shard: CellShard) -> shards.ShardRecord:
                 if read_labels is not None:
                     pixels[i, ..., bands:] = read_labels(col, row)
                 changed[i] = read_share(col, row)
-    return shard.write(pixels, valid=valid.tolist(), source=names, changed=changed)
+    # How many pixels have each class.
+    classes = np.bincount(pixels[..., -1].reshape(-1), minlength=256).tolist() if drawn else []
+    return shard.write(
+        pixels,
+        valid=valid.tolist(),
+        source=names,
+        changed=changed,
+        broken=broken,
+        classes=classes,
+    )
 
 
 def _groups(shard: CellShard) -> Iterator[tuple[tuple[int, int], Ints]]:
@@ -297,18 +313,39 @@ def _groups(shard: CellShard) -> Iterator[tuple[tuple[int, int], Ints]]:
 
 
 def _label_reader(
-    stack: contextlib.ExitStack, source: YearSource, shard: CellShard, rows: Ints, crs: str
+    stack: contextlib.ExitStack,
+    source: YearSource,
+    shard: CellShard,
+    rows: Ints,
+    crs: str,
+    broken: Broken,
 ) -> Callable[[int, int], rasters.Pixels] | None:
-    """A function of column and row that reads the labels of a cell, 0 where there are none."""
-    if source.vector is not None:
+    """A function of column and row that reads the labels of a cell, 0 where there are none.
+
+    Args:
+        broken: takes up features that could not be drawn; see `labels.LayerReader`.
+    """
+    known = source.labels
+    if known.layers:
         bounds = shard.grid.bounds(shard.col[rows], shard.row[rows])
         low, high = bounds[:, :2].min(axis=0), bounds[:, 2:].max(axis=0)
         box = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
-        return labels.VectorReader(source.vector, shard.grid, crs, box).read
-    if source.labels:
-        reader = stack.enter_context(GridReader(source.labels, shard.grid, crs, nearest=True))
+        drawn = stack.enter_context(labels.LayerReader(known.layers, shard.grid, crs, box))
+        _take_up(broken, drawn.broken)
+        return drawn.read
+    if known.rasters:
+        reader = stack.enter_context(GridReader(known.rasters, shard.grid, crs, nearest=True))
         return lambda col, row: reader.read(col, row)[0]
     return None
+
+
+Broken = dict[str, list[int]]
+"""Ids of features that could not be drawn, by layer."""
+
+
+def _take_up(broken: Broken, found: Broken) -> None:
+    for layer, ids in found.items():
+        broken[layer] = sorted({*broken.get(layer, ()), *ids})
 
 
 def _share_reader(
@@ -367,9 +404,20 @@ def _catalogue(
 
 
 def _description(
-    grid: Grid, year_sources: Sequence[YearSource], channels: tuple[int, int]
+    grid: Grid,
+    year_sources: Sequence[YearSource],
+    channels: tuple[int, int],
+    records: Sequence[shards.ShardRecord],
 ) -> dict[str, Any]:
     fictitious = any(c.placement == "fictitious" for c in year_sources)
+    broken: Broken = {}
+    for record in records:
+        _take_up(broken, record.get("broken", {}))  # those of an earlier version have none
+    shares: dict[str, float] = {}
+    if classes := year_sources[0].labels.classes:
+        pixels = np.sum([record["classes"] for record in records], axis=0)
+        counted = zip(classes, pixels[1 : len(classes) + 1], strict=True)
+        shares = {name: float(f"{count / pixels.sum():.3g}") for name, count in counted}
     return {
         "grid": grid.id,
         "crs": grid.crs,
@@ -381,9 +429,11 @@ def _description(
         "years": {
             c.year: YearOfTiles(
                 files=len(c.images),
-                labels=c.vector or len(c.labels),
+                labels=len(c.labels.rasters) + len(c.labels.layers),
                 stretch=asdict(c.stretch) if c.stretch else None,
             )
             for c in year_sources
         },
+        "label_classes": shares or None,
+        "broken": {layer: len(ids) for layer, ids in broken.items()} or None,
     }

@@ -107,8 +107,12 @@ def tile_sources(
     labels: dict[str, str | Path] | None = None,
     changed: dict[str, str | Path] | None = None,
     workers: int = 1,
+    **options: Any,
 ) -> TileTable:
-    """Tile imagery by year; 32 px at 1 m, all in train, unless `overrides` say otherwise."""
+    """Tile imagery by year; 32 px at 1 m, all in train, unless `overrides` say otherwise.
+
+    Further options are those of `tile`.
+    """
     sources = tuple(
         config.SourceConfig(
             year=year,
@@ -120,7 +124,7 @@ def tile_sources(
     )
     wanted = ("grid.size=32", "grid.gsd=1.0", "split.by=source", *overrides)
     settings = config.with_overrides(config.Config(source=sources), wanted)
-    return tile(project, settings, workers=workers).table
+    return tile(project, settings, workers=workers, **options).table
 
 
 def retile(

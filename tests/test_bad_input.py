@@ -224,7 +224,7 @@ def test_a_raster_smaller_than_a_tile(write_raster, project):
 # Labels
 
 
-@pytest.mark.parametrize(("bands", "dtype"), [(1, "uint16"), (1, "float32"), (2, "uint8")])
+@pytest.mark.parametrize(("bands", "dtype"), [(3, "uint16"), (1, "float32"), (2, "uint8")])
 def test_a_label_raster_of_another_form(write_raster, project, good, bands, dtype):
     bad = write_raster("labels.tif", plain(bands, dtype), origin=(LEFT, TOP))
     refused(project, f"2010={good}", f"2010:labels={bad}", names=("labels.tif", dtype, "Byte"))

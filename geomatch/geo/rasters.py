@@ -7,7 +7,7 @@ import glob
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,6 @@ def inspect(path: str) -> Raster:
         alpha = ColorInterp.alpha in source.colorinterp
         rows, cols = (0, 0, source.height, source.height), (0, source.width, 0, source.width)
         xs, ys = xy(source.transform, rows, cols, offset="ul")
-        stat = os.stat(path)
         return Raster(
             path=path,
             crs=source.crs.to_wkt(),
@@ -120,8 +119,16 @@ def inspect(path: str) -> Raster:
             dtype=source.dtypes[0],
             alpha=alpha,
             palette=source.colorinterp[0] == ColorInterp.palette,
-            stamp=(stat.st_size, stat.st_mtime_ns),
+            stamp=_stamp(path),
         )
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    """Size and modification time of a file; 0 of what only GDAL finds, as in an archive."""
+    if not os.path.exists(path):
+        return 0, 0
+    stat = os.stat(path)
+    return stat.st_size, stat.st_mtime_ns
 
 
 def is_georeferenced(path: str) -> bool:
@@ -131,6 +138,15 @@ def is_georeferenced(path: str) -> bool:
             return source.crs is not None
     except GeomatchError:
         return False
+
+
+def opens(path: str) -> bool:
+    """Whether GDAL opens a file as a raster."""
+    try:
+        _open(path).close()
+    except GeomatchError:
+        return False
+    return True
 
 
 def _open(path: str) -> Any:
@@ -159,6 +175,11 @@ def project_points(
     """Transform points from `crs` to `target`."""
     xs, ys = transform(CRS.from_user_input(crs), CRS.from_user_input(target), x, y)
     return np.asarray(xs, np.float64), np.asarray(ys, np.float64)
+
+
+def is_geographic(crs: str) -> bool:
+    """Whether coordinates are longitudes and latitudes."""
+    return bool(CRS.from_user_input(crs).is_geographic)
 
 
 def metric_crs(raster: Raster) -> str:
@@ -271,6 +292,17 @@ def measure_stretch(rasters: Sequence[Raster], text: str) -> Stretch:
     return Stretch(tuple(float(v[0]) for v in limits), tuple(float(v[1]) for v in limits))
 
 
+def blocks(raster: Raster) -> Iterator[NDArray[Any]]:
+    """The valid values of the first band, block by block.
+
+    Raises:
+        GeomatchError: the raster is damaged.
+    """
+    with _open(raster.path) as source, _read_errors(raster):
+        for _, window in source.block_windows(1):
+            yield source.read(1, window=window, masked=True).compressed()
+
+
 @contextlib.contextmanager
 def _read_errors(raster: Raster) -> Iterator[None]:
     """Name the raster in errors of reading it."""
@@ -292,7 +324,7 @@ class GridReader:
         rasters: all of the same bands and dtype.
         crs: of the cells, "EPSG:n".
         nearest: resample by nearest neighbour (labels) instead of bilinearly (images).
-        stretch: to uint8, for rasters of another dtype.
+        stretch: to uint8, for rasters of another dtype; of labels the classes.
     """
 
     def __init__(
@@ -302,7 +334,7 @@ class GridReader:
         crs: str,
         *,
         nearest: bool = False,
-        stretch: Stretch | None = None,
+        stretch: Callable[[NDArray[Any]], Pixels] | None = None,
     ) -> None:
         self._grid = grid
         self._crs = crs

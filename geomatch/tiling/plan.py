@@ -169,11 +169,13 @@ def _split(
         names = [sorted(covering[tuple(cell)]) for cell in places.tolist()]
         return splits.by_source(names, settings.validation, settings.test)
     crs = footprints.file_crs(grid)
+    rings = footprints.rings(epsg, grid.bounds(col, row), crs)
+    low, high = rings.min(axis=(0, 1)).tolist(), rings.max(axis=(0, 1)).tolist()
     validation, test = (
-        labels.read_areas(sources.area_files(names), crs)
+        labels.read_areas(sources.area_files(names), crs, (*low, *high))
         for names in (settings.validation, settings.test)
     )
-    return splits.by_areas(footprints.rings(epsg, grid.bounds(col, row), crs), validation, test)
+    return splits.by_areas(rings, validation, test)
 
 
 def _buffer(settings: config.SplitConfig, grid: Grid) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +117,7 @@ def _absolute(text: str) -> str:
 
 
 def _path(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+    return config.placed(os.path.expanduser(path), Path.cwd())
 
 
 def _parse_sources(texts: Iterable[str], placement: str) -> tuple[config.SourceConfig, ...]:

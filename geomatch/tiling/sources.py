@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,8 +11,11 @@ from geomatch import config
 from geomatch.data.tiles import in_time_order
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.geo import labels, rasters
+from geomatch.geo.labels import Layer, RasterLayer
 from geomatch.geo.rasters import Raster, Stretch
 from geomatch.progress import ProgressCallback
+from geomatch.tiling import label_layers
+from geomatch.tiling.label_layers import YearLabels
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class YearSource:
 
     Attributes:
         images: georeferenced rasters, all of the same bands and dtype.
-        labels: label rasters; empty if there are none or they are a `vector` file.
+        labels: what is known of the ground.
         stretch: scales the images to uint8; None if they are uint8.
         placement: "real", or "fictitious" where coordinates are made up.
         changed: masks of changed ground.
@@ -30,8 +32,7 @@ class YearSource:
 
     year: str
     images: tuple[Raster, ...]
-    labels: tuple[Raster, ...]
-    vector: str | None
+    labels: YearLabels
     stretch: Stretch | None
     placement: str
     changed: tuple[Raster, ...] = ()
@@ -56,12 +57,16 @@ def collect(settings: config.Config, progress: ProgressCallback) -> list[YearSou
     if len(set(years)) != len(years):
         raise UsageError("a year is given twice", "Give each year one folder or glob.")
     by_year = {source.year: source for source in settings.source}
+    found = label_layers.collect(settings, progress)
     return [
-        _inspect(by_year[year], settings.grid.stretch, progress) for year in in_time_order(years)
+        _inspect(by_year[year], found.get(year, YearLabels()), settings.grid.stretch, progress)
+        for year in in_time_order(years)
     ]
 
 
-def _inspect(source: config.SourceConfig, stretch: str, progress: ProgressCallback) -> YearSource:
+def _inspect(
+    source: config.SourceConfig, found: YearLabels, stretch: str, progress: ProgressCallback
+) -> YearSource:
     paths = rasters.find(source.images, f"year {source.year}")
     images = []
     for done, path in enumerate(paths, 1):
@@ -81,33 +86,14 @@ def _inspect(source: config.SourceConfig, stretch: str, progress: ProgressCallba
                 "Give a stretch: --stretch 2%,98% or --stretch MIN,MAX",
             )
         measured = rasters.measure_stretch(images, stretch)
-    vector, label_rasters = _labels(source)
     return YearSource(
         source.year,
         tuple(images),
-        label_rasters,
-        vector,
+        found,
         measured,
         source.placement,
         _masks(source),
     )
-
-
-def _labels(source: config.SourceConfig) -> tuple[str | None, tuple[Raster, ...]]:
-    if not source.labels:
-        return None, ()
-    paths = rasters.find(source.labels, f"labels of {source.year}")
-    if labels.is_vector(paths[0]):
-        if len(paths) > 1:
-            raise GeomatchError(
-                f"labels of {source.year}: {len(paths)} vector files match",
-                "Merge them as layers of one GeoPackage: ogr2ogr -update all.gpkg FILE",
-            )
-        labels.check_vector(paths[0])
-        return paths[0], ()
-    found = tuple(labels.inspect_raster(path) for path in paths)
-    rasters.common_format(found, f"labels of {source.year}")
-    return None, found
 
 
 def _masks(source: config.SourceConfig) -> tuple[Raster, ...]:
@@ -141,9 +127,9 @@ def channels(year_sources: Sequence[YearSource]) -> tuple[int, int]:
                 f"{first.name} ({year_sources[0].year}) has {first.bands}",
                 "Give every year the same bands, for example: gdal_translate -b 1 -b 2 -b 3",
             )
-    label_bands = {
-        1 if c.vector else c.labels[0].bands for c in year_sources if c.vector or c.labels
-    }
+    found = [source.labels for source in year_sources]
+    label_bands = {raster.bands for known in found for raster in known.rasters}
+    label_bands |= {1 for known in found if known.layers}
     if len(label_bands) > 1:
         raise GeomatchError(
             "label layers have one channel in some years and three in others",
@@ -156,8 +142,8 @@ def area_stamps(split: config.SplitConfig) -> list[Any]:
     """Paths, sizes and modification times of the polygon files that define the splits."""
     if split.by != "file":
         return []
-    stats = [(path, os.stat(path)) for path in area_files((*split.validation, *split.test))]
-    return [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+    files = area_files((*split.validation, *split.test))
+    return [[path, labels.stamp(path)] for path in files]
 
 
 def area_files(names: Sequence[str]) -> list[str]:
@@ -166,16 +152,23 @@ def area_files(names: Sequence[str]) -> list[str]:
     Raises:
         GeomatchError: one matches no file.
     """
-    return [path for name in names for path in rasters.find(name, "split")]
+    return [path for name in names for path in labels.find(name, "split")]
 
 
 def identity(source: YearSource) -> Any:
     """What tiles of a year depend on: paths, sizes and times of its files, how they are read."""
-    vector = source.vector and [source.vector, os.stat(source.vector).st_mtime_ns]
+    known = source.labels
     return [
-        [(r.path, r.stamp) for r in (*source.images, *source.labels, *source.changed)],
-        vector,
+        [(r.path, r.stamp) for r in (*source.images, *known.rasters, *source.changed)],
+        [known.classes, *map(_drawn, known.layers)] if known.layers else None,
         source.stretch and asdict(source.stretch),
         source.year,
         source.placement,
     ]
+
+
+def _drawn(layer: Layer) -> Any:
+    """What the pixels of a label layer depend on."""
+    if isinstance(layer, RasterLayer):
+        return [(r.path, r.stamp) for r in layer.rasters], asdict(layer.classes)
+    return asdict(layer)
