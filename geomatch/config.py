@@ -138,7 +138,13 @@ class ModelConfig:
     normalise: bool = _key(False, "L2-normalise descriptors inside the network")
     centre: bool = _key(False, "embed subtracts each year's mean training descriptor")
     label_classes: int = _key(
-        0, "number of classes of a one-band label, one-hot encoded; 0: labels as an image", least=0
+        0,
+        "number of classes of a one-band label; 0: as many as the tiles name, else labels as an "
+        "image",
+        least=0,
+    )
+    labels: Literal["one-hot", "grey", "colour"] = _key(
+        "one-hot", "how the classes of labels enter: a plane, a grey or a colour for each"
     )
 
 

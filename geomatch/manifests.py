@@ -112,6 +112,7 @@ class RunManifest(Record):
         id: random; differs between runs of the same name.
         gsd: metres per pixel of its tiles; None without georeference.
         tiles: fingerprint of the tiles.
+        label_classes: names of the classes of their labels; None if these have none.
     """
 
     geomatch: str
@@ -121,6 +122,7 @@ class RunManifest(Record):
     id: str
     gsd: float | None
     tiles: str
+    label_classes: tuple[str, ...] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ class Encoding:
         dimension: of the descriptors.
         fingerprint: of the weights, the model settings and the tile form.
         gsd: metres per pixel of the tiles it was trained on; None without georeference.
+        label_classes: names of the classes of their labels; None if these have none.
     """
 
     name: str
@@ -37,13 +38,14 @@ class Encoding:
     settings: config.Config
     form: TileForm
     gsd: float | None
+    label_classes: tuple[str, ...] | None
     model: Siamese
     variables: dict[str, Any]
     dimension: int
     fingerprint: str
 
     def check_tiles(self, tiles: TileManifest) -> None:
-        """Check that tiles have the size, channels and gsd that the encoder was trained on.
+        """Check that tiles have the size, channels, gsd and label classes of those trained on.
 
         Raises:
             GeomatchError: one of them differs.
@@ -61,6 +63,15 @@ class Encoding:
                     f"the tiles have {got}, but {self.name} was trained on {needed}",
                     "Cut such tiles, or train a run on these: geomatch train --run NEW",
                 )
+        classes = None if tiles.label_classes is None else tuple(tiles.label_classes)
+        if classes != self.label_classes:
+            here, there = (", ".join(c) if c else "none" for c in (classes, self.label_classes))
+            raise GeomatchError(
+                f"the labels of the tiles have the classes {here}, but {self.name} was trained on "
+                f"{there}",
+                "Name the same classes in the same order, or train a run on these tiles: "
+                "geomatch train --run NEW",
+            )
 
 
 def read_run(folder: Path) -> tuple[config.Config, TileForm, RunManifest]:
@@ -117,6 +128,7 @@ def load_encoder(
         settings=settings,
         form=form,
         gsd=manifest.gsd,
+        label_classes=manifest.label_classes,
         model=network,
         variables=variables,
         dimension=output.shape[1],

@@ -140,7 +140,7 @@ def _open_run(
     before, old = None, None
     if path.exists():
         before, _, old = read_run(project.run(name))
-    settings = setup.resolve_settings(settings, project.root, before)
+    settings = setup.resolve_settings(setup.of_tiles(settings, tiles), project.root, before)
     manifest = setup.manifest(settings, form, tiles)
     if before is not None and old is not None:
         requested = config.from_dict(manifest.settings, str(path))

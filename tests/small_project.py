@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,12 +107,15 @@ def tile_sources(
     *overrides: str,
     labels: dict[str, str | Path] | None = None,
     changed: dict[str, str | Path] | None = None,
+    tables: Sequence[dict[str, Any]] = (),
     workers: int = 1,
     **options: Any,
 ) -> TileTable:
     """Tile imagery by year; 32 px at 1 m, all in train, unless `overrides` say otherwise.
 
-    Further options are those of `tile`.
+    Args:
+        tables: of `[[labels]]`.
+        options: further arguments of `tile`.
     """
     sources = tuple(
         config.SourceConfig(
@@ -123,7 +127,8 @@ def tile_sources(
         for year, path in images.items()
     )
     wanted = ("grid.size=32", "grid.gsd=1.0", "split.by=source", *overrides)
-    settings = config.with_overrides(config.Config(source=sources), wanted)
+    known = config.from_dict({"labels": tables}, "tables").labels
+    settings = config.with_overrides(config.Config(source=sources, labels=known), wanted)
     return tile(project, settings, workers=workers, **options).table
 
 

@@ -45,8 +45,8 @@ def collect(settings: config.Config, progress: ProgressCallback) -> dict[str, Ye
         UsageError: a `[[labels]]` table makes no sense, or some labels have classes and others not.
     """
     years = [source.year for source in settings.source]
-    tables, plain = list[config.LabelsConfig](), dict[str, list[str]]()
-    known: list[str] = []
+    tables, known = list[config.LabelsConfig](), list[str]()
+    plain: dict[str, YearLabels] = {}
     for source in settings.source:
         if source.labels.startswith(config.BDTOPO):
             known = [*bdtopo.CLASSES]
@@ -55,20 +55,23 @@ def collect(settings: config.Config, progress: ProgressCallback) -> dict[str, Ye
                 progress(f"labels of {source.year}: no layer of {', '.join(sorted(missing))}")
             tables += [replace(table, year=source.year) for table in found]
         elif source.labels:
-            plain[source.year] = labels.find(source.labels, f"labels of {source.year}")
+            plain[source.year] = _plain(source)
     for table in settings.labels:
         _check(table, years)
         tables.append(table)
-    as_they_are = {year: _plain(year, paths) for year, paths in plain.items()}
-    if not tables and not any(map(_is_wide, as_they_are.values())):
-        return as_they_are
-    for year, found_labels in as_they_are.items():
-        if tables or found_labels.layers or found_labels.rasters[0].bands > 1:
+    if not tables and not any(map(_is_wide, plain.values())):
+        return plain
+    for year, labelled in plain.items():
+        if tables or labelled.layers or labelled.rasters[0].bands > 1:
             raise UsageError(
                 f"labels of {year} are greys or colours, but other labels have classes",
                 "Give these files a class too, in a [[labels]] table of geomatch.toml.",
             )
-        tables += [config.LabelsConfig(file=path, year=year) for path in plain[year]]
+    tables += [
+        config.LabelsConfig(file=source.labels, year=source.year)
+        for source in settings.source
+        if source.year in plain
+    ]
     return _by_class(tables, years, known, progress)
 
 
@@ -82,12 +85,14 @@ def _check(table: config.LabelsConfig, years: Sequence[str]) -> None:
         )
 
 
-def _plain(year: str, paths: Sequence[str]) -> YearLabels:
+def _plain(source: config.SourceConfig) -> YearLabels:
     """Labels that name no class: rasters as they are, the layers of a vector file in greys."""
+    what = f"labels of {source.year}"
+    paths = labels.find(source.labels, what)
     if labels.is_vector(paths[0]):
         if len(paths) > 1:
             raise GeomatchError(
-                f"labels of {year}: {len(paths)} vector files match",
+                f"{what}: {len(paths)} vector files match",
                 "Give each a class in a [[labels]] table of geomatch.toml, or merge them as layers "
                 "of one GeoPackage: ogr2ogr -update all.gpkg FILE",
             )
@@ -96,7 +101,7 @@ def _plain(year: str, paths: Sequence[str]) -> YearLabels:
         return YearLabels(
             layers=tuple(replace(a, value=v) for a, v in zip(layers, greys, strict=True))
         )
-    return YearLabels(rasters=_rasters(paths, f"labels of {year}"))
+    return YearLabels(rasters=_rasters(paths, what))
 
 
 def _rasters(paths: Iterable[str], what: str) -> tuple[Raster, ...]:
