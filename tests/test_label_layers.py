@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import shapely
 from command_line import run_command
-from small_project import tile_sources
+from small_project import settings, tile_sources
 
+from geomatch import config
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import TileTable
 from geomatch.errors import GeomatchError
+from geomatch.runs import load_encoder
+from geomatch.tiling import bdtopo
 from geomatch.tiling.request import tile_arguments
 
 LEFT, TOP = 500_000, 5_000_000
@@ -47,7 +50,7 @@ def line(*points):
 
 
 def write(path, shapes, layer=None, crs="EPSG:32631", **columns):
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     frame = geopandas.GeoDataFrame(columns, geometry=shapes, crs="EPSG:32631").to_crs(crs)
     frame.to_file(path, **({"layer": layer} if layer else {}))
     return path
@@ -320,3 +323,138 @@ def test_tables_are_not_set(project):
     with pytest.raises(GeomatchError, match="labels are not set") as caught:
         tile_arguments(project, ["2010=a"], overrides=["labels.file=x"])
     assert "geomatch.toml" in caught.value.hint
+
+
+# BD TOPO
+
+ROADS = [line((-50, 5), (100, 5)), line((5, -50), (5, 100)), line((60, -50), (60, 100))]
+THEMES = {
+    # Shapes, and attributes: natures, position to the ground and state.
+    "zone_de_vegetation": ([box(0, 30, 64, 64)], ["Bois"], None, None),
+    "troncon_de_route": (
+        ROADS, ["Route à 1 chaussée", "Route à 1 chaussée", "Sentier"], ["0", "-1", "0"],
+        ["En service"] * 3,
+    ),
+    "batiment": ([box(0, 0, 20, 4)], ["Indifférenciée"], None, ["En service"]),
+    "surface_hydrographique": ([box(30, 20, 50, 40)], ["Retenue"], ["0"], None),
+    "troncon_hydrographique": (
+        [line((0, 50), (64, 50))], ["Ecoulement naturel"], ["Gué ou radier"], None,
+    ),
+    "troncon_de_voie_ferree": ([line((-50, 60), (100, 60))], ["LGV"], ["1"], ["En projet"]),
+    "cimetiere": ([box(40, 8, 50, 18)], ["Civil"], None, None),
+    "terrain_de_sport": ([box(24, 8, 34, 18)], ["Terrain de tennis"], None, None),
+    "commune": ([box(0, 0, 64, 64)], ["Commune"], None, None),
+}  # fmt: skip
+FIELDS = {
+    "shp": ("NATURE", "POS_SOL", "ETAT"),
+    "gpkg": ("nature", "position_par_rapport_au_sol", "etat_de_l_objet"),
+}
+
+
+def write_delivery(folder, form):
+    """A delivery in the form of a GeoPackage, or of shapefiles in folders; returns its path."""
+    folder.mkdir()
+    for name, (shapes, *values) in THEMES.items():
+        named = zip(FIELDS[form], values, strict=True)
+        columns = {field: value for field, value in named if value is not None}
+        if form == "gpkg":
+            write(folder / "BDT_3-3_GPKG.gpkg", shapes, layer=name, **columns)
+        else:
+            write(folder / f"THEME_{name[:3]}" / f"{name.upper()}.shp", shapes, **columns)
+    return folder / "BDT_3-3_GPKG.gpkg" if form == "gpkg" else folder
+
+
+@pytest.mark.parametrize("form", ["shp", "gpkg"])
+def test_themes_of_bd_topo_are_classes(project, image, tmp_path, form):
+    """Tunnels, footpaths and what is only planned are not seen from above."""
+    path = write_delivery(tmp_path / form, form)
+    seen = []
+    table = tile_with(
+        project, image, labels={"2010": f"bdtopo:{path}"}, years=("2010", "2020"),
+        progress=lambda text, *_: seen.append(text),
+    )  # fmt: skip
+    names = classes_of(project)
+    assert names == bdtopo.CLASSES
+    assert "labels of 2010: no layer of aerodrome" in seen
+    assert "labels: no pixel of any tile is railway" in seen
+    code = {name: i for i, name in enumerate(names, 1)}
+    expected = np.zeros((64, 64), np.uint8)
+    expected[30:] = code["vegetation"]
+    expected[8:18, 40:50] = code["cemetery"]
+    expected[8:18, 24:34] = code["sport ground"]
+    expected[20:40, 30:50] = code["water"]
+    expected[49:51] = code["water"]  # 3 m wide: the centres of two or three rows
+    expected[2:8] = code["road"]
+    expected[:4, :20] = code["building"]
+    got = drawn(project, table)
+    rows = np.r_[:48, 52:64]
+    np.testing.assert_array_equal(got[rows], expected[rows])
+    assert (got[49:51, 1:-1] == code["water"]).all()
+    assert not drawn(project, table, "2020").any()
+
+
+def test_bd_topo_of_two_versions_has_the_same_classes(project, image, tmp_path):
+    old = write(tmp_path / "v2" / "E_BATI" / "BATI_INDIFFERENCIE.SHP", [box(0, 0, 20, 4)])
+    write(tmp_path / "v2" / "A_RESEAU_ROUTIER" / "ROUTE.SHP", [ROADS[0]], POS_SOL=[0])
+    new = write_delivery(tmp_path / "v3", "gpkg")
+    table = tile_with(
+        project, image, years=("2010", "2020"),
+        labels={"2010": f"bdtopo:{old.parent.parent}", "2020": f"bdtopo:{new}"},
+    )  # fmt: skip
+    found = {year: drawn(project, table, year)[:8] for year in ("2010", "2020")}
+    np.testing.assert_array_equal(found["2010"], found["2020"])
+    codes = {1 + bdtopo.CLASSES.index(name) for name in ("road", "building")}
+    assert set(np.unique(found["2010"]).tolist()) == {0} | codes
+
+
+def test_tables_lie_over_bd_topo(project, image, tmp_path):
+    path = write_delivery(tmp_path / "v3", "gpkg")
+    own = write(tmp_path / "own.gpkg", [box(0, 0, 64, 2)])
+    rule = {"file": str(own), "class": "building"}
+    table = tile_with(project, image, rule, labels={"2010": f"bdtopo:{path}"})
+    assert (drawn(project, table)[:2] == 1 + bdtopo.CLASSES.index("building")).all()
+
+
+def test_a_folder_without_bd_topo(project, image, tmp_path):
+    write(tmp_path / "other" / "roads.gpkg", [box(0, 0, 64, 2)])
+    with pytest.raises(GeomatchError, match="no layer of BD TOPO"):
+        tile_with(project, image, labels={"2010": f"bdtopo:{tmp_path}/other"})
+
+
+@pytest.mark.parametrize("path", ["delivery", "bdtopo:delivery"])
+def test_paths_on_the_command_line(project, monkeypatch, tmp_path, path):
+    monkeypatch.chdir(tmp_path)
+    request = tile_arguments(project, ["2010=a", f"2010:labels={path}"])
+    prefix = "bdtopo:" if path.startswith("bdtopo:") else ""
+    assert request.settings.source[0].labels == f"{prefix}{tmp_path}/delivery"
+    known = tile_arguments(project, ["2010=a", "2010:labels=PG:dbname=x user=y"])
+    assert known.settings.source[0].labels == "PG:dbname=x user=y"
+
+
+# What a run makes of them
+
+
+def test_a_run_has_the_classes_of_its_tiles(project, image, tmp_path):
+    """As many planes; other tiles with other classes are not embedded with it."""
+    from geomatch.embed import embed
+    from geomatch.train import train
+
+    path = write(tmp_path / "land.gpkg", [box(0, 0, 30, 30)])
+    rules = [{"file": str(path), "class": name} for name in ("wood", "road", "house")]
+    years = ("2010", "2020")
+    tile_with(project, image, *rules, years=years)
+    wanted = settings("train.epochs=0", "split.by=blocks")
+    with pytest.raises(GeomatchError, match=r"label_classes = 2, but .* have 3 classes"):
+        train(project, config.with_overrides(wanted, ["model.label_classes=2"]))
+    train(project, wanted)
+    chosen = json.loads((project.run("run1") / "config.json").read_text())
+    assert chosen["settings"]["model"]["label_classes"] == 3
+    assert chosen["label_classes"] == ["wood", "road", "house"]
+    assert load_encoder(project, None, None).variables["params"]["encoder"]["fusion"][
+        "kernel"
+    ].shape == (1 + 3, 3)
+    train(project, wanted)  # again: it is the same run
+    embed(project, settings=wanted)
+    tile_with(project, image, *rules[::-1], years=years)
+    with pytest.raises(GeomatchError, match=r"house, road, wood, but run1@0 .* wood, road, house"):
+        embed(project, settings=wanted)
