@@ -35,6 +35,7 @@ from geomatch.geo.rasters import GridReader, Raster
 from geomatch.manifests import Channels, TileRequest, YearOfTiles
 from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project, fingerprint, replace_folder
+from geomatch.report.preview import preview as draw_preview
 from geomatch.tiling import image_folders, shards, sources
 from geomatch.tiling.plan import TilePlan, choose_grid, make_plan
 from geomatch.tiling.sources import YearSource
@@ -86,6 +87,7 @@ def tile(
     overrides: Sequence[str] = (),
     workers: int | None = None,
     force: bool = False,
+    preview: int = 0,
     progress: ProgressCallback = silent,
 ) -> Tiled:
     """Cut the tiles of `settings.source` or `settings.images`.
@@ -98,6 +100,7 @@ def tile(
             hold; they are recorded with the sources, so that the request can be repeated.
         workers: processes (threads for images without georeference); by default one per core.
         force: cut tiles again even if they are up to date.
+        preview: number of places to draw as `Project.preview`.
 
     Raises:
         GeomatchError: a source is missing or damaged, or does not fit the others.
@@ -112,6 +115,8 @@ def tile(
     cut = image_folders.tile if images else _tile_ground
     table = cut(project, settings, overrides, workers, force, progress)
     manifest = project.tile_manifest()
+    if preview:
+        draw_preview(project, preview, project.preview)
     return Tiled(table, manifest.grid, manifest.planned - len(table), manifest.splits)
 
 

@@ -74,6 +74,14 @@ def tile(
     force: Annotated[
         bool, typer.Option("--force", help="Cut tiles again even if they are up to date.")
     ] = False,
+    preview: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Draw N places, their years side by side with the labels, as tiles/preview.png.",
+            metavar="N",
+        ),
+    ] = 0,
     settings: Settings = None,
     quiet: Quiet = False,
 ) -> None:
@@ -111,6 +119,7 @@ def tile(
             overrides=chosen.overrides,
             workers=workers,
             force=force,
+            preview=preview,
             progress=progress,
         )
     table = made.table
@@ -121,3 +130,5 @@ def tile(
         what = f"of {made.grid} in {len(table.classes)} {groups}"
     counts = ", ".join(f"{name} {count}" for name, count in made.splits.items())
     console.note(f"{len(table)} tiles {what}: {counts}")
+    if preview:
+        console.note(f"Preview: {opened.preview}")
