@@ -16,6 +16,7 @@ import shutil
 import signal
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -31,6 +32,7 @@ from geomatch.data.tiles import TileTable
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.geo import labels, rasters
 from geomatch.geo.grid import Grid, Ints
+from geomatch.geo.labels import Layer, VectorLayer
 from geomatch.geo.rasters import GridReader, Raster
 from geomatch.manifests import Channels, TileRequest, YearOfTiles
 from geomatch.progress import ProgressCallback, silent
@@ -178,8 +180,7 @@ def _shards(
     plan: TilePlan, folder: Path, channels: tuple[int, int], year_sources: Sequence[YearSource]
 ) -> list[CellShard]:
     rows = shard_rows(plan.grid.size, sum(channels))
-    # Boxes of the images, labels and masks of each year, by zone.
-    boxes: list[tuple[Boxes, Boxes, Boxes]] = [({}, {}, {}) for _ in year_sources]
+    boxes: list[Boxes] = [defaultdict(dict) for _ in year_sources]
     found = []
     for number, start in enumerate(range(0, len(plan.col), rows)):
         part = slice(start, start + rows)
@@ -187,36 +188,54 @@ def _shards(
         bounds = plan.grid.bounds(col, row)
         needed = {}
         for code in np.unique(year).tolist():
-            source, mine = year_sources[code], year == code
-            known = _near(source.labels.rasters, boxes[code][1], epsg[mine], bounds[mine])
-            needed[code] = replace(
-                source,
-                images=_near(source.images, boxes[code][0], epsg[mine], bounds[mine]),
-                labels=replace(source.labels, rasters=known),
-                changed=_near(source.changed, boxes[code][2], epsg[mine], bounds[mine]),
-            )
+            mine = year == code
+
+            near = functools.partial(_near, boxes[code], epsg[mine], bounds[mine])
+            needed[code] = _reduced(year_sources[code], near)
         found.append(
             CellShard(number, start, folder, plan.grid, channels, epsg, col, row, year, needed)
         )
     return found
 
 
-Boxes = dict[int, np.ndarray]
-"""(n, 4) left, bottom, right, top of n rasters, by EPSG code."""
+Near = Callable[[int | str, tuple[Raster, ...]], tuple[Raster, ...]]
+
+
+def _reduced(source: YearSource, near: Near) -> YearSource:
+    """A source with those of its rasters that are near some cells.
+
+    Args:
+        near: chooses them; its first argument tells lists of rasters apart.
+    """
+    layers: list[Layer] = []
+    for i, layer in enumerate(source.labels.layers):
+        if isinstance(layer, VectorLayer):
+            layers.append(layer)
+        elif files := near(i, layer.rasters):
+            layers.append(replace(layer, rasters=files))
+    known = replace(
+        source.labels, rasters=near("labels", source.labels.rasters), layers=tuple(layers)
+    )
+    images, changed = near("images", source.images), near("changed", source.changed)
+    return replace(source, images=images, labels=known, changed=changed)
+
+
+Boxes = defaultdict[int | str, dict[int, np.ndarray]]
+"""(n, 4) left, bottom, right, top of the n rasters of each list, by EPSG code."""
 
 
 def _near(
-    files: tuple[Raster, ...], boxes: Boxes, epsg: Ints, bounds: np.ndarray
+    boxes: Boxes, epsg: Ints, bounds: np.ndarray, what: int | str, files: tuple[Raster, ...]
 ) -> tuple[Raster, ...]:
-    """The rasters whose box intersects that of some cells, in any of their zones."""
-    wanted = np.zeros(len(files), bool)
+    """The rasters of the list `what` whose box intersects that of some cells, in any zone."""
+    wanted, known = np.zeros(len(files), bool), boxes[what]
     for zone in np.unique(epsg).tolist():
-        if zone not in boxes:
+        if zone not in known:
             projected = [rasters.project_bounds(f.crs, f.bounds, f"EPSG:{zone}") for f in files]
-            boxes[zone] = np.asarray(projected, np.float64).reshape(-1, 4)
+            known[zone] = np.asarray(projected, np.float64).reshape(-1, 4)
         cells = bounds[epsg == zone]
         low, high = cells[:, :2].min(axis=0), cells[:, 2:].max(axis=0)
-        wanted |= ((boxes[zone][:, :2] < high) & (boxes[zone][:, 2:] > low)).all(axis=1)
+        wanted |= ((known[zone][:, :2] < high) & (known[zone][:, 2:] > low)).all(axis=1)
     return tuple(itertools.compress(files, wanted))
 
 

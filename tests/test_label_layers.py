@@ -7,6 +7,7 @@ import os
 
 import geopandas
 import numpy as np
+import pyogrio
 import pytest
 import shapely
 from command_line import run_command
@@ -16,6 +17,7 @@ from geomatch import config
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import TileTable
 from geomatch.errors import GeomatchError
+from geomatch.geo.labels import LayerReader
 from geomatch.runs import load_encoder
 from geomatch.tiling import bdtopo
 from geomatch.tiling.request import tile_arguments
@@ -218,6 +220,26 @@ def test_sheets_of_a_class_raster(write_raster, project, image, tmp_path):
     np.testing.assert_array_equal(drawn(project, table), np.tile(1 + np.arange(64) // 16, (64, 1)))
 
 
+def test_a_shard_is_cut_from_the_sheets_near_it(
+    write_raster, project, image, tmp_path, monkeypatch
+):
+    """Else each of many shards would open and be identified by all sheets."""
+    monkeypatch.setattr("geomatch.tile.shard_rows", lambda size, channels: 1)
+    for i in range(2):
+        write_raster(f"cover/{i}.tif", np.full((1, 64, 32), 7 + i), origin=(LEFT + 32 * i, TOP))
+    tables = [{"file": str(tmp_path / "cover")}, {"file": str(tmp_path / "cover/0.tif")}]
+    read, real = [], LayerReader.__init__
+
+    def recorded(self, layers, *more):
+        read.append([[raster.name for raster in layer.rasters] for layer in layers])
+        real(self, layers, *more)
+
+    monkeypatch.setattr(LayerReader, "__init__", recorded)
+    table = tile_with(project, image, *tables)
+    assert sorted(read) == [*[[["0.tif"], ["0.tif"]]] * 2, *[[["1.tif"]]] * 2]
+    np.testing.assert_array_equal(drawn(project, table), np.tile(1 + np.arange(64) // 32, (64, 1)))
+
+
 # From the command line
 
 
@@ -272,6 +294,9 @@ def test_a_class_that_no_pixel_has_is_said(project, image, tmp_path):
     assert "labels: no pixel of any tile is road" in seen
 
 
+SITE = 'LOCAL_CS["site",LOCAL_DATUM["d",32767],UNIT["metre",1]]'
+
+
 @pytest.mark.parametrize(
     ("keys", "message", "hint"),
     [
@@ -294,6 +319,8 @@ def test_a_class_that_no_pixel_has_is_said(project, image, tmp_path):
         ({"file": "zero.tif"}, "no value but 0", "0=sea"),
         ({"file": "PG:host=nowhere dbname=x", "class": "a"}, "database", "conda-forge"),
         ({"file": "text.gpkg", "class": "a"}, "text.gpkg cannot be opened", "ogrinfo"),
+        ({"file": "site.gpkg", "class": "a"}, "site.gpkg .* without a place", "-a_srs"),
+        ({"file": "moon.gpkg", "class": "a"}, "moon.gpkg .* without a place", "-a_srs"),
     ],
 )
 def test_tables_that_make_no_sense(write_raster, project, image, tmp_path, keys, message, hint):
@@ -305,6 +332,10 @@ def test_tables_that_make_no_sense(write_raster, project, image, tmp_path, keys,
     write_raster("wide.tif", values, origin=(LEFT, TOP))
     write_raster("zero.tif", np.zeros((1, 64, 64), np.uint8), origin=(LEFT, TOP))
     (tmp_path / "text.gpkg").write_text("no map")
+    for name, crs in (("site", SITE), ("moon", "+proj=longlat +R=1737400")):
+        shape = np.array([shapely.to_wkb(box(0, 0, 9, 9))], object)
+        path = tmp_path / f"{name}.gpkg"
+        pyogrio.raw.write(path, shape, [], [], geometry_type="Polygon", crs=crs)
     if "file" in keys and ":" not in keys["file"]:
         keys = {**keys, "file": str(tmp_path / keys["file"])}
     with pytest.raises(GeomatchError, match=message) as caught:

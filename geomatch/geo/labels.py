@@ -18,7 +18,6 @@ import pyogrio
 import shapely
 from numpy.typing import NDArray
 from pyogrio.errors import DataLayerError, DataSourceError, FeatureError, GeometryError
-from rasterio.errors import RasterioError
 from rasterio.features import rasterize
 from rasterio.transform import from_origin
 from shapely.errors import GEOSException
@@ -44,7 +43,7 @@ class VectorLayer:
         value: of the pixels that its shapes cover, from 1 to 255.
         where: condition on attributes in OGR SQL; "" for all features.
         buffer: metres around each shape.
-        stamp: sizes and times of its files.
+        stamp: see `stamp`.
     """
 
     path: str
@@ -52,7 +51,7 @@ class VectorLayer:
     value: int
     where: str = ""
     buffer: float = 0.0
-    stamp: tuple[tuple[int, int], ...] = ()
+    stamp: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -217,7 +216,7 @@ def vector_layers(
 
     Raises:
         GeomatchError: the file cannot be read, has no such layer or none with geometries, a layer
-            has no CRS, or the condition is not one.
+            has no CRS or one without a place, or the condition is not one.
     """
     names = layer_names(path)
     if not names:
@@ -230,10 +229,11 @@ def vector_layers(
     ]
     for each in found:
         about = _info(path, each.layer)
-        if about["crs"] is None and about["features"] != 0:
-            raise GeomatchError(
-                f"{path} (layer {each.layer}) has no CRS", "Assign one with: ogr2ogr -a_srs EPSG:n"
-            )
+        assign = "Assign one with: ogr2ogr -a_srs EPSG:n"
+        if about["crs"] is not None:
+            rasters.check_crs(f"{path} (layer {each.layer})", about["crs"], assign)
+        elif about["features"] != 0:
+            raise GeomatchError(f"{path} (layer {each.layer}) has no CRS", assign)
         if where:
             _read(each, about, max_features=1, read_geometry=False)
     return found
@@ -283,8 +283,11 @@ def _read(layer: VectorLayer, about: dict[str, Any], **options: Any) -> Any:
     return ids, shapes
 
 
-def stamp(path: str) -> tuple[tuple[int, int], ...]:
-    """Sizes and modification times of the files of a data set; of a database none."""
+def stamp(path: str) -> tuple[int, ...]:
+    """Size and modification time of each file of a data set, one after the other.
+
+    A database has none.
+    """
     place = Path(re.sub(r"^/vsi(zip|tar|gzip)/", "", path))
     if place.is_dir():  # a file geodatabase, or shapefiles
         files = sorted(place.iterdir())
@@ -293,7 +296,7 @@ def stamp(path: str) -> tuple[tuple[int, int], ...]:
     else:  # or within an archive
         files = [each for each in (place, *place.parents) if each.is_file()]
     stats = [file.stat() for file in files]
-    return tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
+    return tuple(value for stat in stats for value in (stat.st_size, stat.st_mtime_ns))
 
 
 def read_shapes(
@@ -311,7 +314,7 @@ def read_shapes(
         The shapes, valid and not empty, and the ids of features that could not be mended.
 
     Raises:
-        GeomatchError: the layer cannot be read, or its CRS is unknown.
+        GeomatchError: the layer cannot be read.
     """
     about = _info(layer.path, layer.layer)
     if about["crs"] is None:  # of an empty layer
@@ -336,25 +339,14 @@ def _projected(crs: str, target: str, xy: NDArray[np.float64]) -> NDArray[np.flo
 
 
 def _boxes(layer: VectorLayer, about: dict[str, Any], crs: str, bounds: Bounds) -> Iterator[Bounds]:
-    """What to read of a layer, in its own CRS; two boxes where longitudes wrap between.
-
-    Raises:
-        GeomatchError: the CRS of the layer has no place on the Earth.
-    """
+    """What to read of a layer, in its own CRS; two boxes where longitudes wrap between."""
     left, bottom, right, top = bounds
     margin = layer.buffer + 0.05 * max(right - left, top - bottom)
     grown = left - margin, bottom - margin, right + margin, top + margin
-    try:
-        box = rasters.project_bounds(crs, grown, about["crs"])
-        geographic = rasters.is_geographic(about["crs"])
-    except RasterioError as error:
-        raise GeomatchError(
-            f"{layer.path} (layer {layer.layer}) cannot be placed by its CRS: {error}",
-            "Assign the right one with: ogr2ogr -a_srs EPSG:n",
-        ) from error
+    box = rasters.project_bounds(crs, grown, about["crs"])
     if not np.isfinite(box).all():
         return  # these places have no coordinates in the CRS of the layer
-    if not geographic:
+    if not rasters.is_geographic(about["crs"]):
         yield box
         return
     west, south, east, north = box

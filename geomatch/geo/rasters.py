@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError, CPLE_NotSupportedError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
@@ -159,6 +160,25 @@ def _open(path: str) -> Any:
             f"{path} cannot be opened as a raster: {error}",
             "Check the file with gdalinfo; leave it out or replace it.",
         ) from error
+
+
+def check_crs(path: str, crs: str, hint: str) -> None:
+    """Check that coordinates in the CRS of a file have a place on the Earth.
+
+    Raises:
+        GeomatchError: the CRS is local (an engineering CRS), geocentric or of another planet.
+    """
+    known = CRS.from_user_input(crs)
+    has_place = known.is_projected or known.is_geographic
+    with rasterio.Env():  # without it, GDAL prints its errors as well
+        try:
+            transform(known, CRS.from_user_input("OGC:CRS84"), [0], [0])
+        except CPLE_NotSupportedError:
+            has_place = False
+        except (CPLE_BaseError, RasterioError):
+            pass  # that point alone has none
+    if not has_place:
+        raise GeomatchError(f"{path} is in a CRS without a place on the Earth: {crs}", hint)
 
 
 def project_bounds(crs: str, bounds: Bounds, target: str) -> Bounds:
