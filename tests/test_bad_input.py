@@ -244,7 +244,7 @@ def test_labels_that_are_not_there(project, good):
     refused(
         project,
         *(f"2010={good}", f"2010:labels={good.parent / 'none.gpkg'}"),
-        names=("labels of 2010", "none.gpkg"),
+        names=("labels of 2010", "none.gpkg", "vector file"),
     )
 
 

@@ -248,6 +248,17 @@ def test_shapes_beyond_mending_are_left_out_and_counted(project, image, tmp_path
     assert f"labels: 2 broken shapes left out of {name}" in seen
 
 
+def test_a_building_in_three_dimensions_is_its_roof(project, image, tmp_path):
+    """Walls have no area from above; they are no defect."""
+    left, top = square(4, 4, 20, 20)[0]
+    wall = [(left, top, 0.0), (left, top - 16, 0.0), (left, top - 16, 9.0), (left, top, 9.0)]
+    shape = collection(1006, wkb(1003, raised(square(4, 4, 20, 20))), wkb(1003, [*wall, wall[0]]))
+    path = write_shapes(tmp_path / "building.gpkg", shape)
+    got = drawn(project, tile_with_labels(project, image, {"2010": path}), "2010")[..., 0]
+    assert (got[4:20, 4:20] == 255).all()
+    assert project.tile_manifest().broken is None
+
+
 def test_a_shape_without_a_place_is_left_out(project, image, tmp_path):
     path = write_shapes(tmp_path / "nan.gpkg", wkb(3, [(NAN, NAN)] * 4), SOUND)
     got = drawn(project, tile_with_labels(project, image, {"2010": path}), "2010")[..., 0]

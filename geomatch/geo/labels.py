@@ -107,11 +107,15 @@ def find(pattern: str, what: str) -> list[str]:
         return [pattern]
     try:
         return rasters.find(pattern, what)
-    except GeomatchError:
+    except GeomatchError as error:
         matches = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
         found = [path for path in matches if _is_folder_of_vectors(path)]
         if not found:
-            raise
+            raise GeomatchError(
+                error.message,
+                "Give a raster, a vector file such as a GeoPackage, a folder of rasters or of "
+                "shapefiles, or a quoted glob such as 'landcover/*.tif'.",
+            ) from error
         return found
 
 
@@ -362,8 +366,9 @@ def _boxes(layer: VectorLayer, about: dict[str, Any], crs: str, bounds: Bounds) 
 def _sound(wkb: NDArray[np.object_]) -> tuple[NDArray[np.object_], NDArray[np.intp]]:
     """Simple, valid, two-dimensional shapes, and the indices of geometries that yield none.
 
-    Collections are taken apart and empty geometries dropped. Geometries that are null are not
-    counted: they say that nothing is there.
+    Collections are taken apart. Geometries that are null or empty are not counted: they say that
+    nothing is there. One with a part that can be drawn is not counted either: seen from above, the
+    walls of a building in three dimensions have no area.
     """
     shapes = shapely.force_2d(shapely.from_wkb(wkb, on_invalid="fix"))
     unread = shapely.is_missing(shapes) & np.asarray([each is not None for each in wkb], bool)
@@ -376,7 +381,7 @@ def _sound(wkb: NDArray[np.object_]) -> tuple[NDArray[np.object_], NDArray[np.in
     for i in np.flatnonzero(areas & ~shapely.is_valid(parts)):
         parts[i] = _mended(parts[i])
     lost = shapely.is_missing(parts) | shapely.is_empty(parts)
-    failed = np.union1d(np.flatnonzero(unread), owner[lost])
+    failed = np.union1d(np.flatnonzero(unread), np.setdiff1d(owner[lost], owner[~lost]))
     return _parts(parts[~lost])[0], failed
 
 
