@@ -79,6 +79,7 @@ class LabelsConfig:
     year: str = ""
     layer: str = ""
     where: str = ""
+    attribute: str = ""
     buffer: float = _key(0.0, "metres around lines and points", least=0)
     classes: tuple[str, ...] = ()
 
@@ -439,6 +440,7 @@ def _template_lines(config: Config, given: Iterable[str]) -> Iterator[str]:
     yield "# where = \"kind = 'main'\"        # a condition on attributes"
     yield "# buffer = 4                      # metres, for lines and points"
     yield '# classes = ["1=water", "2..4=forest", "#ff0000=road"]   # of a raster, instead of class'
+    yield '# attribute = "landuse"           # whose values are classes, or have those of classes'
     for table in dataclasses.fields(Config):
         if isinstance(table.default, tuple):
             continue

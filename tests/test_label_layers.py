@@ -113,6 +113,33 @@ def test_a_condition_chooses_features_of_any_format(project, image, tmp_path, en
     np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.parametrize("ending", ["shp", "gpkg"])
+def test_values_of_an_attribute_are_classes(project, image, tmp_path, ending):
+    """Each its own, in their order, or those of rules; features of no value stay unknown."""
+    shapes = [box(10 * i, 0, 10 * i + 10, 10) for i in range(4)]
+    uses = ["wood", "d'eau", "meadow", None]
+    path = str(write(tmp_path / f"land.{ending}", shapes, use=uses, code=[1, 2, 5, 9]))
+    own = {"file": path, "attribute": "use", "where": "code < 5"}
+    table = tile_with(project, image, own)
+    assert classes_of(project) == ("d'eau", "wood")
+    assert drawn(project, table)[5, 5:40:10].tolist() == [2, 1, 0, 0]
+    named = {
+        "file": path,
+        "attribute": "use",
+        "classes": ["wood=green", "d'eau=blue", "meadow=green"],
+    }
+    table = tile_with(project, image, named)
+    assert classes_of(project) == ("green", "blue")
+    assert drawn(project, table)[5, 5:40:10].tolist() == [1, 2, 1, 0]
+    numbers = {"file": path, "attribute": "code", "classes": ["2..8=some", "9=last"]}
+    table = tile_with(project, image, numbers)
+    assert classes_of(project) == ("some", "last")
+    assert drawn(project, table)[5, 5:40:10].tolist() == [0, 1, 1, 2]
+    table = tile_with(project, image, {"file": path, "attribute": "code"})
+    assert classes_of(project) == ("1", "2", "5", "9")
+    assert drawn(project, table)[5, 5:40:10].tolist() == [1, 2, 3, 4]
+
+
 def test_layers_and_years_of_tables(project, image, tmp_path):
     """A year without a layer is unknown; a table without a year is of all."""
     path = tmp_path / "land.gpkg"
@@ -308,6 +335,10 @@ SITE = 'LOCAL_CS["site",LOCAL_DATUM["d",32767],UNIT["metre",1]]'
         ({"file": "land.geojson", "class": "a", "where": "kind ="}, "kind =", "attributes: kind"),
         ({"file": "land.gpkg", "class": "a", "year": "1999"}, "year 1999", "2010"),
         ({"file": "land.gpkg", "class": "a", "classes": ["1=b"]}, "both class and classes", "one"),
+        ({"file": "land.gpkg", "attribute": "sort"}, "no attribute 'sort'", "attributes: kind"),
+        ({"file": "land.gpkg", "attribute": "kind", "class": "a"}, "class and attribute", "one"),
+        ({"file": "land.gpkg", "attribute": "kind", "classes": ["a"]}, "'a'", "forest=wood"),
+        ({"file": "cover.tif", "attribute": "kind"}, "has no attribute", "Remove"),
         ({"file": "cover.tif", "class": "a", "where": "x"}, "is a raster, .* no where", "Remove"),
         ({"file": "cover.tif", "class": "a", "buffer": 1}, "has no buffer", "Remove"),
         ({"file": "cover.tif", "classes": ["1..5=a", "3=b"]}, "a and b overlap", "one class"),

@@ -210,6 +210,14 @@ def fields(path: str, layer: str) -> dict[str, str]:
     return dict(zip(map(str, about["fields"]), map(str, about["dtypes"]), strict=True))
 
 
+def attribute_values(layer: VectorLayer, attribute: str) -> list[Any]:
+    """The values of an attribute but for null and empty text; whole numbers as int."""
+    about = _info(layer.path, layer.layer)
+    column = _read(layer, about, columns=[attribute], read_geometry=False)[2][0]
+    values = {value for value in column.tolist() if value not in (None, "") and value == value}
+    return [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
+
+
 def vector_layers(
     path: str, value: int, layer: str = "", where: str = "", buffer: float = 0.0
 ) -> list[VectorLayer]:
@@ -253,8 +261,10 @@ def _info(path: str, layer: str) -> dict[str, Any]:
     return about
 
 
-def _read(layer: VectorLayer, about: dict[str, Any], **options: Any) -> Any:
-    """Feature ids and geometries (WKB) of a layer; options as for `pyogrio.raw.read`.
+def _read(
+    layer: VectorLayer, about: dict[str, Any], columns: Sequence[str] = (), **options: Any
+) -> Any:
+    """Feature ids, geometries (WKB) and columns of a layer; options as for `pyogrio.raw.read`.
 
     Raises:
         GeomatchError: they cannot be read, or the condition is not one.
@@ -265,10 +275,10 @@ def _read(layer: VectorLayer, about: dict[str, Any], **options: Any) -> Any:
         with warnings.catch_warnings():
             # About shapes that are mended here, or left out and counted.
             warnings.simplefilter("ignore", RuntimeWarning)
-            _, ids, shapes, _ = pyogrio.raw.read(
+            _, ids, shapes, values = pyogrio.raw.read(
                 layer.path,
                 layer=layer.layer,
-                columns=named,
+                columns=[*columns, *named],
                 where=layer.where or None,
                 return_fids=True,
                 **options,
@@ -284,7 +294,7 @@ def _read(layer: VectorLayer, about: dict[str, Any], **options: Any) -> Any:
             f"{layer.path} (layer {layer.layer}) is damaged: {error}",
             "Replace the file or leave it out, then run the same command again.",
         ) from error
-    return ids, shapes
+    return ids, shapes, values
 
 
 def stamp(path: str) -> tuple[int, ...]:
@@ -325,7 +335,7 @@ def read_shapes(
         return np.empty(0, object), []
     shapes, broken = [], []
     for box in _boxes(layer, about, crs, bounds):
-        ids, wkb = _read(layer, about, bbox=box)
+        ids, wkb, _ = _read(layer, about, bbox=box)
         found, failed = _sound(wkb)
         found = _cut(found, box)
         x_y = functools.partial(_projected, about["crs"], crs)

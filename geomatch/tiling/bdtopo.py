@@ -76,7 +76,11 @@ def tables(path: str) -> list[config.LabelsConfig]:
             if name.lower() in LAYERS:
                 group, buffer = LAYERS[name.lower()]
                 where = _seen(labels.fields(file, name)) if buffer else ""
-                found.append(config.LabelsConfig(file, group, "", name, where, buffer))
+                found.append(
+                    config.LabelsConfig(
+                        file=file, class_=group, layer=name, where=where, buffer=buffer
+                    )
+                )
     if not found:
         raise GeomatchError(
             f"{path} has no layer of BD TOPO, such as troncon_de_route or batiment",

@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from geomatch import config
 from geomatch.errors import GeomatchError, UsageError
@@ -129,13 +130,12 @@ def _by_class(
     Args:
         known: names of the first classes.
     """
+    tables = [each for table in tables for each in _by_attribute(table)]
     # A table without a class has those of its values, in their order, over all such tables.
-    found = {table: labels.find(table.file, f"[[labels]] {table.file}") for table in tables}
+    found = {table: labels.find(table.file, _name(table)) for table in tables}
     drawn = {table: labels.is_vector(paths[0]) for table, paths in found.items()}
     images = {
-        table: _rasters(paths, f"[[labels]] {table.file}")
-        for table, paths in found.items()
-        if not drawn[table]
+        table: _rasters(paths, _name(table)) for table, paths in found.items() if not drawn[table]
     }
     own: set[int] = set()
     for table, files in images.items():
@@ -170,6 +170,73 @@ def _by_class(
     return {year: YearLabels(layers=tuple(layers[year]), classes=tuple(names)) for year in years}
 
 
+def _by_attribute(table: config.LabelsConfig) -> list[config.LabelsConfig]:
+    """A table for each class that an attribute gives, in their order; another table as it is.
+
+    Raises:
+        GeomatchError: a file cannot be read, or has no such attribute.
+        UsageError: there is a class beside the attribute.
+    """
+    if not table.attribute:
+        return [table]
+    what = _name(table)
+    if table.class_:
+        raise UsageError(f"{what} has both class and attribute", "Remove one.")
+    paths = labels.find(table.file, what)
+    if not labels.is_vector(paths[0]):
+        return [table]
+    layers = [
+        layer for path in paths for layer in labels.vector_layers(path, 1, table.layer, table.where)
+    ]
+    known = [labels.fields(layer.path, layer.layer) for layer in layers]
+    for layer, of_layer in zip(layers, known, strict=True):
+        if table.attribute not in of_layer:
+            raise UsageError(
+                f"{layer.path} (layer {layer.layer}) has no attribute {table.attribute!r}",
+                f"Its attributes: {', '.join(of_layer)}.",
+            )
+    is_text = known[0][table.attribute] == "object"
+    field = f'"{table.attribute}"'
+    conditions: dict[str, list[str]] = {}
+    if table.classes:
+        for text in table.classes:
+            condition, name = _condition(field, is_text, text, what)
+            conditions.setdefault(name, []).append(condition)
+    else:
+        values = {v for layer in layers for v in labels.attribute_values(layer, table.attribute)}
+        in_order = sorted(values, key=lambda value: (isinstance(value, str), value))
+        conditions = {str(v): [f"{field} = {_literal(v)}"] for v in in_order}
+    always = f"({table.where}) AND " if table.where else ""
+    wheres = {name: f"{always}({' OR '.join(any_of)})" for name, any_of in conditions.items()}
+    return [
+        replace(table, attribute="", classes=(), class_=name, where=where)
+        for name, where in wheres.items()
+    ]
+
+
+def _condition(field: str, is_text: bool, text: str, what: str) -> tuple[str, str]:
+    """The condition, in OGR SQL, and the class of a rule about an attribute."""
+    if not is_text:
+        low, high, name = _rule(text, what)
+        return f"{field} BETWEEN {low} AND {high}", name
+    value, _, name = (part.strip() for part in text.partition("="))
+    if not name:
+        raise UsageError(
+            f"{what}: {text!r} in classes is not VALUE=CLASS",
+            'For example: classes = ["forest=wood", "meadow=grass"]',
+        )
+    return f"{field} = {_literal(value)}", name
+
+
+def _literal(value: Any) -> str:
+    """A value in SQL."""
+    return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(value)
+
+
+def _name(table: config.LabelsConfig) -> str:
+    return f"[[labels]] {table.file}"
+
+
 Rule = tuple[int, int, str]
 """The first and last value of a class, and its name."""
 
@@ -183,16 +250,17 @@ def _rules(table: config.LabelsConfig, is_vector: bool, own: Sequence[int]) -> l
     Raises:
         UsageError: a key is missing, does not fit the file or contradicts another.
     """
-    what = f"[[labels]] {table.file}"
+    what = _name(table)
     if table.class_ and table.classes:
         raise UsageError(f"{what} has both class and classes", "Remove one.")
     if is_vector:
         if not table.class_:
             raise UsageError(
-                f"{what} has no class", 'Add: class = "NAME", and where = "..." for a part of it'
+                f"{what} has no class",
+                'Add: class = "NAME", or attribute = "NAME" for a class of each of its values.',
             )
         return [(0, 0, table.class_)]
-    for key in ("layer", "where", "buffer"):
+    for key in ("layer", "where", "attribute", "buffer"):
         if getattr(table, key):
             raise UsageError(f"{what} is a raster, which has no {key}", f"Remove {key}.")
     if table.class_:
