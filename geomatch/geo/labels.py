@@ -241,11 +241,13 @@ def vector_layers(
     ]
     for each in found:
         about = _info(path, each.layer)
-        assign = "Assign one with: ogr2ogr -a_srs EPSG:n"
         if about["crs"] is not None:
-            rasters.check_crs(f"{path} (layer {each.layer})", about["crs"], assign)
+            hint = f"Assign the one that layer {each.layer} is in: ogr2ogr -a_srs EPSG:n OUT IN"
+            rasters.check_crs(path, about["crs"], hint)
         elif about["features"] != 0:
-            raise GeomatchError(f"{path} (layer {each.layer}) has no CRS", assign)
+            raise GeomatchError(
+                f"{path} (layer {each.layer}) has no CRS", "Assign one with: ogr2ogr -a_srs EPSG:n"
+            )
         if where:
             _read(each, about, max_features=1, read_geometry=False)
     return found
