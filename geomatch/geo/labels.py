@@ -127,7 +127,7 @@ def is_vector(path: str) -> bool:
     """
     try:
         return bool(len(_list(path)))
-    except DataSourceError as error:
+    except UNREADABLE as error:
         if rasters.opens(path):
             return False
         raise _unopened(path, error) from error
@@ -136,7 +136,7 @@ def is_vector(path: str) -> bool:
 def _is_folder_of_vectors(path: str) -> bool:
     try:
         return os.path.isdir(path) and bool(len(_list(path)))
-    except DataSourceError:
+    except UNREADABLE:
         return False
 
 
@@ -200,7 +200,7 @@ def layer_names(path: str) -> list[str]:
     """
     try:
         return [str(name) for name, kind in _list(path) if kind is not None]
-    except DataSourceError as error:
+    except UNREADABLE as error:
         raise _unopened(path, error) from error
 
 
