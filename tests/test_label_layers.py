@@ -350,8 +350,8 @@ SITE = 'LOCAL_CS["site",LOCAL_DATUM["d",32767],UNIT["metre",1]]'
         ({"file": "zero.tif"}, "no value but 0", "0=sea"),
         ({"file": "PG:host=nowhere dbname=x", "class": "a"}, "database", "conda-forge"),
         ({"file": "text.gpkg", "class": "a"}, "text.gpkg cannot be opened", "ogrinfo"),
-        ({"file": "site.gpkg", "class": "a"}, "site.gpkg .* without a place", "-a_srs"),
-        ({"file": "moon.gpkg", "class": "a"}, "moon.gpkg .* without a place", "-a_srs"),
+        ({"file": "site.gpkg", "class": "a"}, "site.gpkg .* which has no place", "-a_srs"),
+        ({"file": "moon.gpkg", "class": "a"}, "moon.gpkg .* which has no place", "-a_srs"),
     ],
 )
 def test_tables_that_make_no_sense(write_raster, project, image, tmp_path, keys, message, hint):

@@ -178,7 +178,7 @@ def check_crs(path: str, crs: str, hint: str) -> None:
         except (CPLE_BaseError, RasterioError):
             pass  # that point alone has none
     if not has_place:
-        raise GeomatchError(f"{path} is in a CRS without a place on the Earth: {crs}", hint)
+        raise GeomatchError(f"{path} is in a CRS, {crs}, which has no place on the Earth", hint)
 
 
 def project_bounds(crs: str, bounds: Bounds, target: str) -> Bounds:
