@@ -395,6 +395,7 @@ def located(config: Config, root: Path) -> Config:
 
 def placed(path: str, base: Path) -> str:
     """`path` against the folder `base`, unless it is a name that only GDAL understands."""
+    path = os.path.expanduser(path)
     if path.startswith(BDTOPO):
         return BDTOPO + placed(path.removeprefix(BDTOPO), base)
     if GDAL_NAME.match(path) and not os.path.exists(base / path):

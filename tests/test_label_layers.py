@@ -489,8 +489,15 @@ def test_paths_on_the_command_line(project, monkeypatch, tmp_path, path):
     request = tile_arguments(project, ["2010=a", f"2010:labels={path}"])
     prefix = "bdtopo:" if path.startswith("bdtopo:") else ""
     assert request.settings.source[0].labels == f"{prefix}{tmp_path}/delivery"
-    known = tile_arguments(project, ["2010=a", "2010:labels=PG:dbname=x user=y"])
-    assert known.settings.source[0].labels == "PG:dbname=x user=y"
+    monkeypatch.setenv("HOME", "/somewhere")
+    for given, wanted in (
+        ("PG:dbname=x user=y", "PG:dbname=x user=y"),
+        (f"{prefix}~/delivery", f"{prefix}/somewhere/delivery"),
+        ("/vsizip//a.zip/b.shp", "/vsizip//a.zip/b.shp"),
+    ):
+        known = tile_arguments(project, ["2010=a", f"2010:labels={given}"]).settings
+        assert known.source[0].labels == wanted
+        assert config.located(known, project.root).source[0].labels == wanted
 
 
 # What a run makes of them

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
+import sqlite3
 import struct
 import warnings
 import zipfile
@@ -16,6 +19,7 @@ from rasterio.warp import transform
 from small_project import tile_sources
 
 from geomatch.data.store import TileStore
+from geomatch.errors import GeomatchError
 from geomatch.manifests import Channels
 
 LEFT, TOP = 500_000, 5_000_000
@@ -246,6 +250,51 @@ def test_shapes_beyond_mending_are_left_out_and_counted(project, image, tmp_path
     name = f"{path} (layer lab)"
     assert project.tile_manifest().broken == {name: 2}
     assert f"labels: 2 broken shapes left out of {name}" in seen
+
+
+def spoil(path, *rows):
+    """Cut the geometries of rows of a GeoPackage short."""
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        triggers = database.execute("select name from sqlite_master where type = 'trigger'")
+        for (name,) in triggers.fetchall():
+            database.execute(f'drop trigger "{name}"')
+        for row in rows:
+            database.execute("update lab set geom = substr(geom, 1, 60) where fid = ?", (row,))
+        database.commit()
+
+
+def test_features_that_cannot_be_read_are_left_out_and_counted(project, image, tmp_path):
+    """GDAL stops at the first; all others are drawn."""
+    shapes = [wkb(3, square(i, 0, i + 1, 20)) for i in range(40)]
+    path = write_shapes(tmp_path / "spoilt.gpkg", *shapes)
+    spoil(path, 1, 8, 40)
+    got = drawn(project, tile_with_labels(project, image, {"2010": path}), "2010")[..., 0]
+    expected = np.zeros((64, 64), int)
+    expected[:20, 1:39] = 255
+    expected[:20, 7] = 0
+    np.testing.assert_array_equal(got, expected)
+    assert project.tile_manifest().broken == {f"{path} (layer lab)": 3}
+
+
+def test_a_feature_of_geojson_without_coordinates(project, image, tmp_path):
+    path = tmp_path / "some.geojson"
+    boxes((40, 40, 50, 50)).to_crs(4326).to_file(path)
+    whole = json.loads(path.read_text())
+    lame = {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon"}}
+    whole["features"].insert(0, lame)
+    path.write_text(json.dumps(whole))
+    got = drawn(project, tile_with_labels(project, image, {"2010": path}), "2010")[..., 0]
+    assert (got[40:50, 40:50] == 255).all()
+    assert list(project.tile_manifest().broken.values()) == [1]
+
+
+@pytest.mark.parametrize(("shapes", "spoilt"), [(2, 2), (40, 11)])
+def test_a_layer_of_which_much_cannot_be_read_is_damaged(project, image, tmp_path, shapes, spoilt):
+    path = write_shapes(tmp_path / "spoilt.gpkg", *[SOUND] * shapes)
+    spoil(path, *range(1, spoilt + 1))
+    with pytest.raises(GeomatchError, match=r"spoilt.gpkg \(layer lab\) is damaged") as caught:
+        tile_with_labels(project, image, {"2010": path})
+    assert "Replace the file" in caught.value.hint
 
 
 def test_a_building_in_three_dimensions_is_its_roof(project, image, tmp_path):

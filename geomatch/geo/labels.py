@@ -29,6 +29,8 @@ from geomatch.geo.rasters import Bounds, GridReader, Pixels, Raster
 
 UNREADABLE = (DataSourceError, DataLayerError, FeatureError, GeometryError, ValueError)
 """What pyogrio raises for a file, a layer or a condition that GDAL does not read."""
+FEW, SHARE_OF_BROKEN = 10, 0.01
+"""A layer with more features that GDAL cannot read is damaged as a whole."""
 CHORDS = 32
 """Straight edges are projected in at least so many pieces per side of the ground that is read."""
 
@@ -281,12 +283,11 @@ def _read(
                 layer.path,
                 layer=layer.layer,
                 columns=[*columns, *named],
-                where=layer.where or None,
                 return_fids=True,
-                **options,
+                **({"where": layer.where or None} | options),
             )
     except UNREADABLE as error:
-        if layer.where:
+        if layer.where and options.get("read_geometry") is False:
             raise GeomatchError(
                 f"{layer.path} (layer {layer.layer}): where = {layer.where!r} cannot be used: "
                 f"{error}",
@@ -297,6 +298,27 @@ def _read(
             "Replace the file or leave it out, then run the same command again.",
         ) from error
     return ids, shapes, values
+
+
+def _geometries(
+    layer: VectorLayer, about: dict[str, Any], box: Bounds
+) -> tuple[NDArray[np.int64], NDArray[np.object_], list[int]]:
+    """Features that touch a box: ids and geometries (WKB); and ids of those that GDAL cannot read.
+
+    Raises:
+        GeomatchError: more than a few cannot be read, so that the file is damaged.
+    """
+    try:
+        ids, wkb, _ = _read(layer, about, bbox=box)
+        return ids, wkb, []
+    except GeomatchError as error:
+        # GDAL stops at the first one, but not where features are named: then of the whole layer.
+        ids, _, _ = _read(layer, about, read_geometry=False)
+        ids, wkb, _ = _read(layer, about, where=None, fids=ids)
+        unread = ids[[each is None for each in wkb]].tolist()
+        if len(unread) in (0, len(ids)) or len(unread) > max(FEW, SHARE_OF_BROKEN * len(ids)):
+            raise error
+        return ids, wkb, unread
 
 
 def stamp(path: str) -> tuple[int, ...]:
@@ -337,16 +359,17 @@ def read_shapes(
         return np.empty(0, object), []
     shapes, broken = [], []
     for box in _boxes(layer, about, crs, bounds):
-        ids, wkb, _ = _read(layer, about, bbox=box)
+        ids, wkb, unread = _geometries(layer, about, box)
         found, failed = _sound(wkb)
-        found = _cut(found, box)
+        with np.errstate(all="ignore"):  # of coordinates beyond all bounds
+            found = _cut(found, box)
         x_y = functools.partial(_projected, about["crs"], crs)
         found = np.asarray(shapely.transform(found, x_y))
         found = found[np.isfinite(shapely.bounds(found)).all(axis=1)]
         if layer.buffer:
             found = shapely.buffer(found, layer.buffer)
         shapes.append(found)
-        broken += ids[failed].tolist()
+        broken += [*unread, *ids[failed].tolist()]
     return np.concatenate([np.empty(0, object), *shapes]), broken
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +116,7 @@ def _absolute(text: str) -> str:
 
 
 def _path(path: str) -> str:
-    return config.placed(os.path.expanduser(path), Path.cwd())
+    return config.placed(path, Path.cwd())
 
 
 def _parse_sources(texts: Iterable[str], placement: str) -> tuple[config.SourceConfig, ...]:
