@@ -71,6 +71,14 @@ def test_raster_labels_are_read_by_nearest_neighbour(write_raster, project, imag
     assert (got == values[0][np.ix_(row, column)]).mean() > 0.99
 
 
+def test_land_cover_of_a_continent(write_raster, project, image):
+    """In its own CRS; of the millions of tiles that it would cover, none is listed."""
+    values = np.full((1, 460, 650), 7, np.uint8)
+    cover = write_raster("cover.tif", values, crs="EPSG:3035", origin=(9e5, 5.5e6), gsd=1e4)
+    got = drawn(project, tile_with_labels(project, image, {"2010": cover}), "2010")
+    assert (got == 7).all()
+
+
 def test_ground_beyond_the_labels_is_unknown(write_raster, project, image):
     """Neither labels that end within a tile nor their nodata make a tile invalid."""
     values = np.full((1, 20, 40), 170, np.uint8)

@@ -64,14 +64,19 @@ class Grid:
 
     def touching(self, bounds: tuple[float, float, float, float]) -> tuple[Ints, Ints]:
         """Columns and rows of every cell that shares area with `bounds`."""
+        first_col, first_row, last_col, last_row = self.span(bounds)
+        cols = np.arange(first_col, last_col + 1, dtype=np.int64)
+        rows = np.arange(first_row, last_row + 1, dtype=np.int64)
+        grid_rows, grid_cols = np.meshgrid(rows, cols, indexing="ij")
+        return grid_cols.ravel(), grid_rows.ravel()
+
+    def span(self, bounds: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
+        """First column and row, last column and row of the cells that share area with `bounds`."""
         left, bottom, right, top = bounds
         tolerance = self.gsd * 1e-3  # a common edge is not a common area
         first = [math.floor((v + tolerance - self.side) / self.step) + 1 for v in (left, bottom)]
-        last = [math.ceil((v - tolerance) / self.step) for v in (right, top)]
-        cols = np.arange(first[0], last[0], dtype=np.int64)
-        rows = np.arange(first[1], last[1], dtype=np.int64)
-        grid_rows, grid_cols = np.meshgrid(rows, cols, indexing="ij")
-        return grid_cols.ravel(), grid_rows.ravel()
+        last = [math.ceil((v - tolerance) / self.step) - 1 for v in (right, top)]
+        return first[0], first[1], last[0], last[1]
 
 
 def utm_epsg(lon: Float64Array, lat: Float64Array) -> Ints:

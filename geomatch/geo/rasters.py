@@ -415,8 +415,7 @@ class GridReader:
     def _warp(self, i: int) -> tuple[Any, WarpedVRT, int, int]:
         """A raster warped onto the grid: (dataset, WarpedVRT, its first column, its last row)."""
         grid, raster = self._grid, self._rasters[i]
-        cols, rows = grid.touching(self._bounds[i])
-        first_col, last_row = int(cols.min()), int(rows.max())
+        first_col, first_row, last_col, last_row = grid.span(self._bounds[i])
         source = _open(raster.path)
         vrt = WarpedVRT(
             source,
@@ -425,8 +424,8 @@ class GridReader:
             transform=from_origin(
                 first_col * grid.step, last_row * grid.step + grid.side, grid.gsd, grid.gsd
             ),
-            width=int(cols.max() - first_col) * grid.stride + grid.size,
-            height=int(last_row - rows.min()) * grid.stride + grid.size,
+            width=(last_col - first_col) * grid.stride + grid.size,
+            height=(last_row - first_row) * grid.stride + grid.size,
             add_alpha=not raster.alpha,
         )
         return source, vrt, first_col, last_row
