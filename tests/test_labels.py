@@ -195,7 +195,8 @@ def raised(ring):
 
 SOUND = wkb(3, square(40, 40, 50, 50))
 BOWTIE = [(LEFT + x, TOP - y) for x, y in [(4, 4), (20, 20), (20, 4), (4, 20), (4, 4)]]
-TRIANGLE = [*square(4, 4, 20, 20)[:3], square(4, 4, 20, 20)[0]]
+HALVES = (0, 1, 2, 0), (0, 2, 3, 0)
+"""Corners of the two triangles of a square."""
 NAN = float("nan")
 
 
@@ -238,10 +239,7 @@ def test_broken_polygons_are_mended(project, image, tmp_path, shape, pixels):
     [
         pytest.param(wkb(3, square(4, 4, 20, 20)[:1] * 2), id="ring of two points"),
         pytest.param(wkb(3, square(4, 4, 4, 4)), id="no area"),
-        pytest.param(
-            collection(1016, wkb(1017, raised(square(4, 4, 20, 20)[:3] * 2)[:4])), id="TIN"
-        ),
-        pytest.param(collection(1015, wkb(1003, raised(square(4, 4, 20, 20)))), id="polyhedron"),
+        pytest.param(struct.pack("<BIIdd", 1, 2, 1, LEFT + 9, TOP - 9), id="line of one point"),
     ],
 )
 def test_shapes_beyond_mending_are_left_out_and_counted(project, image, tmp_path, shape):
@@ -303,6 +301,23 @@ def test_a_layer_of_which_much_cannot_be_read_is_damaged(project, image, tmp_pat
     with pytest.raises(GeomatchError, match=r"spoilt.gpkg \(layer lab\) is damaged") as caught:
         tile_with_labels(project, image, {"2010": path})
     assert "Replace the file" in caught.value.hint
+
+
+@pytest.mark.parametrize("kind", ["TIN", "polyhedral surface"])
+def test_surfaces_in_three_dimensions_are_drawn(project, image, tmp_path, kind):
+    """As their faces, which GEOS has no type for."""
+    first, second = square(4, 4, 20, 20), square(30, 4, 38, 12)
+    if kind == "TIN":
+        halves = [[ring[i] for i in corners] for ring in (first, second) for corners in HALVES]
+        shape = collection(1016, *[wkb(1017, raised(half)) for half in halves])
+    else:
+        shape = collection(1015, wkb(1003, raised(first)), wkb(1003, raised(second)))
+    path = write_shapes(tmp_path / "surface.gpkg", shape)
+    got = drawn(project, tile_with_labels(project, image, {"2010": path}), "2010")[..., 0]
+    assert (got[4:20, 4:20] == 255).all()
+    assert (got[4:12, 30:38] == 255).all()
+    assert (got > 0).sum() == 16 * 16 + 8 * 8
+    assert project.tile_manifest().broken is None
 
 
 def test_a_building_in_three_dimensions_is_its_roof(project, image, tmp_path):

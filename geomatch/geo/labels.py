@@ -7,6 +7,7 @@ import functools
 import glob
 import os
 import re
+import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from geomatch.geo.rasters import Bounds, GridReader, Pixels, Raster
 
 UNREADABLE = (DataSourceError, DataLayerError, FeatureError, GeometryError, ValueError)
 """What pyogrio raises for a file, a layer or a condition that GDAL does not read."""
+POLYGON, MULTIPOLYGON, POLYHEDRAL, TIN = 3, 6, 15, 16
+"""Types of geometry in WKB; 1000 more with Z, 2000 with M, 3000 with both."""
 FEW, SHARE_OF_BROKEN = 10, 0.01
 """A layer with more features that GDAL cannot read is damaged as a whole."""
 CHORDS = 32
@@ -405,7 +408,8 @@ def _sound(wkb: NDArray[np.object_]) -> tuple[NDArray[np.object_], NDArray[np.in
     nothing is there. One with a part that can be drawn is not counted either: seen from above, the
     walls of a building in three dimensions have no area.
     """
-    shapes = shapely.force_2d(shapely.from_wkb(wkb, on_invalid="fix"))
+    faces = np.array([_faces(each) for each in wkb], object)
+    shapes = shapely.force_2d(shapely.from_wkb(faces, on_invalid="fix"))
     unread = shapely.is_missing(shapes) & np.asarray([each is not None for each in wkb], bool)
     parts, owner = _parts(shapes)
     finite = np.ones(len(parts), bool)
@@ -418,6 +422,33 @@ def _sound(wkb: NDArray[np.object_]) -> tuple[NDArray[np.object_], NDArray[np.in
     lost = shapely.is_missing(parts) | shapely.is_empty(parts)
     failed = np.union1d(np.flatnonzero(unread), np.setdiff1d(owner[lost], owner[~lost]))
     return _parts(parts[~lost])[0], failed
+
+
+def _faces(wkb: bytes | None) -> bytes | None:
+    """WKB of a surface in three dimensions (TIN, polyhedral) as a multipolygon, which GEOS reads.
+
+    Other geometries, and surfaces that are not whole, stay as they are.
+    """
+    if wkb is None or len(wkb) < 9 or wkb[0] != 1:
+        return wkb
+    kind, count = struct.unpack_from("<II", wkb, 1)
+    dimension, base = divmod(kind, 1000)
+    if base not in (POLYHEDRAL, TIN):
+        return wkb
+    point = 8 * (2, 3, 3, 4)[dimension]
+    parts, start = [struct.pack("<BII", 1, kind - base + MULTIPOLYGON, count)], 9
+    try:
+        for _ in range(count):
+            (rings,) = struct.unpack_from("<I", wkb, start + 5)
+            stop = start + 9
+            for _ in range(rings):
+                (points,) = struct.unpack_from("<I", wkb, stop)
+                stop += 4 + points * point
+            parts += [struct.pack("<BI", 1, kind - base + POLYGON), wkb[start + 5 : stop]]
+            start = stop
+    except struct.error:
+        return wkb
+    return b"".join(parts)
 
 
 def _parts(shapes: NDArray[np.object_]) -> tuple[NDArray[np.object_], NDArray[np.intp]]:
