@@ -476,8 +476,11 @@ def _cut(shapes: NDArray[np.object_], box: Bounds) -> NDArray[np.object_]:
     across = ~shapely.contains_properly(frame, shapes)
     inside = shapes.copy()
     inside[across] = shapely.intersection(shapes[across], frame)
+    inside, _ = _parts(inside)
     longest = max(box[2] - box[0], box[3] - box[1]) / CHORDS
-    return np.asarray(shapely.segmentize(_parts(inside)[0], longest))
+    long = shapely.length(inside) > longest
+    inside[long] = shapely.segmentize(inside[long], longest)
+    return inside
 
 
 def read_areas(paths: Sequence[str], crs: str, bounds: Bounds) -> shapely.Geometry:
