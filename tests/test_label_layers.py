@@ -93,6 +93,17 @@ def test_later_tables_lie_over_earlier_ones(project, image, tmp_path):
     np.testing.assert_array_equal(got[:40], expected[:40])
 
 
+def test_a_table_may_come_twice(project, image, tmp_path):
+    """Below and above another."""
+    low, high = box(0, 0, 20, 20), box(10, 0, 30, 20)
+    rules = [
+        {"file": str(write(tmp_path / f"{name}.gpkg", [shape])), "class": name}
+        for name, shape in (("a", low), ("b", high))
+    ]
+    got = drawn(project, tile_with(project, image, *rules, rules[0]))
+    assert got[5, [5, 15, 25]].tolist() == [1, 1, 2]
+
+
 @pytest.mark.parametrize("ending", ["shp", "gpkg", "geojson", "fgb"])
 def test_a_condition_chooses_features_of_any_format(project, image, tmp_path, ending):
     """GDAL would take attributes that are not read for null, and find nothing."""

@@ -157,14 +157,15 @@ def _by_class(
             'Put values together in a [[labels]] table: classes = ["1..9=water", "10..99=forest"]',
         )
     layers: dict[str, list[Layer]] = {year: [] for year in years}
-    for table, rule in rules.items():
+    for table in tables:
         made: list[Layer] = []
         if drawn[table]:
             value = names.index(table.class_) + 1
             for path in found[table]:
                 made += labels.vector_layers(path, value, table.layer, table.where, table.buffer)
         else:
-            made.append(RasterLayer(images[table], _class_map(table, rule, images[table], names)))
+            classes = _class_map(table, rules[table], images[table], names)
+            made.append(RasterLayer(images[table], classes))
         for year in [table.year] if table.year else years:
             layers[year] += made
     return {year: YearLabels(layers=tuple(layers[year]), classes=tuple(names)) for year in years}
