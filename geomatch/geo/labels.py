@@ -125,24 +125,15 @@ def find(pattern: str, what: str) -> list[str]:
 
 
 def is_vector(path: str) -> bool:
-    """Whether GDAL reads a file as vectors, or as a raster.
-
-    Raises:
-        GeomatchError: as neither.
-    """
+    """Whether GDAL reads a file as vectors."""
     try:
         return bool(len(_list(path)))
-    except UNREADABLE as error:
-        if rasters.opens(path):
-            return False
-        raise _unopened(path, error) from error
+    except UNREADABLE:
+        return False
 
 
 def _is_folder_of_vectors(path: str) -> bool:
-    try:
-        return os.path.isdir(path) and bool(len(_list(path)))
-    except UNREADABLE:
-        return False
+    return os.path.isdir(path) and is_vector(path)
 
 
 def _list(path: str) -> NDArray[np.object_]:
@@ -174,8 +165,10 @@ def inspect_raster(path: str) -> Raster:
     """Read a label raster's header.
 
     Raises:
-        GeomatchError: it has neither one band of integers nor three of uint8.
+        GeomatchError: it cannot be opened, or has neither one band of integers nor three of uint8.
     """
+    if not rasters.opens(path):
+        layer_names(path)  # says why it is no vector file either
     raster = rasters.inspect(path)
     classes = raster.bands == 1 and np.issubdtype(raster.dtype, np.integer)
     if not classes and (raster.bands, raster.dtype) != (3, "uint8"):
