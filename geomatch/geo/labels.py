@@ -114,7 +114,7 @@ def find(pattern: str, what: str) -> list[str]:
         return rasters.find(pattern, what)
     except GeomatchError as error:
         matches = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
-        found = [path for path in matches if _is_folder_of_vectors(path)]
+        found = [path for path in matches if os.path.isdir(path) and is_vector(path)]
         if not found:
             raise GeomatchError(
                 error.message,
@@ -130,10 +130,6 @@ def is_vector(path: str) -> bool:
         return bool(len(_list(path)))
     except UNREADABLE:
         return False
-
-
-def _is_folder_of_vectors(path: str) -> bool:
-    return os.path.isdir(path) and is_vector(path)
 
 
 def _list(path: str) -> NDArray[np.object_]:
