@@ -201,7 +201,7 @@ def _near(
     wanted = np.zeros(len(files), bool)
     for zone in np.unique(epsg).tolist():
         if zone not in boxes:
-            projected = [rasters.project_bounds(f.crs, f.bounds, f"EPSG:{zone}") for f in files]
+            projected = [rasters.bounds_in(file, f"EPSG:{zone}") for file in files]
             boxes[zone] = np.asarray(projected, np.float64).reshape(-1, 4)
         cells = bounds[epsg == zone]
         low, high = cells[:, :2].min(axis=0), cells[:, 2:].max(axis=0)
@@ -318,7 +318,7 @@ def _share_reader(
     if not source.changed:
         return lambda col, row: None
     reader = stack.enter_context(GridReader(source.changed, shard.grid, crs, nearest=True))
-    boxes = np.asarray([rasters.project_bounds(m.crs, m.bounds, crs) for m in source.changed])
+    boxes = np.asarray([rasters.bounds_in(mask, crs) for mask in source.changed])
 
     def share(col: int, row: int) -> float | None:
         cell = shard.grid.bounds(np.asarray(col), np.asarray(row))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import subprocess
 import sys
+import warnings
 
 import geopandas
 import numpy as np
@@ -12,7 +15,10 @@ import pytest
 import rasterio
 import shapely
 from command_line import run_command
+from rasterio.control import GroundControlPoint
+from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
+from rasterio.rpc import RPC
 from rasterio.transform import from_origin
 
 from geomatch.data.tiles import TileTable
@@ -87,6 +93,74 @@ def test_an_image_without_georeference(project, tmp_path):
     done = shell(project, f"2010={tmp_path / 'photo.png'}")
     assert done.returncode == 1
     check_error(done.stderr, ("photo.png", "CRS"))
+
+
+def unplaced(path, crs="EPSG:32631", **tags):
+    """A raster without a geotransform; `tags` are set on it."""
+    form = {"driver": "GTiff", "count": 3, "height": 64, "width": 64, "dtype": "uint8"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path, "w", crs=crs, **form) as target:
+            for name, value in tags.items():
+                setattr(target, name, value)
+            target.write(plain())
+    return path
+
+
+CORNERS = [
+    GroundControlPoint(row, col, LEFT + col, TOP - row) for row in (0, 64) for col in (0, 64)
+]
+
+
+def test_a_crs_without_a_geotransform(project, good, tmp_path):
+    """It is not taken as lying at 0, 0 with pixels of one metre."""
+    bad = unplaced(tmp_path / "bad.tif")
+    refused(project, f"2010={good}", f"2020={bad}", names=("bad.tif", "geotransform", "-a_ullr"))
+
+
+@pytest.mark.parametrize("crs", [None, "EPSG:32631"])
+def test_ground_control_points_alone(project, good, tmp_path, crs):
+    bad = unplaced(tmp_path / "bad.tif", crs, gcps=(CORNERS, CRS.from_epsg(32631)))
+    names = ("bad.tif", "4 ground control points", "gdalwarp", "EPSG:32631")
+    refused(project, f"2010={good}", f"2020={bad}", names=names)
+
+
+def test_rpcs_alone(project, good, tmp_path):
+    line = [0.0, 0.0, -1.0, *[0.0] * 17]
+    sample = [0.0, 1.0, *[0.0] * 18]
+    one = [1.0, *[0.0] * 19]
+    rpcs = RPC(0.0, 100.0, 45.0, 0.1, one, line, 32.0, 32.0, 3.0, 0.1, one, sample, 32.0, 32.0)
+    bad = unplaced(tmp_path / "bad.tif", None, rpcs=rpcs)
+    refused(project, f"2010={good}", f"2020={bad}", names=("bad.tif", "RPCs", "gdalwarp", "-rpc"))
+
+
+LOCAL = 'LOCAL_CS["building site",UNIT["metre",1]]'
+
+
+@pytest.mark.parametrize("crs", [LOCAL, "IAU_2015:30100"])
+def test_a_crs_that_is_nowhere_on_the_earth(write_raster, project, good, crs):
+    """A local (engineering) one, or the Moon's."""
+    bad = write_raster("bad.tif", plain(), crs=crs, origin=(30, 40), gsd=0.1)
+    refused(project, f"2010={good}", f"2020={bad}", names=("bad.tif", "Earth", "-a_srs"))
+    done = shell(project, f"2010={good}", f"2010:labels={bad}")
+    check_error(done.stderr, ("bad.tif", "Earth", "-a_srs"))
+
+
+@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:32631"])
+def test_coordinates_of_another_crs(write_raster, project, good, crs):
+    """Metres called degrees; and what no zone reaches, which PROJ would take for ever to wrap."""
+    origin = (LEFT, TOP) if crs == "EPSG:4326" else (1e30, 1e30)
+    bad = write_raster("bad.tif", plain(), crs=crs, origin=origin, gsd=origin[0] / 1e6)
+    refused(project, f"2010={good}", f"2020={bad}", names=("bad.tif", "outside", "-a_srs"))
+
+
+@pytest.mark.parametrize("name", ["PROJ_LIB", "PROJ_DATA"])
+def test_a_proj_database_of_another_program(project, good, tmp_path, monkeypatch, name):
+    (tmp_path / "proj.db").write_bytes(b"")
+    monkeypatch.setenv(name, str(tmp_path))
+    done = shell(project, f"2010={good}")
+    assert done.returncode == 1
+    check_error(done.stderr, (f"{name}={tmp_path}", f"unset {name}"))
 
 
 def test_no_common_ground(write_raster, project, good):
@@ -261,6 +335,22 @@ def test_vector_labels_without_crs(project, good, tmp_path):
     assert done.returncode == 1
     check_error(done.stderr, ("bad.gpkg", "CRS", "-a_srs"))
     assert not project.catalogue.exists()
+
+
+def test_vector_labels_that_are_nowhere_on_the_earth(project, good, tmp_path):
+    """As software without a CRS at hand writes a GeoPackage: srs_id -1."""
+    path = tmp_path / "bad.gpkg"
+    shape = geopandas.GeoDataFrame(
+        geometry=[shapely.box(LEFT, TOP - 20, LEFT + 20, TOP)], crs=32631
+    )
+    shape.to_file(path)
+    with contextlib.closing(sqlite3.connect(path)) as table:
+        for name in ("gpkg_geometry_columns", "gpkg_contents"):
+            table.execute(f"update {name} set srs_id = -1")
+        table.commit()
+    done = shell(project, f"2010={good}", f"2010:labels={path}")
+    assert done.returncode == 1
+    check_error(done.stderr, ("bad.gpkg", "Earth", "-a_srs"))
 
 
 def test_a_file_that_is_not_a_vector_file(project, good, tmp_path):

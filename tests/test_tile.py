@@ -314,6 +314,84 @@ def test_a_sheet_over_a_zone_border_gives_each_ground_one_zone(write_raster, pro
     assert set(table.epsg[centre > 6 + 1e-5].tolist()) == {32632}
 
 
+def write_degrees(path, values, west, north, step):
+    """Write (bands, h, w) in EPSG:4326, the left edge at `west`, which may be past 180."""
+    form = {"count": len(values), "height": values.shape[1], "width": values.shape[2]}
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        dtype=values.dtype,
+        crs="EPSG:4326",
+        transform=from_origin(west, north, step, step),
+        **form,
+    ) as target:
+        target.write(values)
+    return path
+
+
+@pytest.mark.parametrize("west", [179.9985, -180.0015])
+def test_a_sheet_over_180_degrees_has_tiles_on_both_sides(tmp_path, project, west):
+    """The brightness is the longitude east of the left edge, however longitudes are counted."""
+    ramp = np.tile(np.linspace(0, 250, 300).astype(np.uint8), (1, 150, 1))
+    path = write_degrees(tmp_path / "a.tif", ramp, west, 50.0, 1e-5)
+    table = tile_sources(project, {"2010": path}, "grid.crs=utm", "grid.size=16", "grid.gsd=1")
+    assert set(table.epsg.tolist()) == {32601, 32660}
+    for name, code, box in zip(table.ids(), table.epsg.tolist(), table.bounds(), strict=True):
+        middle = [(box[0] + box[2]) / 2], [(box[1] + box[3]) / 2]
+        (lon,), _ = transform(f"EPSG:{code}", "EPSG:4326", *middle)
+        wanted = (lon - west) % 360 / 300e-5 * 250
+        assert pixels(project, table, name)[7:9, 7:9].mean() == pytest.approx(wanted, abs=2)
+
+
+def test_a_projected_sheet_over_180_degrees_has_tiles_on_both_sides(write_raster, project):
+    (x,), (y,) = transform("EPSG:4326", "EPSG:32660", [180.0], [50.0])
+    values = ground(0, 0, 300, 200)
+    path = write_raster("a.tif", values, crs="EPSG:32660", origin=(x - 150, y + 100))
+    table = tile_sources(project, {"2010": path}, "grid.crs=utm", "grid.size=16")
+    assert set(table.epsg.tolist()) == {32601, 32660}
+    assert min(np.sum(table.epsg == code) for code in (32601, 32660)) > 50
+
+
+def test_a_raster_of_the_whole_earth_loses_no_zone(tmp_path, project):
+    """Also where a transverse Mercator projection of all of it folds over."""
+    east = np.linspace(0, 250, 720).astype(np.uint8)
+    path = write_degrees(tmp_path / "a.tif", np.tile(east, (1, 160, 1)), -180.0, 40.0, 0.5)
+    overrides = ("grid.crs=utm", "grid.size=8", "grid.gsd=20000")
+    table = tile_sources(project, {"2010": path}, *overrides)
+    zones = set(table.epsg.tolist())
+    assert zones == {*range(32601, 32661), *range(32701, 32761)}
+    for i in range(0, len(table), 50):
+        box, code = table.bounds()[i], table.epsg[i]
+        middle = [(box[0] + box[2]) / 2], [(box[1] + box[3]) / 2]
+        (lon,), _ = transform(f"EPSG:{code}", "EPSG:4326", *middle)
+        got = pixels(project, table, table.ids()[i])[3:5, 3:5].mean()
+        assert got == pytest.approx((lon + 180) / 360 * 250, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("crs", "place"),
+    [
+        ("EPSG:3413", (-50.0, 69.0)),
+        ("EPSG:3413", (135.0, 89.9995)),
+        ("EPSG:3031", (70.0, -70.0)),
+        ("EPSG:3995", (179.9, 80.0)),
+        ("EPSG:6933", (-179.9, 50.0)),
+    ],
+)
+def test_a_crs_of_all_longitudes_is_gridded_itself(write_raster, project, crs, place):
+    (x,), (y,) = transform("EPSG:4326", crs, [place[0]], [place[1]])
+    left, top = 32 * round(x / 32), 32 * round(y / 32)
+    path = write_raster("a.tif", ground(left, top, 96, 96), crs=crs, origin=(left, top))
+    table = tile_sources(project, {"2010": path, "2020": path})
+    assert table.grid.crs == crs
+    assert len(table) == 2 * 9
+    col, row = left // 32, top // 32 - 1
+    np.testing.assert_array_equal(
+        pixels(project, table, f"{col}_{row}@2020"), expected(col, row), crs
+    )
+
+
 @pytest.mark.parametrize(
     ("crs", "place"),
     [
@@ -434,6 +512,30 @@ def test_pixel_size_defaults_to_the_first_years(write_raster, project):
     )
     wanted = config.with_overrides(config.Config(source=named), ["grid.size=16", "split.by=source"])
     assert tile(project, wanted, workers=1).table.grid.gsd == 2.0
+
+
+def test_pixel_size_of_a_turned_raster_is_its_pixels(write_raster, project):
+    """Not that of the box around it, which is larger."""
+    path = write_raster("a.tif", ground(LEFT, TOP, 256, 256))
+    with rasterio.open(path, "r+") as target:
+        turned = Affine.translation(LEFT, TOP) * Affine.rotation(-30) * Affine.scale(0.5, -0.5)
+        target.transform = turned
+    assert default_gsd(project, path) == 0.5
+
+
+def test_pixel_size_of_a_long_strip_in_degrees_is_its_pixels(tmp_path, project):
+    """In the projection of its zone the strip lies askew. 1e-5 degrees are 1.1132 m on the
+    equator."""
+    values = np.full((1, 128, 4096), 90, np.uint8)
+    path = write_degrees(tmp_path / "a.tif", values, 5.7, 60.0, 1e-5)
+    metres = 1.1132 * np.cos(np.radians(60)) ** 0.5
+    assert default_gsd(project, path) == pytest.approx(metres, rel=0.005)
+
+
+def default_gsd(project, path):
+    named = (config.SourceConfig(year="2010", images=str(path)),)
+    wanted = config.with_overrides(config.Config(source=named), ["grid.size=16", "split.by=source"])
+    return tile(project, wanted, workers=1).table.grid.gsd
 
 
 def test_one_or_two_workers_make_the_same_tiles(write_raster, tmp_path):

@@ -51,10 +51,14 @@ def check_vector(path: str) -> None:
     if not layers:
         raise GeomatchError(f"{path} has no layer with geometries", "Check the file with ogrinfo.")
     for layer in layers:
-        if pyogrio.read_info(path, layer=layer)["crs"] is None:
+        crs = pyogrio.read_info(path, layer=layer)["crs"]
+        if crs is None:
             raise GeomatchError(
                 f"{path} (layer {layer}) has no CRS", "Assign one with: ogr2ogr -a_srs EPSG:n"
             )
+        rasters.check_crs(
+            path, crs, f"Assign the one that layer {layer} is in: ogr2ogr -a_srs EPSG:n OUT IN"
+        )
 
 
 def read_geometries(path: str, layer: str, crs: str, bounds: Bounds | None) -> np.ndarray:

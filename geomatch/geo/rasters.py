@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import math
 import os
@@ -15,20 +16,31 @@ from typing import Any
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError, CPLE_NotSupportedError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.transform import from_origin, xy
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
+from rasterio.transform import Affine, from_origin, xy
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform, transform_bounds
 from rasterio.windows import Window
 
-from geomatch.errors import GeomatchError, UsageError
+from geomatch.errors import BadFileError, GeomatchError, UsageError
 from geomatch.geo.grid import Grid, utm_epsg
 
 Bounds = tuple[float, float, float, float]
 Pixels = NDArray[np.uint8]
 
+CRS84 = "OGC:CRS84"
+GDAL_ERRORS = (RasterioError, CRSError, CPLE_BaseError)
+"""What rasterio raises: its own errors, and GDAL's, which it hands on."""
+NOWHERE: Bounds = (math.inf, math.inf, -math.inf, -math.inf)
+"""A box that meets no other."""
+REACH = 6.0
+"""Degrees around the area of use of a grid's CRS that may be gridded in it."""
+FARTHEST = 1e9
+"""Largest coordinate in any unit; PROJ takes for ever to wrap much larger ones."""
+ASSIGN = "Assign the one it is in, for example: gdal_edit.py -a_srs EPSG:2154 FILE"
 RASTER_SUFFIXES = {".tif", ".tiff", ".jp2", ".vrt", ".img", ".png", ".jpg", ".jpeg", ".gti"}
 STRETCH_FILES, STRETCH_SIDE = 256, 256
 """A percentile stretch samples at most 256 files, each reduced to at most 256 pixels a side."""
@@ -41,6 +53,8 @@ class Raster:
     Attributes:
         crs: WKT.
         bounds: left, bottom, right, top in `crs`.
+        lonlat: west, south, east, north of a box around it in degrees; east is more than 180 if
+            the box crosses that meridian.
         bands: without an alpha band.
         palette: whether values are indices of a colour table, which cannot be interpolated.
         stamp: size in bytes and modification time in nanoseconds of the file.
@@ -49,6 +63,7 @@ class Raster:
     path: str
     crs: str
     bounds: Bounds
+    lonlat: Bounds
     bands: int
     dtype: str
     alpha: bool
@@ -100,22 +115,21 @@ def inspect(path: str) -> Raster:
     """Read a raster's header.
 
     Raises:
-        GeomatchError: it cannot be opened or has no CRS.
+        BadFileError: it cannot be opened, or does not say where on the Earth it lies.
     """
     with _open(path) as source:
-        if source.crs is None:
-            raise GeomatchError(
-                f"{path} has no CRS",
-                "Assign the one it is in, for example: gdal_edit.py -a_srs EPSG:2154 FILE",
-            )
+        _check_georeference(path, source)
         alpha = ColorInterp.alpha in source.colorinterp
         rows, cols = (0, 0, source.height, source.height), (0, source.width, 0, source.width)
         xs, ys = xy(source.transform, rows, cols, offset="ul")
+        bounds = (float(min(xs)), float(min(ys)), float(max(xs)), float(max(ys)))
+        crs = source.crs.to_wkt()
         stat = os.stat(path)
         return Raster(
             path=path,
-            crs=source.crs.to_wkt(),
-            bounds=(float(min(xs)), float(min(ys)), float(max(xs)), float(max(ys))),
+            crs=crs,
+            bounds=bounds,
+            lonlat=_lonlat(path, crs, bounds),
             bands=source.count - alpha,
             dtype=source.dtypes[0],
             alpha=alpha,
@@ -125,40 +139,165 @@ def inspect(path: str) -> Raster:
 
 
 def is_georeferenced(path: str) -> bool:
-    """Whether a file is a raster with a CRS."""
+    """Whether a file is a raster with a CRS and a geotransform."""
     try:
         with _open(path) as source:
-            return source.crs is not None
+            return source.crs is not None and _has_geotransform(source)
     except GeomatchError:
         return False
 
 
+def _has_geotransform(source: Any) -> bool:
+    """Whether pixels have a place: where a file gives none, GDAL has the identity."""
+    area = abs(source.transform.determinant)
+    return bool(not source.transform.is_identity and 0 < area < math.inf)
+
+
+def _check_georeference(path: str, source: Any) -> None:
+    is_placed, (points, points_crs) = _has_geotransform(source), source.gcps
+    if not is_placed and (points or source.rpcs):
+        how = f"{len(points)} ground control points" if points else "RPCs"
+        code = points_crs.to_epsg() if points_crs else None
+        options = "" if points else " -rpc -to RPC_DEM=DEM.tif"
+        raise BadFileError(
+            path,
+            f"is placed by {how}, without a geotransform",
+            f"Rectify it first: gdalwarp -r bilinear{options} -t_srs EPSG:{code or 'n'} IN OUT",
+        )
+    if source.crs is None and not is_placed:
+        raise BadFileError(
+            path,
+            "has no CRS and no geotransform",
+            "Georeference it first; for images without a place: geomatch tile --folders or --pairs",
+        )
+    if source.crs is None:
+        raise BadFileError(path, "has no CRS", ASSIGN)
+    if not is_placed:
+        raise BadFileError(
+            path,
+            "has a CRS, but no geotransform, so that its place is unknown",
+            "Add a world file, or: gdal_edit.py -a_ullr LEFT TOP RIGHT BOTTOM FILE",
+        )
+    check_crs(path, source.crs.to_wkt(), ASSIGN)
+
+
+def _lonlat(path: str, crs: str, bounds: Bounds) -> Bounds:
+    """`Raster.lonlat`; the whole Earth where PROJ cannot convert the edges."""
+    lon = lat = math.inf
+    if max(map(abs, bounds)) < FARTHEST:
+        with contextlib.suppress(GeomatchError):
+            lon, lat = _centre_lonlat(crs, bounds)
+    if not (abs(lon) <= 540 and abs(lat) <= 90):
+        x, y = (bounds[0] + bounds[2]) / 2, (bounds[1] + bounds[3]) / 2
+        raise BadFileError(
+            path, f'has its centre at {x:g}, {y:g}, outside of its CRS "{crs_name(crs)}"', ASSIGN
+        )
+    west, south, east, north = project_bounds(crs, bounds, CRS84)
+    if not np.isfinite([west, south, east, north]).all():
+        return -180.0, -90.0, 180.0, 90.0
+    return west, south, east + 360 * (east < west), north
+
+
 def _open(path: str) -> Any:
+    check_proj()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             return rasterio.open(path)
-    except RasterioError as error:
-        raise GeomatchError(
-            f"{path} cannot be opened as a raster: {error}",
+    except GDAL_ERRORS as error:
+        raise BadFileError(
+            path,
+            f"cannot be opened as a raster: {error}",
             "Check the file with gdalinfo; leave it out or replace it.",
         ) from error
 
 
+# Coordinate reference systems
+
+
+@functools.cache
+def check_proj() -> None:
+    """Check that PROJ can use its database.
+
+    Raises:
+        GeomatchError: it cannot, most likely because the environment names another program's.
+    """
+    try:
+        with rasterio.Env():  # without it, GDAL prints its errors as well
+            CRS.from_epsg(4326)
+    except CRSError as error:
+        named = [name for name in ("PROJ_DATA", "PROJ_LIB") if name in os.environ]
+        where = "".join(f"{name}={os.environ[name]}: " for name in named)
+        raise GeomatchError(
+            f"{where}PROJ cannot use this database of CRSs: {str(error).rpartition('PROJ: ')[2]}",
+            f"This is not rasterio's own database. Run: unset {' '.join(named)}"
+            if named
+            else "Install rasterio again: pip install --force-reinstall rasterio",
+        ) from error
+
+
+def check_crs(path: str, crs: str, hint: str) -> None:
+    """Check that coordinates in the CRS of a file have a place on the Earth.
+
+    Raises:
+        BadFileError: the CRS is local (an engineering CRS), vertical or of another planet.
+    """
+    known = CRS.from_user_input(crs)
+    has_place = known.is_projected or known.is_geographic
+    try:
+        project_points(crs, np.zeros(1), np.zeros(1), CRS84)
+    except GeomatchError as error:  # else the point alone has none
+        has_place = has_place and not isinstance(error.__cause__, CPLE_NotSupportedError)
+    if not has_place:
+        raise BadFileError(path, f'is in "{crs_name(crs)}", which has no place on the Earth', hint)
+
+
+def crs_name(crs: str) -> str:
+    """The name of a CRS, such as "RGF93 v1 / Lambert-93"."""
+    described: dict[str, Any] = CRS.from_user_input(crs).to_dict(projjson=True)
+    return str(described.get("name", crs))
+
+
 def project_bounds(crs: str, bounds: Bounds, target: str) -> Bounds:
-    """The box in `target` that encloses `bounds` of `crs`; any CRS string of rasterio."""
-    left, bottom, right, top = transform_bounds(
-        CRS.from_user_input(crs), CRS.from_user_input(target), *bounds, densify_pts=21
-    )
+    """The box in `target` that encloses `bounds` of `crs`; any CRS string of rasterio.
+
+    In degrees, left is greater than right where the box crosses 180. What PROJ cannot convert is
+    infinite.
+
+    Raises:
+        GeomatchError: the CRSs have nothing in common.
+    """
+    with _projecting(crs, target):
+        left, bottom, right, top = transform_bounds(
+            CRS.from_user_input(crs), CRS.from_user_input(target), *bounds, densify_pts=21
+        )
     return float(left), float(bottom), float(right), float(top)
 
 
 def project_points(
     crs: str, x: NDArray[np.float64], y: NDArray[np.float64], target: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Transform points from `crs` to `target`."""
-    xs, ys = transform(CRS.from_user_input(crs), CRS.from_user_input(target), x, y)
+    """Transform points from `crs` to `target`.
+
+    Raises:
+        GeomatchError: the CRSs have nothing in common, or a point lies outside of one.
+    """
+    with _projecting(crs, target):
+        xs, ys = transform(CRS.from_user_input(crs), CRS.from_user_input(target), x, y)
     return np.asarray(xs, np.float64), np.asarray(ys, np.float64)
+
+
+@contextlib.contextmanager
+def _projecting(crs: str, target: str) -> Iterator[None]:
+    check_proj()
+    try:
+        with rasterio.Env():  # without it, GDAL prints its errors as well
+            yield
+    except GDAL_ERRORS as error:
+        raise GeomatchError(
+            f"coordinates cannot be converted from {crs_name(crs)} to {crs_name(target)}",
+            "Check the CRS of the files with gdalinfo or ogrinfo.",
+        ) from error
 
 
 def metric_crs(raster: Raster) -> str:
@@ -176,7 +315,7 @@ def metric_crs(raster: Raster) -> str:
 
 def utm_crs(raster: Raster) -> str:
     """ "EPSG:n" of the UTM zone of a raster's centre."""
-    lon, lat = _centre_lonlat(raster)
+    lon, lat = _centre_lonlat(raster.crs, raster.bounds)
     return f"EPSG:{int(utm_epsg(np.asarray(lon), np.asarray(lat)))}"
 
 
@@ -202,41 +341,114 @@ def _is_metric(crs: CRS) -> bool:
     return bool(crs.is_projected and abs(crs.linear_units_factor[1] - 1) < 1e-9)
 
 
-def _centre_lonlat(raster: Raster) -> tuple[float, float]:
-    left, bottom, right, top = raster.bounds
+def _centre_lonlat(crs: str, bounds: Bounds) -> tuple[float, float]:
+    left, bottom, right, top = bounds
     x, y = np.asarray([(left + right) / 2]), np.asarray([(bottom + top) / 2])
-    lon, lat = project_points(raster.crs, x, y, "OGC:CRS84")
+    lon, lat = project_points(crs, x, y, CRS84)
     return float(lon[0]), float(lat[0])
+
+
+@functools.cache
+def _area_of_use(crs: str) -> Bounds | None:
+    """West, south, east, north in degrees, with east more than 180 where it crosses that meridian.
+
+    None where PROJ does not know.
+    """
+    area = CRS.from_user_input(crs).to_dict(projjson=True).get("bbox")
+    if area is None:
+        return None
+    west, south, east, north = (
+        float(area[f"{side}_{kind}"])
+        for side, kind in (
+            ("west", "longitude"),
+            ("south", "latitude"),
+            ("east", "longitude"),
+            ("north", "latitude"),
+        )
+    )
+    return west, south, east + 360 * (east <= west), north
 
 
 def check_zone(raster: Raster, crs: str) -> None:
     """Refuse a raster far outside the area of use of a fixed grid CRS.
 
     Raises:
-        GeomatchError: its centre is more than 6 degrees away from that area.
+        GeomatchError: its centre is more than `REACH` degrees away from that area.
     """
-    described = CRS.from_user_input(crs).to_dict(projjson=True)
-    area = described.get("bbox")
+    area = _area_of_use(crs)
     if area is None:
         return
-    lon, lat = _centre_lonlat(raster)
-    width = (area["east_longitude"] - area["west_longitude"]) % 360
-    past_west = (lon - area["west_longitude"]) % 360
-    outside = min(past_west - width, 360 - past_west) if past_west > width else 0.0
-    outside = max(outside, area["south_latitude"] - lat, lat - area["north_latitude"])
-    if outside > 6:
+    west, south, east, north = area
+    lon, lat = _centre_lonlat(raster.crs, raster.bounds)
+    past_west = (lon - west) % 360
+    outside = max(0.0, min(past_west - (east - west), 360 - past_west), south - lat, lat - north)
+    if outside > REACH:
         raise GeomatchError(
             f"{raster.path} is {outside:.0f} degrees from the area of use of the grid's {crs}",
             "Use the UTM zone of each place: --crs utm",
         )
 
 
+def bounds_in(raster: Raster, crs: str) -> Bounds:
+    """The box in a projected CRS that encloses a raster.
+
+    Projections fold over far from their area of use: what is more than `REACH` degrees from it is
+    not there, and of a raster wider than that, the rest is not enclosed.
+
+    Raises:
+        GeomatchError: the raster cannot be converted to that CRS.
+    """
+    area = _area_of_use(crs)
+    if area is None or CRS.from_user_input(raster.crs) == CRS.from_user_input(crs):
+        return _finite(raster, crs, raster.crs, raster.bounds)
+    west, south, east, north = raster.lonlat
+    reach = min(REACH, (360 - area[2] + area[0]) / 2)
+    bottom, top = max(south, area[1] - REACH), min(north, area[3] + REACH)
+    spans = [
+        (max(west + turn, area[0] - reach), min(east + turn, area[2] + reach))
+        for turn in (-360, 0, 360)
+    ]
+    spans = [(left, right) for left, right in spans if left < right]
+    if not spans or bottom >= top:
+        return NOWHERE
+    if east - west <= 2 * REACH:
+        return _finite(raster, crs, raster.crs, raster.bounds)
+    left, right = min(span[0] for span in spans), max(span[1] for span in spans)
+    return _finite(raster, crs, CRS84, (left, bottom, right, top))
+
+
+def _finite(raster: Raster, crs: str, bounds_crs: str, bounds: Bounds) -> Bounds:
+    box = project_bounds(bounds_crs, bounds, crs)
+    if not np.isfinite(box).all():
+        raise GeomatchError(
+            f"{raster.path} cannot be converted to {crs}, {crs_name(crs)}",
+            "Use the UTM zone of each place: --crs utm",
+        )
+    return box
+
+
+def _turns(raster: Raster) -> tuple[float, ...]:
+    """Degrees by which a raster is to be moved, for GDAL to find all of it.
+
+    GDAL looks for ground past 180 degrees on the other side alone.
+    """
+    west, _, east, _ = raster.bounds
+    if CRS.from_user_input(raster.crs).is_geographic and (west < -180 or east > 180):
+        return 0.0, 360.0 if west < -180 else -360.0
+    return (0.0,)
+
+
 def ground_sample_distance(raster: Raster, crs: str) -> float:
-    """A raster's pixel size in metres of `crs`, to three significant digits."""
-    with rasterio.open(raster.path) as source:
-        pixels = source.width * source.height
-    left, bottom, right, top = project_bounds(raster.crs, raster.bounds, crs)
-    return float(f"{((right - left) * (top - bottom) / pixels) ** 0.5:.3g}")
+    """Side in metres of `crs` of a square as large as a raster's central pixel.
+
+    Three significant digits.
+    """
+    with _open(raster.path) as source:
+        col, row = source.width / 2, source.height / 2
+        xs, ys = xy(source.transform, [row, row, row + 1], [col, col + 1, col], offset="ul")
+    x, y = project_points(raster.crs, np.asarray(xs), np.asarray(ys), crs)
+    area = (x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0])
+    return float(f"{abs(area) ** 0.5:.3g}")
 
 
 def measure_stretch(rasters: Sequence[Raster], text: str) -> Stretch:
@@ -308,8 +520,10 @@ class GridReader:
         self._crs = crs
         self._resampling = Resampling.nearest if nearest else Resampling.bilinear
         self._stretch = stretch
-        self._rasters = rasters
-        self._bounds = [project_bounds(r.crs, r.bounds, crs) for r in rasters]
+        turned = [(raster, turn) for raster in rasters for turn in _turns(raster)]
+        self._rasters = [raster for raster, _ in turned]
+        self._turns = [turn for _, turn in turned]
+        self._bounds = [bounds_in(raster, crs) for raster, _ in turned]
         self._open: dict[int, tuple[Any, WarpedVRT, int, int]] = {}
 
     def __enter__(self) -> GridReader:
@@ -366,9 +580,11 @@ class GridReader:
         cols, rows = grid.touching(self._bounds[i])
         first_col, last_row = int(cols.min()), int(rows.max())
         source = _open(raster.path)
+        at = source.transform
         vrt = WarpedVRT(
             source,
             crs=self._crs,
+            src_transform=Affine(at.a, at.b, at.c + self._turns[i], at.d, at.e, at.f),
             resampling=self._resampling,
             transform=from_origin(
                 first_col * grid.step, last_row * grid.step + grid.side, grid.gsd, grid.gsd
