@@ -213,6 +213,14 @@ def test_nothing_there(project, good, tmp_path, path):
     refused(project, f"2010={good}", f"2020={tmp_path / path}", names=("2020", path, "glob"))
 
 
+def test_a_folder_of_folders(write_raster, project, tmp_path):
+    """The hint names the glob that takes their files, and does take them."""
+    path = write_raster("y/sheets/a.TIF", plain(), origin=(LEFT, TOP))
+    glob = f"{tmp_path / 'y'}/**/*.TIF"
+    refused(project, f"2010={path.parents[1]}", names=("2010", "folders", f"'{glob}'"))
+    assert len(accepted(project, f"2010={glob}")) == 4
+
+
 def truncated(path, dtype="uint8"):
     """A compressed GeoTIFF of which the header and the first half are left; returns the whole."""
     values = np.random.default_rng(0).integers(1, 255, (3, 256, 256)).astype(dtype)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import subprocess
+import sys
 
 import geopandas
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import rasterio
+import rasterio.shutil
+import shapely
 from affine import Affine
 from command_line import run_command
+from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
+from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.transform import from_origin
 from rasterio.warp import Resampling, reproject, transform, transform_bounds
 from small_project import new_project, tile_sources
@@ -21,6 +28,7 @@ from geomatch import config
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import TileTable
 from geomatch.errors import GeomatchError
+from geomatch.geo import rasters
 from geomatch.manifests import Channels
 from geomatch.tile import tile
 
@@ -215,6 +223,217 @@ def test_changed_imagery_is_tiled_again(write_raster, project):
         pixels(project, table, f"{COL}_{ROW - 1}@2010"), 255 - expected(COL, ROW - 1)
     )
     assert project.tile_manifest().fingerprint != first
+
+
+def remade(project, sources, change, **options):
+    """Whether tiles are cut again after `change()`, and not without it."""
+    made = []
+    for step in (lambda: None, lambda: None, change):
+        step()
+        tile_sources(project, sources, **options)
+        made.append(project.tiles_manifest.stat().st_mtime_ns)
+    assert made[0] == made[1]
+    return made[2] > made[1]
+
+
+def later(path):
+    """Set the time of a file a second ahead, as if it were written then."""
+    os.utime(path, ns=(1, path.stat().st_mtime_ns + 1_000_000_000))
+
+
+def write_mask(path, valid):
+    """Write a mask file (.msk), which a raster of that name without the suffix then has."""
+    height, width = valid.shape
+    form = {"driver": "GTiff", "count": 1, "dtype": "uint8", "height": height, "width": width}
+    with pytest.warns(NotGeoreferencedWarning):
+        target = rasterio.open(path, "w", **form)
+    with target:
+        target.write(valid.astype(np.uint8) * 255, 1)
+        target.update_tags(INTERNAL_MASK_FLAGS_1="2")
+
+
+def nodata_beside(path, value):
+    """Write GDAL's sidecar (.aux.xml) that gives one band a nodata value."""
+    band = f'<PAMRasterBand band="1"><NoDataValue>{value}</NoDataValue></PAMRasterBand>'
+    path.with_name(f"{path.name}.aux.xml").write_text(f"<PAMDataset>{band}</PAMDataset>")
+
+
+@pytest.mark.parametrize("how", [".aux.xml", ".msk"])
+def test_tiles_are_stale_when_a_file_beside_their_source_changed(write_raster, project, how):
+    values = np.full((1, 64, 64), 90, np.uint8)
+    values[:, :, 32:] = 7
+    path = write_raster("a.tif", values, origin=(LEFT, TOP))
+
+    def change():
+        if how == ".aux.xml":
+            nodata_beside(path, 7)
+        else:
+            write_mask(path.with_name("a.tif.msk"), values[0] == 90)
+
+    assert remade(project, {"2010": path}, change)
+    cells = set(TileTable.load(project.catalogue).cells())
+    assert cells == {f"{COL}_{ROW - 1}", f"{COL}_{ROW - 2}"}
+
+
+def tile_index(path, folder):
+    """A GDAL tile index (GTI) of one raster, in `folder`."""
+    with rasterio.open(path) as source:
+        box = shapely.box(*source.bounds)
+    frame = geopandas.GeoDataFrame({"location": [str(path)]}, geometry=[box], crs=32631)
+    frame.to_file(folder / "index.gpkg")
+    (folder / "a.gti").write_text(
+        f"<GDALTileIndexDataset><IndexDataset>{folder}/index.gpkg</IndexDataset>"
+        "</GDALTileIndexDataset>"
+    )
+    return folder / "a.gti"
+
+
+@pytest.mark.parametrize("change", ["pixels", "sidecar"])
+@pytest.mark.parametrize("kind", ["vrt", "vrt of a vrt", "gti"])
+def test_tiles_are_stale_when_a_file_behind_their_source_changed(
+    write_raster, project, tmp_path, kind, change
+):
+    values = ground(LEFT, TOP, 64, 64)
+    path = write_raster("behind/a.tif", values, origin=(LEFT, TOP))
+    if kind == "gti":
+        source = tile_index(path, tmp_path)
+    else:
+        source = tmp_path / "a.vrt"
+        rasterio.shutil.copy(path, source, driver="VRT")
+        if kind == "vrt of a vrt":
+            bands = "".join(
+                f'<VRTRasterBand dataType="Byte" band="{i}"><SimpleSource><SourceFilename>{source}'
+                f"</SourceFilename><SourceBand>{i}</SourceBand></SimpleSource></VRTRasterBand>"
+                for i in (1, 2, 3)
+            )
+            source = tmp_path / "b.vrt"
+            source.write_text(
+                '<VRTDataset rasterXSize="64" rasterYSize="64"><SRS>EPSG:32631</SRS><GeoTransform>'
+                f"{LEFT}, 1, 0, {TOP}, 0, -1</GeoTransform>{bands}</VRTDataset>"
+            )
+
+    def write():
+        if change == "sidecar":
+            nodata_beside(path, 300)
+        else:
+            write_raster("behind/a.tif", 255 - values, origin=(LEFT, TOP))
+            later(path)
+
+    assert remade(project, {"2010": source}, write)
+    table = TileTable.load(project.catalogue)
+    wanted = expected(COL, ROW - 1)
+    np.testing.assert_array_equal(
+        pixels(project, table, f"{COL}_{ROW - 1}@2010"),
+        wanted if change == "sidecar" else 255 - wanted,
+    )
+
+
+def test_tiles_are_stale_when_a_part_of_a_shapefile_changed(write_raster, project, tmp_path):
+    path = write_raster("a.tif", ground(LEFT, TOP, 64, 64), origin=(LEFT, TOP))
+    box = shapely.box(LEFT, TOP - 32, LEFT + 32, TOP)
+    geopandas.GeoDataFrame(geometry=[box], crs=32631).to_file(tmp_path / "labels.shp")
+    right = (tmp_path / "labels.prj").read_text()
+    (tmp_path / "labels.prj").write_text(CRS.from_epsg(32630).to_wkt())
+    named = {"labels": {"2010": tmp_path / "labels.shp"}}
+
+    def change():
+        (tmp_path / "labels.prj").write_text(right)
+        later(tmp_path / "labels.prj")
+
+    assert remade(project, {"2010": path}, change, **named)
+    table = TileTable.load(project.catalogue)
+    assert (pixels(project, table, f"{COL}_{ROW - 1}@2010")[..., 3] == 255).all()
+
+
+def test_tiles_of_a_source_without_companions_stay_those_of_earlier_versions(
+    write_raster,
+):
+    """They are not cut again, although more files are looked at now."""
+    path = write_raster("a.tif", ground(LEFT, TOP, 64, 64), origin=(LEFT, TOP))
+    stat = path.stat()
+    assert rasters.inspect(str(path)).stamp == (stat.st_size, stat.st_mtime_ns)
+
+
+def test_more_sheets_than_files_may_be_open(write_raster, project, tmp_path):
+    """In a process of its own, whose limit is below the number of sheets."""
+    for col in range(12):
+        for row in range(12):
+            left, top = LEFT + 16 * col, TOP - 16 * row
+            write_raster(f"y/{row}_{col}.tif", ground(left, top, 16, 16), origin=(left, top))
+    command = f"ulimit -n 96; exec {sys.executable} -m geomatch tile -p {project.root}"
+    given = f" 2010={tmp_path}/y --workers 1 --size 32 --split source"
+    done = subprocess.run(["bash", "-c", command + given], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    table = TileTable.load(project.catalogue)
+    assert len(table) == 36
+    np.testing.assert_array_equal(
+        pixels(project, table, f"{COL + 2}_{ROW - 3}@2010"), expected(COL + 2, ROW - 3)
+    )
+
+
+def test_too_many_open_files_blame_no_file(write_raster, monkeypatch):
+    path = str(write_raster("a.tif", ground(LEFT, TOP, 32, 32), origin=(LEFT, TOP)))
+
+    def refuse(path):
+        raise RasterioIOError(f"{path}: {os.strerror(errno.EMFILE)}")
+
+    monkeypatch.setattr(rasterio, "open", refuse)
+    with pytest.raises(GeomatchError, match="too many open files") as caught:
+        rasters.inspect(path)
+    assert "a.tif" not in str(caught.value)
+    assert "ulimit -n" in caught.value.hint
+
+
+def test_threads_of_gdal_do_not_move_pixels(write_raster, tmp_path, monkeypatch):
+    """Two sheets that are not on one lattice, in one VRT: GDAL's issue 13464."""
+    rng = np.random.default_rng(0)
+    names = []
+    for k in range(2):
+        image = rng.integers(0, 255, (1, 750, 750)).astype(np.uint8).repeat(2, 1).repeat(2, 2)
+        names.append(write_raster(f"{k}.tif", image, origin=(LEFT + 1500.4 * k, TOP)))
+    size = 'xSize="1500" ySize="1500"'
+    parts = "".join(
+        f"<SimpleSource><SourceFilename>{name}</SourceFilename><SourceBand>1</SourceBand>"
+        f'<SrcRect xOff="0" yOff="0" {size}/><DstRect xOff="{1500.4 * k}" yOff="0" {size}/>'
+        "</SimpleSource>"
+        for k, name in enumerate(names)
+    )
+    (tmp_path / "a.vrt").write_text(
+        '<VRTDataset rasterXSize="3000" rasterYSize="1500"><SRS>EPSG:32631</SRS>'
+        f"<GeoTransform>{LEFT}, 1, 0, {TOP}, 0, -1</GeoTransform>"
+        f'<VRTRasterBand dataType="Byte" band="1">{parts}</VRTRasterBand></VRTDataset>'
+    )
+    made = []
+    for value in ("1", "ALL_CPUS"):
+        monkeypatch.setenv("GDAL_NUM_THREADS", value)
+        project = new_project(tmp_path / value)
+        tile_sources(project, {"2010": tmp_path / "a.vrt"}, "grid.size=128")
+        made.append(project.tile_manifest().fingerprint)
+    assert made[0] == made[1]
+
+
+def test_hidden_files_of_a_folder_are_not_sheets(write_raster, project, tmp_path):
+    """Such as the companions (._NAME) that Macs leave on other disks."""
+    write_raster("y/a.tif", ground(LEFT, TOP, 64, 64), origin=(LEFT, TOP))
+    (tmp_path / "y" / "._a.tif").write_bytes(b"\0\5\x16\7" + bytes(4092))
+    assert len(tile_sources(project, {"2010": tmp_path / "y"})) == 4
+
+
+def test_a_file_name_that_is_not_utf_8(write_raster, project, tmp_path):
+    """The file and its mask are read, and the catalogue shows the rest of the name."""
+    values = ground(LEFT, TOP, 64, 64)
+    path = write_raster("a.tif", values, origin=(LEFT, TOP))
+    write_mask(tmp_path / "a.tif.msk", np.indices((64, 64))[1] < 32)
+    folder = os.fsencode(tmp_path) + b"/y\xe9"
+    os.mkdir(folder)
+    os.rename(path, folder + b"/for\xeat.tif")
+    os.rename(tmp_path / "a.tif.msk", folder + b"/for\xeat.tif.msk")
+    table = tile_sources(project, {"2010": os.fsdecode(folder)}, workers=2)
+    assert set(table.cells()) == {f"{COL}_{ROW - 1}", f"{COL}_{ROW - 2}"}
+    np.testing.assert_array_equal(
+        pixels(project, table, f"{COL}_{ROW - 1}@2010"), expected(COL, ROW - 1)
+    )
+    assert set(table.sources) == {"for\ufffdt.tif"}
 
 
 def test_without_sources_the_last_ones_and_their_options_are_repeated(

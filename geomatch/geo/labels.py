@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,12 +18,23 @@ from geomatch.geo import rasters
 from geomatch.geo.grid import Grid
 from geomatch.geo.rasters import Bounds, Pixels, Raster
 
+PARTS = {".shp", ".shx", ".dbf", ".prj", ".cpg", ".dat", ".map", ".id", ".mid", ".csvt", ".xsd"}
+"""Suffixes of files that belong to a vector file of the same name."""
 VECTOR_SUFFIXES = {".geojson", ".json", ".gpkg", ".shp", ".fgb", ".gml", ".kml", ".sqlite"}
 
 
 def is_vector(path: str) -> bool:
     """Whether a file is a vector file, judged by its suffix."""
     return Path(path).suffix.lower() in VECTOR_SUFFIXES
+
+
+def stamp(path: str) -> tuple[int, ...]:
+    """As `rasters.stamp`, of a vector file and its parts, or of the files in a folder (.gdb)."""
+    file = Path(path)
+    if file.is_dir():
+        return rasters.stamp(path, *sorted(str(part) for part in file.rglob("*")))
+    parts = (part for part in file.parent.glob(f"{glob.escape(file.stem)}.*"))
+    return rasters.stamp(path, *sorted(str(p) for p in parts if p.suffix.lower() in PARTS))
 
 
 def inspect_raster(path: str) -> Raster:

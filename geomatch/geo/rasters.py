@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import glob
+import hashlib
 import math
 import os
+import re
+import tempfile
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
+import pyogrio
 import rasterio
 from numpy.typing import NDArray
+from pyogrio.errors import DataLayerError, DataSourceError, FieldError
 from rasterio._err import CPLE_BaseError, CPLE_NotSupportedError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, Resampling
@@ -34,6 +42,10 @@ Pixels = NDArray[np.uint8]
 CRS84 = "OGC:CRS84"
 GDAL_ERRORS = (RasterioError, CRSError, CPLE_BaseError)
 """What rasterio raises: its own errors, and GDAL's, which it hands on."""
+
+MAX_OPEN = 16
+"""Rasters that a reader keeps open. A process has up to three readers (images, labels, changed
+ground), and GDAL keeps 100 sources of VRTs open; macOS allows a process 256 files."""
 NOWHERE: Bounds = (math.inf, math.inf, -math.inf, -math.inf)
 """A box that meets no other."""
 REACH = 6.0
@@ -57,7 +69,7 @@ class Raster:
             the box crosses that meridian.
         bands: without an alpha band.
         palette: whether values are indices of a colour table, which cannot be interpolated.
-        stamp: size in bytes and modification time in nanoseconds of the file.
+        stamp: see `stamp`; of the file, then of the others that it is read from.
     """
 
     path: str
@@ -68,11 +80,11 @@ class Raster:
     dtype: str
     alpha: bool
     palette: bool
-    stamp: tuple[int, int]
+    stamp: tuple[int, ...]
 
     @property
     def name(self) -> str:
-        return Path(self.path).name
+        return os.fsencode(os.path.basename(self.path)).decode(errors="replace")
 
 
 @dataclass(frozen=True)
@@ -100,15 +112,23 @@ def find(pattern: str, what: str) -> list[str]:
     if path.is_file():  # before globs: a name may contain brackets
         found = [str(path)]
     elif path.is_dir():
-        found = [str(p) for p in path.iterdir() if p.suffix.lower() in RASTER_SUFFIXES]
+        found = [str(p) for p in path.iterdir() if _is_named_raster(p)]
     else:
         found = [p for p in glob.glob(str(path), recursive=True) if os.path.isfile(p)]
     if not found:
+        deeper = next((p for p in path.rglob("*") if _is_named_raster(p)), None)
         raise GeomatchError(
             f"{what}: no file matches {pattern}",
-            "Give a folder of rasters, a file, or a quoted glob such as 'ortho/*.tif'.",
+            f"Its folders hold rasters: '{path}/**/*{deeper.suffix}'"
+            if deeper
+            else "Give a folder of rasters, a file, or a quoted glob such as 'ortho/*.tif'.",
         )
     return [os.path.abspath(p) for p in sorted(found)]
+
+
+def _is_named_raster(path: Path) -> bool:
+    """Whether a file of a folder is taken; hidden ones are companions (._NAME) of Macs' files."""
+    return path.suffix.lower() in RASTER_SUFFIXES and not path.name.startswith(".")
 
 
 def inspect(path: str) -> Raster:
@@ -124,7 +144,6 @@ def inspect(path: str) -> Raster:
         xs, ys = xy(source.transform, rows, cols, offset="ul")
         bounds = (float(min(xs)), float(min(ys)), float(max(xs)), float(max(ys)))
         crs = source.crs.to_wkt()
-        stat = os.stat(path)
         return Raster(
             path=path,
             crs=crs,
@@ -134,7 +153,7 @@ def inspect(path: str) -> Raster:
             dtype=source.dtypes[0],
             alpha=alpha,
             palette=source.colorinterp[0] == ColorInterp.palette,
-            stamp=(stat.st_size, stat.st_mtime_ns),
+            stamp=stamp(path, *_files(source)),
         )
 
 
@@ -203,13 +222,117 @@ def _open(path: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            return rasterio.open(path)
+            return rasterio.open(gdal_path(path))
     except GDAL_ERRORS as error:
+        _check_limits(error)
         raise BadFileError(
             path,
             f"cannot be opened as a raster: {error}",
             "Check the file with gdalinfo; leave it out or replace it.",
         ) from error
+
+
+def _check_limits(error: BaseException) -> None:
+    """Tell a limit of this process from the defect of a file.
+
+    Raises:
+        GeomatchError: GDAL says that too many files are open.
+    """
+    reason = os.strerror(errno.EMFILE)
+    if reason in f"{error} {error.__cause__}":
+        raise GeomatchError(
+            f"{reason.lower()}: the system's limit for a process is very low",
+            "Raise it, then run the same command: ulimit -n 1024",
+        ) from error
+
+
+# Files
+
+
+def gdal_path(path: str) -> str:
+    """The path by which GDAL opens a file: its own, or of a link if a name is not UTF-8.
+
+    Files beside it that begin with its stem, which may hold its header or mask, are linked as well.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        folder, name = os.path.split(path)
+        home = os.path.join(_links().name, hashlib.sha256(os.fsencode(path)).hexdigest()[:16])
+        os.makedirs(home, exist_ok=True)
+        stem = name.partition(".")[0]
+        for each in os.listdir(folder or "."):
+            link = os.path.join(home, os.fsencode(each).decode(errors="replace"))
+            if each.startswith(stem) and not os.path.lexists(link):
+                os.symlink(os.path.abspath(os.path.join(folder, each)), link)
+        return os.path.join(home, os.fsencode(name).decode(errors="replace"))
+    return path
+
+
+@functools.cache
+def _links() -> tempfile.TemporaryDirectory[str]:
+    """A folder for links, which goes away with the process."""
+    return tempfile.TemporaryDirectory(prefix="geomatch-")
+
+
+def stamp(*paths: str) -> tuple[int, ...]:
+    """Size in bytes and modification time in nanoseconds of each file, one after the other.
+
+    Of a file in an archive (/vsizip/...), those of the archive; files that do not exist are left
+    out.
+    """
+    found: list[int] = []
+    for path in dict.fromkeys(map(_on_disk, paths)):
+        with contextlib.suppress(OSError):
+            stat = os.stat(path)
+            found += (stat.st_size, stat.st_mtime_ns)
+    return tuple(found)
+
+
+def _on_disk(path: str) -> str:
+    """The file itself, or the archive that it is in."""
+    if not path.startswith("/vsi"):
+        return path
+    inside = re.sub(r"^(/vsi[a-z0-9]+/)+", "", path).replace("{", "").replace("}", "")
+    parents = (inside, *map(str, Path(inside).parents))
+    return next((parent for parent in parents if os.path.isfile(parent)), path)
+
+
+def _files(source: Any) -> list[str]:
+    """Paths of the files that a raster is read from, with those behind a VRT or a tile index."""
+    listed: list[str] = list(source.files)
+    found = listed[:]
+    behind = _indexed(source.name) if source.driver == "GTI" else listed[1:]
+    if source.driver in ("GTI", "VRT"):
+        for path in behind:
+            found += [path, *(f"{path}{part}" for part in (".aux.xml", ".msk", ".ovr"))]
+            if path.lower().endswith((".vrt", ".gti")) and path != source.name:
+                with contextlib.suppress(BadFileError), _open(path) as nested:
+                    found += _files(nested)
+    return found
+
+
+def _indexed(path: str) -> list[str]:
+    """Paths of a tile index (GTI) and of the rasters in it, which GDAL does not list."""
+    path = path.removeprefix("GTI:")
+    index, layer, field = path, None, "location"
+    if path.lower().endswith(".gti"):
+        described = ElementTree.parse(path).getroot()
+        index = _beside(path, described.findtext("IndexDataset") or "")
+        layer = described.findtext("IndexLayer")
+        field = described.findtext("LocationField") or field
+    with contextlib.suppress(DataSourceError, DataLayerError, FieldError):
+        _, _, _, columns = pyogrio.raw.read(
+            index, layer=layer, columns=[field], read_geometry=False
+        )
+        return [index, *(_beside(index, str(name)) for name in columns[0])]
+    return [index]
+
+
+def _beside(path: str, name: str) -> str:
+    """`name` relative to the folder of a file, if it exists there; else as it is."""
+    beside = os.path.join(os.path.dirname(path), name)
+    return beside if os.path.exists(beside) else name
 
 
 # Coordinate reference systems
@@ -474,7 +597,7 @@ def measure_stretch(rasters: Sequence[Raster], text: str) -> Stretch:
     chosen = np.unique(np.linspace(0, len(rasters) - 1, STRETCH_FILES).astype(int))
     samples: list[list[NDArray[Any]]] = [[] for _ in range(bands)]
     for raster in (rasters[i] for i in chosen):
-        with _open(raster.path) as source, _read_errors(raster):
+        with _open(raster.path) as source, _reading(raster.path):
             shape = (min(source.height, STRETCH_SIDE), min(source.width, STRETCH_SIDE))
             for band in range(bands):
                 values = source.read(band + 1, out_shape=shape, masked=True).compressed()
@@ -484,15 +607,31 @@ def measure_stretch(rasters: Sequence[Raster], text: str) -> Stretch:
 
 
 @contextlib.contextmanager
-def _read_errors(raster: Raster) -> Iterator[None]:
-    """Name the raster in errors of reading it."""
+def _reading(path: str) -> Iterator[None]:
+    """Read with one thread, and name the raster in errors.
+
+    With more threads, GDAL before 3.12 reads some VRTs a pixel off (its issue 13464); and there
+    already is a process for each core.
+    """
     try:
-        yield
-    except RasterioError as error:
-        raise GeomatchError(
-            f"{raster.path} is damaged: {error.__cause__ or error}",
+        with rasterio.Env(GDAL_NUM_THREADS="1"):
+            yield
+    except GDAL_ERRORS as error:
+        _check_limits(error)
+        raise BadFileError(
+            path,
+            f"is damaged: {error.__cause__ or error}",
             "Replace the file or leave it out, then run the same command again.",
         ) from error
+
+
+Opened = tuple[Any, WarpedVRT, int, int]
+"""A raster warped onto the grid: (dataset, WarpedVRT, its first column, its last row)."""
+
+
+def _close(opened: Opened) -> None:
+    opened[1].close()
+    opened[0].close()
 
 
 class GridReader:
@@ -524,15 +663,14 @@ class GridReader:
         self._rasters = [raster for raster, _ in turned]
         self._turns = [turn for _, turn in turned]
         self._bounds = [bounds_in(raster, crs) for raster, _ in turned]
-        self._open: dict[int, tuple[Any, WarpedVRT, int, int]] = {}
+        self._open: OrderedDict[int, Opened] = OrderedDict()  # the last used at the end
 
     def __enter__(self) -> GridReader:
         return self
 
     def __exit__(self, *error: object) -> None:
         for opened in self._open.values():
-            opened[1].close()
-            opened[0].close()
+            _close(opened)
         self._open.clear()
 
     def read(self, col: int, row: int) -> tuple[Pixels, NDArray[np.bool_], str]:
@@ -561,9 +699,12 @@ class GridReader:
 
     def _window(self, i: int, col: int, row: int) -> tuple[Pixels, NDArray[np.bool_]]:
         raster, grid = self._rasters[i], self._grid
-        with _read_errors(raster):
+        with _reading(raster.path):
             if i not in self._open:
+                if len(self._open) == MAX_OPEN:
+                    _close(self._open.popitem(last=False)[1])
                 self._open[i] = self._warp(i)
+            self._open.move_to_end(i)
             _, vrt, first_col, last_row = self._open[i]
             offset_x = (col - first_col) * grid.stride
             offset_y = (last_row - row) * grid.stride
@@ -574,8 +715,7 @@ class GridReader:
             data = self._stretch(data)
         return np.moveaxis(data, 0, -1), mask
 
-    def _warp(self, i: int) -> tuple[Any, WarpedVRT, int, int]:
-        """A raster warped onto the grid: (dataset, WarpedVRT, its first column, its last row)."""
+    def _warp(self, i: int) -> Opened:
         grid, raster = self._grid, self._rasters[i]
         cols, rows = grid.touching(self._bounds[i])
         first_col, last_row = int(cols.min()), int(rows.max())
@@ -601,6 +741,7 @@ def read_extent(path: str, crs: str, bounds: Bounds, gsd: float) -> NDArray[Any]
     left, bottom, right, top = bounds
     with (
         _open(path) as source,
+        _reading(path),
         WarpedVRT(
             source,
             crs=crs,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -156,8 +155,8 @@ def area_stamps(split: config.SplitConfig) -> list[Any]:
     """Paths, sizes and modification times of the polygon files that define the splits."""
     if split.by != "file":
         return []
-    stats = [(path, os.stat(path)) for path in area_files((*split.validation, *split.test))]
-    return [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+    files = area_files((*split.validation, *split.test))
+    return [[path, *labels.stamp(path)] for path in files]
 
 
 def area_files(names: Sequence[str]) -> list[str]:
@@ -171,7 +170,7 @@ def area_files(names: Sequence[str]) -> list[str]:
 
 def identity(source: YearSource) -> Any:
     """What tiles of a year depend on: paths, sizes and times of its files, how they are read."""
-    vector = source.vector and [source.vector, os.stat(source.vector).st_mtime_ns]
+    vector = source.vector and [source.vector, *labels.stamp(source.vector)]
     return [
         [(r.path, r.stamp) for r in (*source.images, *source.labels, *source.changed)],
         vector,
