@@ -142,11 +142,14 @@ class Checkpoints:
     def restore_best(self, like: State) -> Restored:
         """The model of the best checkpoint, or of the newest one that can be restored.
 
+        The untrained model of step 0 does not stand in for another.
+
         Raises:
             StaleError: none can be restored.
         """
         best = self.best
-        steps = sorted(self.steps, key=lambda step: (step == best, step), reverse=True)
+        others = (step for step in self.steps[::-1] if step not in (best, 0))
+        steps = [*([] if best is None else [best]), *others]
         return _first(steps, lambda step: self.restore_model(step, like))
 
     def restore_model(self, step: int, like: State) -> dict[str, Any]:
