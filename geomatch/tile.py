@@ -37,7 +37,7 @@ from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project, fingerprint, replace_folder
 from geomatch.tiling import image_folders, shards, sources
 from geomatch.tiling.plan import TilePlan, choose_grid, make_plan
-from geomatch.tiling.sources import YearSource
+from geomatch.tiling.sources import Unreadable, YearSource
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,14 @@ class Tiled:
         skipped: cells or images that are not in the catalogue, having too few valid pixels or none
             that can be read.
         splits: number of tiles by split.
+        unreadable: files or images that were left out, with the reason.
     """
 
     table: TileTable
     grid: str
     skipped: int
     splits: dict[str, int]
+    unreadable: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class CellShard(shards.Shard):
     row: Ints
     year: Ints
     year_sources: dict[int, YearSource]
+    skip_bad: bool
 
     def __len__(self) -> int:
         return len(self.col)
@@ -76,7 +79,8 @@ class CellShard(shards.Shard):
     def key(self) -> str:
         cells = [a.tolist() for a in (self.epsg, self.col, self.row, self.year)]
         used = {year: sources.identity(source) for year, source in self.year_sources.items()}
-        return fingerprint([cells, used, asdict(self.grid), self.channels])
+        leaving = ["skip bad"] if self.skip_bad else []
+        return fingerprint([cells, used, asdict(self.grid), self.channels, *leaving])
 
 
 def tile(
@@ -112,7 +116,13 @@ def tile(
     cut = image_folders.tile if images else _tile_ground
     table = cut(project, settings, overrides, workers, force, progress)
     manifest = project.tile_manifest()
-    return Tiled(table, manifest.grid, manifest.planned - len(table), manifest.splits)
+    return Tiled(
+        table,
+        manifest.grid,
+        manifest.planned - len(table),
+        manifest.splits,
+        manifest.unreadable or {},
+    )
 
 
 def _tile_ground(
@@ -137,6 +147,7 @@ def _tile_ground(
                 sources.area_stamps(settings.split),
                 settings.grid.min_valid,
                 [sources.identity(c) for c in year_sources],
+                *(["skip bad"] if settings.grid.skip_bad else []),
             ]
         )
         if not force and shards.are_made(project, request_fingerprint):
@@ -146,11 +157,16 @@ def _tile_ground(
             named = tuple(config.as_dict(settings)["source"])
             request = TileRequest(source=named, set=tuple(overrides))
             shards.prepare(partial, [len(plan.col), grid.size, sum(channels)], request, force)
-            work = _shards(plan, partial, channels, year_sources)
+            work = _shards(plan, partial, channels, year_sources, settings.grid.skip_bad)
             cut = functools.partial(_cut, workers or os.cpu_count() or 1)
             records = shards.cut(work, cut, "cutting tiles", progress)
             table = _catalogue(plan, year_sources, records, settings.grid.min_valid)
             described = _description(grid, year_sources, channels)
+            if settings.grid.skip_bad:
+                found = [c.unreadable for c in year_sources] + [r["unreadable"] for r in records]
+                described["unreadable"] = {
+                    path: why for part in found for path, why in part.items()
+                }
             shards.finish(
                 partial / "tiles",
                 table,
@@ -165,7 +181,11 @@ def _tile_ground(
 
 
 def _shards(
-    plan: TilePlan, folder: Path, channels: tuple[int, int], year_sources: Sequence[YearSource]
+    plan: TilePlan,
+    folder: Path,
+    channels: tuple[int, int],
+    year_sources: Sequence[YearSource],
+    skip_bad: bool,
 ) -> list[CellShard]:
     rows = shard_rows(plan.grid.size, sum(channels))
     # Boxes of the images, labels and masks of each year, by zone.
@@ -184,8 +204,9 @@ def _shards(
                 labels=_near(source.labels, boxes[code][1], epsg[mine], bounds[mine]),
                 changed=_near(source.changed, boxes[code][2], epsg[mine], bounds[mine]),
             )
+        cells = epsg, col, row, year
         found.append(
-            CellShard(number, start, folder, plan.grid, channels, epsg, col, row, year, needed)
+            CellShard(number, start, folder, plan.grid, channels, *cells, needed, skip_bad)
         )
     return found
 
@@ -271,14 +292,17 @@ def _cut_shard(shard: CellShard) -> shards.ShardRecord:
     valid = np.zeros(len(shard.col), np.float32)
     names = [""] * len(shard.col)
     changed: list[float | None] = [None] * len(shard.col)
+    unreadable: Unreadable = {} if shard.skip_bad else None
     for (code, epsg), rows in _groups(shard):
         source, crs = shard.year_sources[code], f"EPSG:{epsg}"
         with contextlib.ExitStack() as stack:
             images = stack.enter_context(
-                GridReader(source.images, shard.grid, crs, stretch=source.stretch)
+                GridReader(
+                    source.images, shard.grid, crs, stretch=source.stretch, unreadable=unreadable
+                )
             )
-            read_labels = _label_reader(stack, source, shard, rows, crs)
-            read_share = _share_reader(stack, source, shard, crs)
+            read_labels = _label_reader(stack, source, shard, rows, crs, unreadable)
+            read_share = _share_reader(stack, source, shard, crs, unreadable)
             for i in rows:
                 col, row = int(shard.col[i]), int(shard.row[i])
                 values, mask, names[i] = images.read(col, row)
@@ -287,7 +311,8 @@ def _cut_shard(shard: CellShard) -> shards.ShardRecord:
                 if read_labels is not None:
                     pixels[i, ..., bands:] = read_labels(col, row)
                 changed[i] = read_share(col, row)
-    return shard.write(pixels, valid=valid.tolist(), source=names, changed=changed)
+    left_out = {} if unreadable is None else {"unreadable": unreadable}
+    return shard.write(pixels, valid=valid.tolist(), source=names, changed=changed, **left_out)
 
 
 def _groups(shard: CellShard) -> Iterator[tuple[tuple[int, int], Ints]]:
@@ -297,7 +322,12 @@ def _groups(shard: CellShard) -> Iterator[tuple[tuple[int, int], Ints]]:
 
 
 def _label_reader(
-    stack: contextlib.ExitStack, source: YearSource, shard: CellShard, rows: Ints, crs: str
+    stack: contextlib.ExitStack,
+    source: YearSource,
+    shard: CellShard,
+    rows: Ints,
+    crs: str,
+    unreadable: Unreadable,
 ) -> Callable[[int, int], rasters.Pixels] | None:
     """A function of column and row that reads the labels of a cell, 0 where there are none."""
     if source.vector is not None:
@@ -306,25 +336,37 @@ def _label_reader(
         box = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
         return labels.VectorReader(source.vector, shard.grid, crs, box).read
     if source.labels:
-        reader = stack.enter_context(GridReader(source.labels, shard.grid, crs, nearest=True))
+        reader = stack.enter_context(
+            GridReader(source.labels, shard.grid, crs, nearest=True, unreadable=unreadable)
+        )
         return lambda col, row: reader.read(col, row)[0]
     return None
 
 
 def _share_reader(
-    stack: contextlib.ExitStack, source: YearSource, shard: CellShard, crs: str
+    stack: contextlib.ExitStack,
+    source: YearSource,
+    shard: CellShard,
+    crs: str,
+    unreadable: Unreadable,
 ) -> Callable[[int, int], float | None]:
     """A function of column and row: the share of changed ground in a cell, None if unknown."""
     if not source.changed:
         return lambda col, row: None
-    reader = stack.enter_context(GridReader(source.changed, shard.grid, crs, nearest=True))
+    reader = stack.enter_context(
+        GridReader(source.changed, shard.grid, crs, nearest=True, unreadable=unreadable)
+    )
     boxes = np.asarray([rasters.bounds_in(mask, crs) for mask in source.changed])
 
     def share(col: int, row: int) -> float | None:
         cell = shard.grid.bounds(np.asarray(col), np.asarray(row))
-        covered = ((boxes[:, :2] < cell[2:]) & (boxes[:, 2:] > cell[:2])).all(axis=1).any()
+        covered = ((boxes[:, :2] < cell[2:]) & (boxes[:, 2:] > cell[:2])).all(axis=1)
+        if not covered.any():
+            return None
         # If the nodata value of a mask is 0, unchanged ground is not valid.
-        return float((reader.read(col, row)[0] > 0).mean()) if covered else None
+        found = float((reader.read(col, row)[0] > 0).mean())
+        readable = np.asarray([mask.path not in (unreadable or {}) for mask in source.changed])
+        return found if (covered & readable).any() else None
 
     return share
 

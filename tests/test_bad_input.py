@@ -21,6 +21,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.rpc import RPC
 from rasterio.transform import from_origin
 
+from geomatch.data.store import TileStore
 from geomatch.data.tiles import TileTable
 
 LEFT, TOP = 500_000, 5_000_000
@@ -278,6 +279,87 @@ def test_a_file_that_is_not_a_raster(project, tmp_path, content):
     assert done.returncode == 1
     check_error(done.stderr, ("text.tif", "gdalinfo"))
     assert not project.catalogue.exists()
+
+
+@pytest.fixture
+def mixed(write_raster, tmp_path):
+    """A folder of sheets: cut short, not a raster, without CRS; only "d.tif" is good."""
+    folder = tmp_path / "y"
+    write_raster("y/d.tif", plain(), origin=(LEFT + 256, TOP))
+    whole = truncated(folder / "a.tif")
+    (folder / "a.tif").write_bytes(whole[: len(whole) * 3 // 4])
+    (folder / "b.tif").write_bytes(b"not a raster")
+    write_raster("y/c.tif", plain(), crs=None)
+    return folder
+
+
+def test_bad_files_are_left_out_on_request_and_listed(project, mixed):
+    refused(project, f"2010={mixed}", names=("b.tif", "opened"))
+    result = run_command(*arguments(project, f"2010={mixed}", "--skip-bad"))
+    assert result.exit_code == 0, result.stderr
+    table = TileTable.load(project.catalogue)
+    assert set(table.sources) == {"a.tif", "d.tif"}, "what could be read of a.tif is kept"
+    assert np.sum(table.col >= (LEFT + 256) // 32) == 4
+    reasons = {"a.tif": "damaged", "b.tif": "opened", "c.tif": "CRS"}
+    unreadable = project.tile_manifest().unreadable
+    assert set(unreadable) == {str(mixed / name) for name in reasons}
+    assert "left out (3)" in result.stderr
+    for name, reason in reasons.items():
+        assert reason in unreadable[str(mixed / name)]
+        assert f"  {mixed / name} {unreadable[str(mixed / name)]}" in result.stderr
+
+
+def test_left_out_files_are_listed_again_and_taken_once_they_are_whole(project, mixed):
+    whole = truncated(mixed / "a.tif")
+    command = arguments(project, f"2010={mixed}", "--skip-bad")
+    run_command(*command)
+    made = project.tile_manifest()
+    again = run_command("tile", "-p", project.root, "--workers", "1")
+    assert "up to date" in again.stderr
+    assert "left out (3)" in again.stderr
+    for name in ("b.tif", "c.tif"):
+        (mixed / name).unlink()
+    without = run_command(*arguments(project, f"2010={mixed}"))
+    assert without.exit_code == 1
+    assert "a.tif is damaged" in without.stderr
+    assert project.tile_manifest() == made
+    (mixed / "a.tif").write_bytes(whole)
+    result = run_command(*command)
+    assert result.exit_code == 0, result.stderr
+    assert "left out" not in result.stderr
+    assert len(TileTable.load(project.catalogue)) == 64 + 4
+
+
+def test_a_year_of_bad_files_alone_is_an_error(project, good, mixed):
+    (mixed / "a.tif").unlink()
+    (mixed / "d.tif").unlink()
+    refused(project, f"2010={good}", f"2020={mixed}", "--skip-bad", names=("b.tif", "opened"))
+
+
+def test_a_damaged_sheet_is_left_out_of_a_stretch(write_raster, project, tmp_path):
+    values = plain(dtype="uint16")
+    values[0, :32] = 190
+    write_raster("y/b.tif", values, origin=(LEFT + 256, TOP))
+    truncated(tmp_path / "y" / "a.tif", "uint16")
+    table = accepted(project, f"2010={tmp_path / 'y'}", "--stretch", "0%,100%", "--skip-bad")
+    assert len(table) == 4
+    manifest = project.tile_manifest()
+    assert manifest.years["2010"].stretch["high"] == [190, 90, 90]
+    assert list(manifest.unreadable) == [str(tmp_path / "y" / "a.tif")]
+
+
+def test_damaged_labels_and_masks_are_unknown_on_request(write_raster, project, good, tmp_path):
+    for name in ("labels.tif", "changed.tif"):
+        path = write_raster(name, plain(1), origin=(LEFT, TOP))
+        path.write_bytes(path.read_bytes()[:1000])
+    given = (f"2010={good}", f"2010:labels={tmp_path}/labels.tif")
+    given += (f"2010:changed={tmp_path}/changed.tif",)
+    refused(project, *given, names=("tif is damaged",))
+    table = accepted(project, *given, "--skip-bad")
+    assert len(table) == 4
+    assert table.changed is None
+    assert (TileStore.open(project.pixels).read(table.store_row)[..., 3] == 0).all()
+    assert len(project.tile_manifest().unreadable) == 2
 
 
 @pytest.mark.parametrize("name", ["a.tif", "b.tif"])

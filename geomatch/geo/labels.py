@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +55,15 @@ def inspect_raster(path: str) -> Raster:
     return raster
 
 
+@contextlib.contextmanager
+def _without_measures() -> Iterator[None]:
+    """Ignore that pyogrio drops measures (M), as heights are dropped."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Measured")
+        yield
+
+
+@_without_measures()
 def check_vector(path: str) -> None:
     """Check that a vector file can be used.
 
@@ -73,6 +84,7 @@ def check_vector(path: str) -> None:
         )
 
 
+@_without_measures()
 def read_geometries(path: str, layer: str, crs: str, bounds: Bounds | None) -> np.ndarray:
     """Geometries of a vector layer in `crs`; with `bounds` (in `crs`), only those that touch it."""
     layer_crs = pyogrio.read_info(path, layer=layer)["crs"]
@@ -100,6 +112,7 @@ def read_areas(paths: Sequence[str], crs: str) -> shapely.Geometry:
     return shapely.union_all(np.concatenate([np.empty(0, object), *shapes]))
 
 
+@_without_measures()
 def _layers(path: str) -> list[str]:
     try:
         return [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]

@@ -139,6 +139,12 @@ def inspect(path: str) -> Raster:
     """
     with _open(path) as source:
         _check_georeference(path, source)
+        if source.dtypes[0].startswith("complex"):
+            raise BadFileError(
+                path,
+                f"holds complex numbers ({source.dtypes[0]})",
+                "Take amplitudes: gdal_translate DERIVED_SUBDATASET:AMPLITUDE:IN OUT",
+            )
         alpha = ColorInterp.alpha in source.colorinterp
         rows, cols = (0, 0, source.height, source.height), (0, source.width, 0, source.width)
         xs, ys = xy(source.transform, rows, cols, offset="ul")
@@ -167,9 +173,13 @@ def is_georeferenced(path: str) -> bool:
 
 
 def _has_geotransform(source: Any) -> bool:
-    """Whether pixels have a place: where a file gives none, GDAL has the identity."""
-    area = abs(source.transform.determinant)
-    return bool(not source.transform.is_identity and 0 < area < math.inf)
+    """Whether pixels have a place.
+
+    Where a file gives none, GDAL has rows and columns, which it does not warp in either direction.
+    """
+    at = source.transform
+    is_unset = (at.a, at.b, at.c, at.d, abs(at.e), at.f) == (1, 0, 0, 0, 1, 0)
+    return not is_unset and 0 < abs(at.determinant) < math.inf
 
 
 def _check_georeference(path: str, source: Any) -> None:
@@ -541,13 +551,24 @@ def bounds_in(raster: Raster, crs: str) -> Bounds:
 
 
 def _finite(raster: Raster, crs: str, bounds_crs: str, bounds: Bounds) -> Bounds:
-    box = project_bounds(bounds_crs, bounds, crs)
-    if not np.isfinite(box).all():
-        raise GeomatchError(
-            f"{raster.path} cannot be converted to {crs}, {crs_name(crs)}",
-            "Use the UTM zone of each place: --crs utm",
-        )
+    with _converting(raster, crs):
+        box = project_bounds(bounds_crs, bounds, crs)
+        if not np.isfinite(box).all():
+            raise GeomatchError("infinite")
     return box
+
+
+@contextlib.contextmanager
+def _converting(raster: Raster, crs: str) -> Iterator[None]:
+    """Name the raster in errors of converting its coordinates."""
+    try:
+        yield
+    except GeomatchError as error:
+        raise BadFileError(
+            raster.path,
+            f"cannot be converted from {crs_name(raster.crs)} to {crs}, {crs_name(crs)}",
+            "Check its CRS with gdalinfo, or choose that of the grid: --crs utm, or an EPSG code.",
+        ) from error
 
 
 def _turns(raster: Raster) -> tuple[float, ...]:
@@ -569,7 +590,8 @@ def ground_sample_distance(raster: Raster, crs: str) -> float:
     with _open(raster.path) as source:
         col, row = source.width / 2, source.height / 2
         xs, ys = xy(source.transform, [row, row, row + 1], [col, col + 1, col], offset="ul")
-    x, y = project_points(raster.crs, np.asarray(xs), np.asarray(ys), crs)
+    with _converting(raster, crs):
+        x, y = project_points(raster.crs, np.asarray(xs), np.asarray(ys), crs)
     area = (x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0])
     return float(f"{abs(area) ** 0.5:.3g}")
 
@@ -644,6 +666,8 @@ class GridReader:
         crs: of the cells, "EPSG:n".
         nearest: resample by nearest neighbour (labels) instead of bilinearly (images).
         stretch: to uint8, for rasters of another dtype.
+        unreadable: takes the paths of rasters that cannot be read, with the reason, and reading
+            goes on without them; None makes them an error.
     """
 
     def __init__(
@@ -654,7 +678,9 @@ class GridReader:
         *,
         nearest: bool = False,
         stretch: Stretch | None = None,
+        unreadable: dict[str, str] | None = None,
     ) -> None:
+        self._unreadable = unreadable
         self._grid = grid
         self._crs = crs
         self._resampling = Resampling.nearest if nearest else Resampling.bilinear
@@ -687,7 +713,13 @@ class GridReader:
         for i, box in enumerate(self._bounds):
             if box[0] >= right or box[2] <= left or box[1] >= top or box[3] <= bottom:
                 continue
-            values, mask = self._window(i, col, row)
+            try:
+                values, mask = self._window(i, col, row)
+            except BadFileError as error:
+                if self._unreadable is None:
+                    raise
+                self._unreadable[error.path] = error.reason
+                continue
             fill = mask & ~valid
             if fill.any():
                 pixels[fill] = values[fill]

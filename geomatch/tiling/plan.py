@@ -88,6 +88,11 @@ def make_plan(
                     covering.setdefault(cell, set()).add(raster.path)
         cells.append(np.unique(np.concatenate(found), axis=0))
     table = np.concatenate(cells)
+    if not len(table):
+        raise GeomatchError(
+            f"no tile of {grid.side:g} m lies within one UTM zone",
+            "Give smaller tiles with --size, or one grid for all with --crs EPSG:n.",
+        )
     year = np.repeat(np.arange(len(cells)), [len(of_year) for of_year in cells])
     places, place, counts = np.unique(table, axis=0, return_inverse=True, return_counts=True)
     if len(year_sources) > 1 and counts.max() < 2:

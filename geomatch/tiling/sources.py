@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from geomatch import config
 from geomatch.data.tiles import in_time_order
-from geomatch.errors import GeomatchError, UsageError
+from geomatch.errors import BadFileError, GeomatchError, UsageError
 from geomatch.geo import labels, rasters
 from geomatch.geo.rasters import Raster, Stretch
 from geomatch.progress import ProgressCallback
@@ -25,6 +26,7 @@ class YearSource:
         stretch: scales the images to uint8; None if they are uint8.
         placement: "real", or "fictitious" where coordinates are made up.
         changed: masks of changed ground.
+        unreadable: paths of files that are left out, with the reason.
     """
 
     year: str
@@ -34,6 +36,7 @@ class YearSource:
     stretch: Stretch | None
     placement: str
     changed: tuple[Raster, ...] = ()
+    unreadable: dict[str, str] = field(default_factory=dict)
 
 
 def collect(settings: config.Config, progress: ProgressCallback) -> list[YearSource]:
@@ -55,32 +58,45 @@ def collect(settings: config.Config, progress: ProgressCallback) -> list[YearSou
     if len(set(years)) != len(years):
         raise UsageError("a year is given twice", "Give each year one folder or glob.")
     by_year = {source.year: source for source in settings.source}
-    return [
-        _inspect(by_year[year], settings.grid.stretch, progress) for year in in_time_order(years)
-    ]
+    return [_inspect(by_year[year], settings.grid, progress) for year in in_time_order(years)]
 
 
-def _inspect(source: config.SourceConfig, stretch: str, progress: ProgressCallback) -> YearSource:
+def _inspect(
+    source: config.SourceConfig, grid: config.GridConfig, progress: ProgressCallback
+) -> YearSource:
     paths = rasters.find(source.images, f"year {source.year}")
-    images = []
-    for done, path in enumerate(paths, 1):
-        images.append(rasters.inspect(path))
-        if images[-1].palette:
-            raise GeomatchError(
-                f"{path} contains indices of a colour table",
+    unreadable: Unreadable = {} if grid.skip_bad else None
+    read = itertools.count(1)
+
+    def inspect(path: str) -> Raster:
+        progress(f"reading headers of {source.year}", next(read), len(paths))
+        image = rasters.inspect(path)
+        if image.palette:
+            raise BadFileError(
+                path,
+                "contains indices of a colour table",
                 "Expand it first: gdal_translate -expand rgb IN OUT",
             )
-        progress(f"reading headers of {source.year}", done, len(paths))
+        return image
+
+    images = _usable(paths, inspect, unreadable)
     _, dtype = rasters.common_format(images, f"year {source.year}")
     measured: Stretch | None = None
     if dtype != "uint8":
-        if not stretch:
+        if not grid.stretch:
             raise UsageError(
                 f"year {source.year}: {images[0].name} is {dtype}, tiles are uint8",
                 "Give a stretch: --stretch 2%,98% or --stretch MIN,MAX",
             )
-        measured = rasters.measure_stretch(images, stretch)
-    vector, label_rasters = _labels(source)
+        while measured is None:
+            try:
+                measured = rasters.measure_stretch(images, grid.stretch)
+            except BadFileError as error:
+                images = tuple(image for image in images if image.path != error.path)
+                if unreadable is None or not images:
+                    raise
+                unreadable[error.path] = error.reason
+    vector, label_rasters = _labels(source, unreadable)
     return YearSource(
         source.year,
         tuple(images),
@@ -88,11 +104,41 @@ def _inspect(source: config.SourceConfig, stretch: str, progress: ProgressCallba
         vector,
         measured,
         source.placement,
-        _masks(source),
+        _masks(source, unreadable),
+        unreadable or {},
     )
 
 
-def _labels(source: config.SourceConfig) -> tuple[str | None, tuple[Raster, ...]]:
+Unreadable = dict[str, str] | None
+"""Files that are left out, with the reason; None where a bad file is an error."""
+
+
+def _usable(
+    paths: Sequence[str], inspect: Callable[[str], Raster], unreadable: Unreadable
+) -> tuple[Raster, ...]:
+    """Inspect files; bad ones are left out.
+
+    Raises:
+        BadFileError: a file is bad and `unreadable` is None, or all are.
+    """
+    found = []
+    failure: BadFileError | None = None
+    for path in paths:
+        try:
+            found.append(inspect(path))
+        except BadFileError as error:
+            if unreadable is None:
+                raise
+            failure = failure or error
+            unreadable[error.path] = error.reason
+    if failure and not found:
+        raise failure
+    return tuple(found)
+
+
+def _labels(
+    source: config.SourceConfig, unreadable: Unreadable
+) -> tuple[str | None, tuple[Raster, ...]]:
     if not source.labels:
         return None, ()
     paths = rasters.find(source.labels, f"labels of {source.year}")
@@ -104,17 +150,16 @@ def _labels(source: config.SourceConfig) -> tuple[str | None, tuple[Raster, ...]
             )
         labels.check_vector(paths[0])
         return paths[0], ()
-    found = tuple(labels.inspect_raster(path) for path in paths)
+    found = _usable(paths, labels.inspect_raster, unreadable)
     rasters.common_format(found, f"labels of {source.year}")
     return None, found
 
 
-def _masks(source: config.SourceConfig) -> tuple[Raster, ...]:
+def _masks(source: config.SourceConfig, unreadable: Unreadable) -> tuple[Raster, ...]:
     if not source.changed:
         return ()
-    found = tuple(
-        rasters.inspect(p) for p in rasters.find(source.changed, f"changed {source.year}")
-    )
+    paths = rasters.find(source.changed, f"changed {source.year}")
+    found = _usable(paths, rasters.inspect, unreadable)
     for mask in found:
         if (mask.bands, mask.dtype) != (1, "uint8"):
             raise GeomatchError(
