@@ -385,6 +385,13 @@ def test_a_raster_smaller_than_a_tile(write_raster, project):
     refused(project, f"2010={path}", names=("valid",))
 
 
+def test_all_tiles_between_splits(write_raster, project, good):
+    """Each place is in a file of the test split and in one of training."""
+    other = write_raster("other.tif", plain(), origin=(LEFT, TOP))
+    given = (f"2010={good}", f"2020={other}", "--test", "other.tif")
+    refused(project, *given, names=("no tile", "between splits"))
+
+
 # Labels
 
 

@@ -433,7 +433,20 @@ def test_a_file_name_that_is_not_utf_8(write_raster, project, tmp_path):
     np.testing.assert_array_equal(
         pixels(project, table, f"{COL}_{ROW - 1}@2010"), expected(COL, ROW - 1)
     )
-    assert set(table.sources) == {"for\ufffdt.tif"}
+    assert set(table.sources) == {r"for\xeat.tif"}
+
+
+def test_vector_labels_whose_name_is_not_utf_8(write_raster, project, tmp_path):
+    """All parts of a shapefile are found."""
+    path = write_raster("a.tif", ground(LEFT, TOP, 64, 64), origin=(LEFT, TOP))
+    box = shapely.box(LEFT, TOP - 32, LEFT + 32, TOP)
+    geopandas.GeoDataFrame(geometry=[box], crs=32631).to_file(tmp_path / "x.shp")
+    for part in tmp_path.glob("x.*"):
+        os.rename(part, os.fsencode(tmp_path) + b"/\xe9" + os.fsencode(part.suffix))
+    labels = {"2010": os.fsdecode(os.fsencode(tmp_path) + b"/\xe9.shp")}
+    table = tile_sources(project, {"2010": path}, labels=labels, workers=2)
+    assert (pixels(project, table, f"{COL}_{ROW - 1}@2010")[..., 3] == 255).all()
+    assert (pixels(project, table, f"{COL + 1}_{ROW - 1}@2010")[..., 3] == 0).all()
 
 
 def test_without_sources_the_last_ones_and_their_options_are_repeated(

@@ -74,7 +74,7 @@ def check_vector(path: str) -> None:
     if not layers:
         raise GeomatchError(f"{path} has no layer with geometries", "Check the file with ogrinfo.")
     for layer in layers:
-        crs = pyogrio.read_info(path, layer=layer)["crs"]
+        crs = pyogrio.read_info(rasters.gdal_path(path), layer=layer)["crs"]
         if crs is None:
             raise GeomatchError(
                 f"{path} (layer {layer}) has no CRS", "Assign one with: ogr2ogr -a_srs EPSG:n"
@@ -87,6 +87,7 @@ def check_vector(path: str) -> None:
 @_without_measures()
 def read_geometries(path: str, layer: str, crs: str, bounds: Bounds | None) -> np.ndarray:
     """Geometries of a vector layer in `crs`; with `bounds` (in `crs`), only those that touch it."""
+    path = rasters.gdal_path(path)
     layer_crs = pyogrio.read_info(path, layer=layer)["crs"]
     box = None if bounds is None else rasters.project_bounds(crs, bounds, layer_crs)
     _, _, wkb, _ = pyogrio.raw.read(path, layer=layer, columns=[], bbox=box)
@@ -115,7 +116,11 @@ def read_areas(paths: Sequence[str], crs: str) -> shapely.Geometry:
 @_without_measures()
 def _layers(path: str) -> list[str]:
     try:
-        return [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
+        return [
+            str(name)
+            for name, kind in pyogrio.list_layers(rasters.gdal_path(path))
+            if kind is not None
+        ]
     except DataSourceError as error:
         raise GeomatchError(
             f"{path} cannot be opened as a vector file: {error}",

@@ -84,7 +84,7 @@ class Raster:
 
     @property
     def name(self) -> str:
-        return os.fsencode(os.path.basename(self.path)).decode(errors="replace")
+        return os.fsencode(os.path.basename(self.path)).decode(errors="backslashreplace")
 
 
 @dataclass(frozen=True)
@@ -235,9 +235,10 @@ def _open(path: str) -> Any:
             return rasterio.open(gdal_path(path))
     except GDAL_ERRORS as error:
         _check_limits(error)
+        reason = str(error).replace(gdal_path(path), path)
         raise BadFileError(
             path,
-            f"cannot be opened as a raster: {error}",
+            f"cannot be opened as a raster: {reason}",
             "Check the file with gdalinfo; leave it out or replace it.",
         ) from error
 

@@ -106,6 +106,11 @@ def make_plan(
     split = splits.keep_apart(grid, epsg, col, row, split, buffer)
     progress(f"grid {grid.id}: {len(places)} places, {np.sum(split < 0)} dropped between splits")
     tile_split = split[place.reshape(-1)]
+    if (tile_split < 0).all():
+        raise GeomatchError(
+            f"no tile is left: all {len(places)} places lie between splits",
+            "Choose other splits, or a smaller split.buffer or split.block.",
+        )
     # Tiles of a shard are close together and, where possible, of one year, so that they share open
     # files.
     epsg, col, row = table.T
