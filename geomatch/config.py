@@ -61,6 +61,7 @@ class GridConfig:
     stride: int | None = _key(None, "pixels between tiles; unset: the tile side, no overlap")
     min_valid: float = _key(0.99, "least share of valid pixels of a tile", least=0)
     stretch: str = _key("", 'to uint8, for other dtypes: "MIN,MAX" or "2%,98%"')
+    skip_bad: bool = _key(False, "leave out rasters that cannot be used, and list them")
 
 
 @dataclass(frozen=True)

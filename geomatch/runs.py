@@ -29,6 +29,7 @@ class Encoding:
         fingerprint: of the weights, the model settings and the tile form.
         gsd: metres per pixel of the tiles it was trained on; None without georeference.
         label_classes: names of the classes of their labels; None if these have none.
+        remark: which better checkpoints are damaged, for the user; empty if none is.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Encoding:
     variables: dict[str, Any]
     dimension: int
     fingerprint: str
+    remark: str = ""
 
     def check_tiles(self, tiles: TileManifest) -> None:
         """Check that tiles have the size, channels, gsd and label classes of those trained on.
@@ -89,6 +91,8 @@ def load_encoder(
 ) -> Encoding:
     """Load the encoder of a run from its best checkpoint, or from the given one.
 
+    If the best one is damaged, it is the newest that is not.
+
     Args:
         run: "NAME" or "NAME@STEP"; by default the latest run.
         model: folder of a run, or of a project for its latest run, instead of `run`.
@@ -115,8 +119,11 @@ def load_encoder(
     if not (folder / "checkpoints").exists():
         raise GeomatchError(f"run {name} has no checkpoint yet", "Run: geomatch train")
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        chosen = _step(at if step is None else str(step), checkpoints, name)
-        variables = checkpoints.restore_model(chosen, shapes)
+        chosen, remark = _step(at if step is None else str(step), checkpoints, name), ""
+        if chosen is None:
+            chosen, variables, remark = checkpoints.restore_best(shapes)
+        else:
+            variables = checkpoints.restore_model(chosen, shapes)
     tile = jax.ShapeDtypeStruct((1, form.size, form.size, form.channels), np.uint8)
     output = jax.eval_shape(network.apply, variables, tile)
     leaves = [fingerprint(np.asarray(leaf).tobytes()) for leaf in jax.tree.leaves(variables)]
@@ -133,6 +140,7 @@ def load_encoder(
         variables=variables,
         dimension=output.shape[1],
         fingerprint=fingerprint([leaves, manifest.settings["model"], manifest.form]),
+        remark=remark,
     )
 
 
@@ -148,8 +156,8 @@ def _run_folder(model: Path) -> Path:
     )
 
 
-def _step(text: str, checkpoints: Checkpoints, run: str) -> int:
-    """Parse the step of a checkpoint; "" is the best one.
+def _step(text: str, checkpoints: Checkpoints, run: str) -> int | None:
+    """Parse the step of a checkpoint; "" is None, which stands for the best one.
 
     Raises:
         GeomatchError: the run has no such checkpoint, or none at all.
@@ -157,7 +165,7 @@ def _step(text: str, checkpoints: Checkpoints, run: str) -> int:
     if checkpoints.best is None:
         raise GeomatchError(f"run {run} has no checkpoint yet", "Run: geomatch train")
     if not text:
-        return checkpoints.best
+        return None
     if not text.isdigit() or int(text) not in checkpoints.steps:
         raise GeomatchError(
             f"run {run} has no checkpoint {text}",

@@ -41,6 +41,7 @@ from geomatch.report.preview import preview as draw_preview
 from geomatch.tiling import image_folders, shards, sources
 from geomatch.tiling.plan import TilePlan, choose_grid, make_plan
 from geomatch.tiling.sources import YearSource
+from geomatch.tiling.usable import Unreadable
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,14 @@ class Tiled:
         skipped: cells or images that are not in the catalogue, having too few valid pixels or none
             that can be read.
         splits: number of tiles by split.
+        unreadable: files or images that were left out, with the reason.
     """
 
     table: TileTable
     grid: str
     skipped: int
     splits: dict[str, int]
+    unreadable: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class CellShard(shards.Shard):
     row: Ints
     year: Ints
     year_sources: dict[int, YearSource]
+    skip_bad: bool
 
     def __len__(self) -> int:
         return len(self.col)
@@ -79,7 +83,8 @@ class CellShard(shards.Shard):
     def key(self) -> str:
         cells = [a.tolist() for a in (self.epsg, self.col, self.row, self.year)]
         used = {year: sources.identity(source) for year, source in self.year_sources.items()}
-        return fingerprint([cells, used, asdict(self.grid), self.channels])
+        leaving = ["skip bad"] if self.skip_bad else []
+        return fingerprint([cells, used, asdict(self.grid), self.channels, *leaving])
 
 
 def tile(
@@ -119,7 +124,13 @@ def tile(
     manifest = project.tile_manifest()
     if preview:
         draw_preview(project, preview, project.preview)
-    return Tiled(table, manifest.grid, manifest.planned - len(table), manifest.splits)
+    return Tiled(
+        table,
+        manifest.grid,
+        manifest.planned - len(table),
+        manifest.splits,
+        manifest.unreadable or {},
+    )
 
 
 def _tile_ground(
@@ -144,6 +155,7 @@ def _tile_ground(
                 sources.area_stamps(settings.split),
                 settings.grid.min_valid,
                 [sources.identity(c) for c in year_sources],
+                *(["skip bad"] if settings.grid.skip_bad else []),
             ]
         )
         if not force and shards.are_made(project, request_fingerprint):
@@ -153,7 +165,7 @@ def _tile_ground(
             named = tuple(config.as_dict(settings)["source"])
             request = TileRequest(source=named, set=tuple(overrides))
             shards.prepare(partial, [len(plan.col), grid.size, sum(channels)], request, force)
-            work = _shards(plan, partial, channels, year_sources)
+            work = _shards(plan, partial, channels, year_sources, settings.grid.skip_bad)
             cut = functools.partial(_cut, workers or os.cpu_count() or 1)
             records = shards.cut(work, cut, "cutting tiles", progress)
             table = _catalogue(plan, year_sources, records, settings.grid.min_valid)
@@ -163,6 +175,11 @@ def _tile_ground(
             for name, share in (described["label_classes"] or {}).items():
                 if not share:
                     progress(f"labels: no pixel of any tile is {name}")
+            if settings.grid.skip_bad:
+                found = [c.unreadable for c in year_sources] + [r["unreadable"] for r in records]
+                described["unreadable"] = {
+                    path: why for part in found for path, why in part.items()
+                }
             shards.finish(
                 partial / "tiles",
                 table,
@@ -177,7 +194,11 @@ def _tile_ground(
 
 
 def _shards(
-    plan: TilePlan, folder: Path, channels: tuple[int, int], year_sources: Sequence[YearSource]
+    plan: TilePlan,
+    folder: Path,
+    channels: tuple[int, int],
+    year_sources: Sequence[YearSource],
+    skip_bad: bool,
 ) -> list[CellShard]:
     rows = shard_rows(plan.grid.size, sum(channels))
     boxes: list[Boxes] = [defaultdict(dict) for _ in year_sources]
@@ -192,8 +213,9 @@ def _shards(
 
             near = functools.partial(_near, boxes[code], epsg[mine], bounds[mine])
             needed[code] = _reduced(year_sources[code], near)
+        cells = epsg, col, row, year
         found.append(
-            CellShard(number, start, folder, plan.grid, channels, epsg, col, row, year, needed)
+            CellShard(number, start, folder, plan.grid, channels, *cells, needed, skip_bad)
         )
     return found
 
@@ -231,7 +253,7 @@ def _near(
     wanted, known = np.zeros(len(files), bool), boxes[what]
     for zone in np.unique(epsg).tolist():
         if zone not in known:
-            projected = [rasters.project_bounds(f.crs, f.bounds, f"EPSG:{zone}") for f in files]
+            projected = [rasters.bounds_in(f, f"EPSG:{zone}") for f in files]
             known[zone] = np.asarray(projected, np.float64).reshape(-1, 4)
         cells = bounds[epsg == zone]
         low, high = cells[:, :2].min(axis=0), cells[:, 2:].max(axis=0)
@@ -302,14 +324,17 @@ def _cut_shard(shard: CellShard) -> shards.ShardRecord:
     names = [""] * len(shard.col)
     changed: list[float | None] = [None] * len(shard.col)
     broken: Broken = {}
+    unreadable: Unreadable = {} if shard.skip_bad else None
     for (code, epsg), rows in _groups(shard):
         source, crs = shard.year_sources[code], f"EPSG:{epsg}"
         with contextlib.ExitStack() as stack:
             images = stack.enter_context(
-                GridReader(source.images, shard.grid, crs, stretch=source.stretch)
+                GridReader(
+                    source.images, shard.grid, crs, stretch=source.stretch, unreadable=unreadable
+                )
             )
-            read_labels = _label_reader(stack, source, shard, rows, crs, broken)
-            read_share = _share_reader(stack, source, shard, crs)
+            read_labels = _label_reader(stack, source, shard, rows, crs, broken, unreadable)
+            read_share = _share_reader(stack, source, shard, crs, unreadable)
             for i in rows:
                 col, row = int(shard.col[i]), int(shard.row[i])
                 values, mask, names[i] = images.read(col, row)
@@ -318,6 +343,7 @@ def _cut_shard(shard: CellShard) -> shards.ShardRecord:
                 if read_labels is not None:
                     pixels[i, ..., bands:] = read_labels(col, row)
                 changed[i] = read_share(col, row)
+    left_out = {} if unreadable is None else {"unreadable": unreadable}
     # How many pixels have each class.
     classes = np.bincount(pixels[..., -1].reshape(-1), minlength=256).tolist() if drawn else []
     return shard.write(
@@ -327,6 +353,7 @@ def _cut_shard(shard: CellShard) -> shards.ShardRecord:
         changed=changed,
         broken=broken,
         classes=classes,
+        **left_out,
     )
 
 
@@ -343,6 +370,7 @@ def _label_reader(
     rows: Ints,
     crs: str,
     broken: Broken,
+    unreadable: Unreadable,
 ) -> Callable[[int, int], rasters.Pixels] | None:
     """A function of column and row that reads the labels of a cell, 0 where there are none.
 
@@ -354,11 +382,15 @@ def _label_reader(
         bounds = shard.grid.bounds(shard.col[rows], shard.row[rows])
         low, high = bounds[:, :2].min(axis=0), bounds[:, 2:].max(axis=0)
         box = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
-        drawn = stack.enter_context(labels.LayerReader(known.layers, shard.grid, crs, box))
+        drawn = stack.enter_context(
+            labels.LayerReader(known.layers, shard.grid, crs, box, unreadable)
+        )
         _take_up(broken, drawn.broken)
         return drawn.read
     if known.rasters:
-        reader = stack.enter_context(GridReader(known.rasters, shard.grid, crs, nearest=True))
+        reader = stack.enter_context(
+            GridReader(known.rasters, shard.grid, crs, nearest=True, unreadable=unreadable)
+        )
         return lambda col, row: reader.read(col, row)[0]
     return None
 
@@ -373,19 +405,29 @@ def _take_up(broken: Broken, found: Broken) -> None:
 
 
 def _share_reader(
-    stack: contextlib.ExitStack, source: YearSource, shard: CellShard, crs: str
+    stack: contextlib.ExitStack,
+    source: YearSource,
+    shard: CellShard,
+    crs: str,
+    unreadable: Unreadable,
 ) -> Callable[[int, int], float | None]:
     """A function of column and row: the share of changed ground in a cell, None if unknown."""
     if not source.changed:
         return lambda col, row: None
-    reader = stack.enter_context(GridReader(source.changed, shard.grid, crs, nearest=True))
-    boxes = np.asarray([rasters.project_bounds(m.crs, m.bounds, crs) for m in source.changed])
+    reader = stack.enter_context(
+        GridReader(source.changed, shard.grid, crs, nearest=True, unreadable=unreadable)
+    )
+    boxes = np.asarray([rasters.bounds_in(mask, crs) for mask in source.changed])
 
     def share(col: int, row: int) -> float | None:
         cell = shard.grid.bounds(np.asarray(col), np.asarray(row))
-        covered = ((boxes[:, :2] < cell[2:]) & (boxes[:, 2:] > cell[:2])).all(axis=1).any()
+        covered = ((boxes[:, :2] < cell[2:]) & (boxes[:, 2:] > cell[:2])).all(axis=1)
+        if not covered.any():
+            return None
         # If the nodata value of a mask is 0, unchanged ground is not valid.
-        return float((reader.read(col, row)[0] > 0).mean()) if covered else None
+        found = float((reader.read(col, row)[0] > 0).mean())
+        readable = np.asarray([mask.path not in (unreadable or {}) for mask in source.changed])
+        return found if (covered & readable).any() else None
 
     return share
 

@@ -80,6 +80,8 @@ class Grid:
 
 
 def utm_epsg(lon: Float64Array, lat: Float64Array) -> Ints:
-    """EPSG code of the WGS 84 UTM zone of each point in degrees."""
-    zone = np.clip(np.floor((np.asarray(lon) + 180) / 6) + 1, 1, 60).astype(np.int64)
+    """EPSG code of the WGS 84 UTM zone of each point in degrees; longitudes wrap past 180."""
+    lon = np.asarray(lon, np.float64)
+    lon = np.where(np.abs(lon) > 180, (lon + 180) % 360 - 180, lon)
+    zone = np.minimum(np.floor((lon + 180) / 6) + 1, 60).astype(np.int64)
     return np.where(np.asarray(lat) >= 0, 32600, 32700) + zone

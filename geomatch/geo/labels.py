@@ -6,7 +6,6 @@ import contextlib
 import functools
 import glob
 import os
-import re
 import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ from rasterio.features import rasterize
 from rasterio.transform import from_origin
 from shapely.errors import GEOSException
 
-from geomatch.errors import GeomatchError
+from geomatch.errors import BadFileError, GeomatchError
 from geomatch.geo import rasters
 from geomatch.geo.grid import Grid
 from geomatch.geo.rasters import Bounds, GridReader, Pixels, Raster
@@ -34,6 +33,8 @@ POLYGON, MULTIPOLYGON, POLYHEDRAL, TIN = 3, 6, 15, 16
 """Types of geometry in WKB; 1000 more with Z, 2000 with M, 3000 with both."""
 FEW, SHARE_OF_BROKEN = 10, 0.01
 """A layer with more features that GDAL cannot read is damaged as a whole."""
+PARTS = {".shp", ".shx", ".dbf", ".prj", ".cpg", ".dat", ".map", ".id", ".mid", ".csvt", ".xsd"}
+"""Suffixes of files that belong to a vector file of the same name."""
 CHORDS = 32
 """Straight edges are projected in at least so many pieces per side of the ground that is read."""
 
@@ -136,7 +137,7 @@ def _list(path: str) -> NDArray[np.object_]:
     """(n, 2) name and type of geometry, None without one, of the layers of a file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        return np.asarray(pyogrio.list_layers(path))
+        return np.asarray(pyogrio.list_layers(rasters.gdal_path(path)))
 
 
 def _unopened(path: str, error: Exception) -> GeomatchError:
@@ -146,8 +147,9 @@ def _unopened(path: str, error: Exception) -> GeomatchError:
             "Install pyogrio from conda-forge (pyogrio libgdal-pg), or export the tables with "
             "ogr2ogr to a GeoPackage.",
         )
-    return GeomatchError(
-        f"{path} cannot be opened as a vector file: {error}",
+    return BadFileError(
+        path,
+        f"cannot be opened as a vector file: {error}",
         "Check the file with ogrinfo (a raster with gdalinfo); leave it out or replace it.",
     )
 
@@ -155,6 +157,15 @@ def _unopened(path: str, error: Exception) -> GeomatchError:
 @functools.cache
 def _drivers() -> frozenset[str]:
     return frozenset(pyogrio.list_drivers())
+
+
+def stamp(path: str) -> tuple[int, ...]:
+    """As `rasters.stamp`, of a vector file and its parts, or of the files in a folder (.gdb)."""
+    file = Path(path)
+    if file.is_dir():
+        return rasters.stamp(path, *sorted(str(part) for part in file.rglob("*")))
+    parts = (part for part in file.parent.glob(f"{glob.escape(file.stem)}.*"))
+    return rasters.stamp(path, *sorted(str(p) for p in parts if p.suffix.lower() in PARTS))
 
 
 def inspect_raster(path: str) -> Raster:
@@ -251,7 +262,7 @@ def _info(path: str, layer: str) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
-            about: dict[str, Any] = pyogrio.read_info(path, layer=layer)
+            about: dict[str, Any] = pyogrio.read_info(rasters.gdal_path(path), layer=layer)
     except UNREADABLE as error:
         raise _unopened(path, error) from error
     return about
@@ -272,7 +283,7 @@ def _read(
             # About shapes that are mended here, or left out and counted.
             warnings.simplefilter("ignore", RuntimeWarning)
             _, ids, shapes, values = pyogrio.raw.read(
-                layer.path,
+                rasters.gdal_path(layer.path),
                 layer=layer.layer,
                 columns=[*columns, *named],
                 return_fids=True,
@@ -311,22 +322,6 @@ def _geometries(
         if len(unread) in (0, len(ids)) or len(unread) > max(FEW, SHARE_OF_BROKEN * len(ids)):
             raise error
         return ids, wkb, unread
-
-
-def stamp(path: str) -> tuple[int, ...]:
-    """Size and modification time of each file of a data set, one after the other.
-
-    A database has none.
-    """
-    place = Path(re.sub(r"^/vsi(zip|tar|gzip)/", "", path))
-    if place.is_dir():  # a file geodatabase, or shapefiles
-        files = sorted(place.iterdir())
-    elif place.suffix.lower() == ".shp":
-        files = sorted(place.parent.glob(f"{glob.escape(place.stem)}.*"))
-    else:  # or within an archive
-        files = [each for each in (place, *place.parents) if each.is_file()]
-    stats = [file.stat() for file in files]
-    return tuple(value for stat in stats for value in (stat.st_size, stat.st_mtime_ns))
 
 
 def read_shapes(
@@ -498,12 +493,21 @@ class LayerReader:
 
     Args:
         bounds: of all cells to be read, in `crs`; shapes outside are not loaded.
+        unreadable: of rasters; see `rasters.GridReader`.
 
     Attributes:
         broken: ids of features that could not be drawn, by layer: "PATH (layer NAME)".
     """
 
-    def __init__(self, layers: Sequence[Layer], grid: Grid, crs: str, bounds: Bounds) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        grid: Grid,
+        crs: str,
+        bounds: Bounds,
+        unreadable: dict[str, str] | None = None,
+    ) -> None:
+        self._unreadable = unreadable
         self._grid = grid
         self._crs = crs
         self._bounds = bounds
@@ -553,7 +557,14 @@ class LayerReader:
 
     def _classes(self, layer: RasterLayer) -> Callable[[Pixels, int, int], None]:
         reader = self._open.enter_context(
-            GridReader(layer.rasters, self._grid, self._crs, nearest=True, stretch=layer.classes)
+            GridReader(
+                layer.rasters,
+                self._grid,
+                self._crs,
+                nearest=True,
+                stretch=layer.classes,
+                unreadable=self._unreadable,
+            )
         )
 
         def paint(canvas: Pixels, col: int, row: int) -> None:

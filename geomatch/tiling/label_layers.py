@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from geomatch.geo.labels import ClassMap, Layer, RasterLayer
 from geomatch.geo.rasters import Raster
 from geomatch.progress import ProgressCallback
 from geomatch.tiling import bdtopo
+from geomatch.tiling.usable import Unreadable, usable
 
 MOST = 255
 """Classes that a channel can tell apart, beside 0."""
@@ -38,7 +39,9 @@ class YearLabels:
     classes: tuple[str, ...] = ()
 
 
-def collect(settings: config.Config, progress: ProgressCallback) -> dict[str, YearLabels]:
+def collect(
+    settings: config.Config, unreadable: Unreadable, progress: ProgressCallback
+) -> dict[str, YearLabels]:
     """Inspect the labels of every year.
 
     Raises:
@@ -56,7 +59,7 @@ def collect(settings: config.Config, progress: ProgressCallback) -> dict[str, Ye
                 progress(f"labels of {source.year}: no layer of {', '.join(sorted(missing))}")
             tables += [replace(table, year=source.year) for table in found]
         elif source.labels:
-            plain[source.year] = _plain(source)
+            plain[source.year] = _plain(source, unreadable)
     for table in settings.labels:
         _check(table, years)
         tables.append(table)
@@ -73,7 +76,7 @@ def collect(settings: config.Config, progress: ProgressCallback) -> dict[str, Ye
         for source in settings.source
         if source.year in plain
     ]
-    return _by_class(tables, years, known, progress)
+    return _by_class(tables, years, known, unreadable, progress)
 
 
 def _check(table: config.LabelsConfig, years: Sequence[str]) -> None:
@@ -86,7 +89,7 @@ def _check(table: config.LabelsConfig, years: Sequence[str]) -> None:
         )
 
 
-def _plain(source: config.SourceConfig) -> YearLabels:
+def _plain(source: config.SourceConfig, unreadable: Unreadable) -> YearLabels:
     """Labels that name no class: rasters as they are, the layers of a vector file in greys."""
     what = f"labels of {source.year}"
     paths = labels.find(source.labels, what)
@@ -102,11 +105,11 @@ def _plain(source: config.SourceConfig) -> YearLabels:
         return YearLabels(
             layers=tuple(replace(a, value=v) for a, v in zip(layers, greys, strict=True))
         )
-    return YearLabels(rasters=_rasters(paths, what))
+    return YearLabels(rasters=_rasters(paths, what, unreadable))
 
 
-def _rasters(paths: Iterable[str], what: str) -> tuple[Raster, ...]:
-    found = tuple(labels.inspect_raster(path) for path in paths)
+def _rasters(paths: Sequence[str], what: str, unreadable: Unreadable) -> tuple[Raster, ...]:
+    found = usable(paths, labels.inspect_raster, unreadable)
     rasters.common_format(found, what)
     return found
 
@@ -123,6 +126,7 @@ def _by_class(
     tables: Sequence[config.LabelsConfig],
     years: Sequence[str],
     known: Sequence[str],
+    unreadable: Unreadable,
     progress: ProgressCallback,
 ) -> dict[str, YearLabels]:
     """The layers of tables; classes are numbered in the order in which they are named.
@@ -135,7 +139,9 @@ def _by_class(
     found = {table: labels.find(table.file, _name(table)) for table in tables}
     drawn = {table: labels.is_vector(paths[0]) for table, paths in found.items()}
     images = {
-        table: _rasters(paths, _name(table)) for table, paths in found.items() if not drawn[table]
+        table: _rasters(paths, _name(table), unreadable)
+        for table, paths in found.items()
+        if not drawn[table]
     }
     own: set[int] = set()
     for table, files in images.items():

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from geomatch import config
 from geomatch.data.tiles import in_time_order
-from geomatch.errors import GeomatchError, UsageError
+from geomatch.errors import BadFileError, GeomatchError, UsageError
 from geomatch.geo import labels, rasters
 from geomatch.geo.labels import Layer, RasterLayer
 from geomatch.geo.rasters import Raster, Stretch
 from geomatch.progress import ProgressCallback
 from geomatch.tiling import label_layers
 from geomatch.tiling.label_layers import YearLabels
+from geomatch.tiling.usable import Unreadable, usable
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class YearSource:
         stretch: scales the images to uint8; None if they are uint8.
         placement: "real", or "fictitious" where coordinates are made up.
         changed: masks of changed ground.
+        unreadable: paths of files that are left out, with the reason.
     """
 
     year: str
@@ -36,6 +39,7 @@ class YearSource:
     stretch: Stretch | None
     placement: str
     changed: tuple[Raster, ...] = ()
+    unreadable: dict[str, str] = field(default_factory=dict)
 
 
 def collect(settings: config.Config, progress: ProgressCallback) -> list[YearSource]:
@@ -57,51 +61,68 @@ def collect(settings: config.Config, progress: ProgressCallback) -> list[YearSou
     if len(set(years)) != len(years):
         raise UsageError("a year is given twice", "Give each year one folder or glob.")
     by_year = {source.year: source for source in settings.source}
-    found = label_layers.collect(settings, progress)
+    unreadable: Unreadable = {} if settings.grid.skip_bad else None
+    found = label_layers.collect(settings, unreadable, progress)
     return [
-        _inspect(by_year[year], found.get(year, YearLabels()), settings.grid.stretch, progress)
+        _inspect(by_year[year], found.get(year, YearLabels()), settings.grid, unreadable, progress)
         for year in in_time_order(years)
     ]
 
 
 def _inspect(
-    source: config.SourceConfig, found: YearLabels, stretch: str, progress: ProgressCallback
+    source: config.SourceConfig,
+    found: YearLabels,
+    grid: config.GridConfig,
+    unreadable: Unreadable,
+    progress: ProgressCallback,
 ) -> YearSource:
     paths = rasters.find(source.images, f"year {source.year}")
-    images = []
-    for done, path in enumerate(paths, 1):
-        images.append(rasters.inspect(path))
-        if images[-1].palette:
-            raise GeomatchError(
-                f"{path} contains indices of a colour table",
+    read = itertools.count(1)
+
+    def inspect(path: str) -> Raster:
+        progress(f"reading headers of {source.year}", next(read), len(paths))
+        image = rasters.inspect(path)
+        if image.palette:
+            raise BadFileError(
+                path,
+                "contains indices of a colour table",
                 "Expand it first: gdal_translate -expand rgb IN OUT",
             )
-        progress(f"reading headers of {source.year}", done, len(paths))
+        return image
+
+    images = usable(paths, inspect, unreadable)
     _, dtype = rasters.common_format(images, f"year {source.year}")
     measured: Stretch | None = None
     if dtype != "uint8":
-        if not stretch:
+        if not grid.stretch:
             raise UsageError(
                 f"year {source.year}: {images[0].name} is {dtype}, tiles are uint8",
                 "Give a stretch: --stretch 2%,98% or --stretch MIN,MAX",
             )
-        measured = rasters.measure_stretch(images, stretch)
+        while measured is None:
+            try:
+                measured = rasters.measure_stretch(images, grid.stretch)
+            except BadFileError as error:
+                images = tuple(image for image in images if image.path != error.path)
+                if unreadable is None or not images:
+                    raise
+                unreadable[error.path] = error.reason
     return YearSource(
         source.year,
         tuple(images),
         found,
         measured,
         source.placement,
-        _masks(source),
+        _masks(source, unreadable),
+        unreadable or {},
     )
 
 
-def _masks(source: config.SourceConfig) -> tuple[Raster, ...]:
+def _masks(source: config.SourceConfig, unreadable: Unreadable) -> tuple[Raster, ...]:
     if not source.changed:
         return ()
-    found = tuple(
-        rasters.inspect(p) for p in rasters.find(source.changed, f"changed {source.year}")
-    )
+    paths = rasters.find(source.changed, f"changed {source.year}")
+    found = usable(paths, rasters.inspect, unreadable)
     for mask in found:
         if (mask.bands, mask.dtype) != (1, "uint8"):
             raise GeomatchError(
