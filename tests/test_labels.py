@@ -427,6 +427,7 @@ def test_every_kind_of_geometry(project, image, tmp_path, name, least, most):
     path.write_text(
         f"""<OGRVRTDataSource><OGRVRTLayer name="shapes">
         <SrcDataSource>{tmp_path}/shapes.csv</SrcDataSource><LayerSRS>EPSG:32631</LayerSRS>
+        <GeometryType>{"wkbMultiPolygonZM" if name == "z and m" else "wkbUnknown"}</GeometryType>
         </OGRVRTLayer></OGRVRTDataSource>"""
     )
     rows = drawn(project, tile_with_labels(project, image, {"2010": path}), "2010")[..., 0]

@@ -136,7 +136,7 @@ def is_vector(path: str) -> bool:
 def _list(path: str) -> NDArray[np.object_]:
     """(n, 2) name and type of geometry, None without one, of the layers of a file."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
+        warnings.simplefilter("ignore")
         return np.asarray(pyogrio.list_layers(rasters.gdal_path(path)))
 
 
@@ -261,7 +261,7 @@ def vector_layers(
 def _info(path: str, layer: str) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
+            warnings.simplefilter("ignore")
             about: dict[str, Any] = pyogrio.read_info(rasters.gdal_path(path), layer=layer)
     except UNREADABLE as error:
         raise _unopened(path, error) from error
@@ -280,8 +280,8 @@ def _read(
     named = [str(f) for f in about["fields"] if str(f).lower() in layer.where.lower()]
     try:
         with warnings.catch_warnings():
-            # About shapes that are mended here, or left out and counted.
-            warnings.simplefilter("ignore", RuntimeWarning)
+            # About measures, which are dropped as heights are, and shapes that are mended here.
+            warnings.simplefilter("ignore")
             _, ids, shapes, values = pyogrio.raw.read(
                 rasters.gdal_path(layer.path),
                 layer=layer.layer,
