@@ -64,6 +64,10 @@ class Project:
         return self.tiles / "manifest.json"
 
     @property
+    def preview(self) -> Path:
+        return self.tiles / "preview.png"
+
+    @property
     def pixels(self) -> Path:
         return self.tiles / "pixels.zarr"
 

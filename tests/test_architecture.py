@@ -50,7 +50,7 @@ ROOMS = {
     "training": "errors manifests progress config project data search nn report",
     "evaluation": "errors manifests progress project geo data search nn runs training.setup",
     "image_input": "errors manifests project geo nn runs tiling.image_files",
-    "tile": "errors manifests progress config project geo data tiling",
+    "tile": "errors manifests progress config project geo data report tiling",
     "train": "errors manifests progress config project data nn report runs training",
     # An encoder that needs no training is a run of no steps, which `training.setup` begins.
     "embed": "errors manifests progress config project geo data nn runs training.setup",

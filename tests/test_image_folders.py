@@ -262,6 +262,16 @@ def test_unreadable_images_are_left_out_and_named(tmp_path, project):
     )
 
 
+def test_names_that_are_not_utf_8(tmp_path, project):
+    root = class_folders(tmp_path / "set", {"a": 8, "b": 4}, height=40, width=40)
+    os.rename(root / "a", os.fsencode(root) + b"/\xe9")
+    os.rename(root / "b" / "b_003.png", os.fsencode(root) + b"/b/\xe8.png")
+    table = tile_folders(project, root)
+    assert table.classes == (r"\xe9", "b") or table.classes == ("b", r"\xe9")
+    assert len(table) == 12
+    assert {r"\xe9/a_000.png", r"b/\xe8.png"} <= set(table.ids())
+
+
 def test_only_the_first_unreadable_images_are_named(tmp_path, project):
     root = class_folders(tmp_path / "set", {"a": 8})
     for i in range(30):

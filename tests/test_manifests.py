@@ -46,6 +46,11 @@ MANIFESTS = [
         geomatch="0", jax="0", settings={"model": {"stage": 5}}, form={"size": 8}, id="a",
         gsd=None, tiles="t",
     ),
+    RunManifest(
+        geomatch="0", jax="0", settings={}, form={}, id="a", gsd=0.5, tiles="t",
+        label_classes=("road", "sport ground"),
+    ),
+    dataclasses.replace(TILES, label_classes={"road": 0.25, "sea": 0.0}, broken={"a.gpkg": 3}),
     hand_made_embedding_manifest(5, centres=[[0.5, 1.0], [2.0, -1.0]]),
     IndexManifest(
         **ORIGIN, metric="euclidean", centres=None, years=("a", "b"), counts=(3, 4), embeddings="e"

@@ -104,17 +104,45 @@ def test_buildings_are_drawn_on_their_ground(data, project):
     )
     assert project.tile_manifest().channels == Channels(3, 1)
     shapes = geopandas.read_file(buildings).to_crs(26915).geometry
+    check_drawn(project, table, [(shape, 255) for shape in shapes])
+
+
+def check_drawn(project, table, shapes):
+    """Labels are what rasterio draws of (shape, value) pairs on one canvas of 0.6 m."""
     left, _, _, _ = table.bounds().min(axis=0)
     top = table.bounds()[:, 3].max()
-    canvas = rasterize(
-        shapes, out_shape=(2048, 2048), fill=0, default_value=255,
-        transform=from_origin(left, top, 0.6, 0.6), dtype="uint8",
-    )  # fmt: skip
+    place = from_origin(left, top, 0.6, 0.6)
+    canvas = rasterize(shapes, out_shape=(2048, 2048), transform=place, dtype="uint8")
     assert (canvas > 0).mean() > 0.05
     for name, bounds in zip(table.ids(), table.bounds(), strict=True):
         x, y = round((bounds[0] - left) / 0.6), round((top - bounds[3]) / 0.6)
         got = read(project, table, name)[..., 3]
         assert (got != canvas[y : y + 128, x : x + 128]).mean() < 0.001, name
+
+
+def test_buildings_by_class(data, project):
+    """joplin's large and small buildings in yards of 5 m."""
+    buildings = geopandas.read_file(data / "joplin" / "buildings_joplin.geojson").to_crs(26915)
+    area = buildings.geometry.area
+    buildings["size"] = np.where(area > 200, "large", "small")
+    path = project.root / "buildings.gpkg"
+    buildings.to_file(path)
+    table = tile_sources(
+        project,
+        {"pre": data / "joplin" / "pre"},
+        *("grid.crs=EPSG:26915", "grid.gsd=0.6", "grid.size=128", "split.by=source"),
+        tables=[
+            {"file": str(path), "class": "yard", "buffer": 5},
+            {"file": str(path), "attribute": "size", "classes": ["small=house", "large=hall"]},
+        ],
+    )
+    shares = project.tile_manifest().label_classes
+    assert list(shares) == ["yard", "house", "hall"]
+    assert all(share > 0.01 for share in shares.values())
+    shapes = [(shape, 1) for shape in buildings.geometry.buffer(5)]
+    for value, chosen in ((2, area <= 200), (3, area > 200)):
+        shapes += [(shape, value) for shape in buildings.geometry[chosen]]
+    check_drawn(project, table, shapes)
 
 
 def test_jpeg_2000_of_16_bits_in_degrees(data, project):

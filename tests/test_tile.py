@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import subprocess
+import sys
 
 import geopandas
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import rasterio
+import rasterio.shutil
+import shapely
 from affine import Affine
 from command_line import run_command
+from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
+from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.transform import from_origin
 from rasterio.warp import Resampling, reproject, transform, transform_bounds
 from small_project import new_project, tile_sources
@@ -21,6 +28,7 @@ from geomatch import config
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import TileTable
 from geomatch.errors import GeomatchError
+from geomatch.geo import rasters
 from geomatch.manifests import Channels
 from geomatch.tile import tile
 
@@ -217,6 +225,230 @@ def test_changed_imagery_is_tiled_again(write_raster, project):
     assert project.tile_manifest().fingerprint != first
 
 
+def remade(project, sources, change, **options):
+    """Whether tiles are cut again after `change()`, and not without it."""
+    made = []
+    for step in (lambda: None, lambda: None, change):
+        step()
+        tile_sources(project, sources, **options)
+        made.append(project.tiles_manifest.stat().st_mtime_ns)
+    assert made[0] == made[1]
+    return made[2] > made[1]
+
+
+def later(path):
+    """Set the time of a file a second ahead, as if it were written then."""
+    os.utime(path, ns=(1, path.stat().st_mtime_ns + 1_000_000_000))
+
+
+def write_mask(path, valid):
+    """Write a mask file (.msk), which a raster of that name without the suffix then has."""
+    height, width = valid.shape
+    form = {"driver": "GTiff", "count": 1, "dtype": "uint8", "height": height, "width": width}
+    with pytest.warns(NotGeoreferencedWarning):
+        target = rasterio.open(path, "w", **form)
+    with target:
+        target.write(valid.astype(np.uint8) * 255, 1)
+        target.update_tags(INTERNAL_MASK_FLAGS_1="2")
+
+
+def nodata_beside(path, value):
+    """Write GDAL's sidecar (.aux.xml) that gives one band a nodata value."""
+    band = f'<PAMRasterBand band="1"><NoDataValue>{value}</NoDataValue></PAMRasterBand>'
+    path.with_name(f"{path.name}.aux.xml").write_text(f"<PAMDataset>{band}</PAMDataset>")
+
+
+@pytest.mark.parametrize("how", [".aux.xml", ".msk"])
+def test_tiles_are_stale_when_a_file_beside_their_source_changed(write_raster, project, how):
+    values = np.full((1, 64, 64), 90, np.uint8)
+    values[:, :, 32:] = 7
+    path = write_raster("a.tif", values, origin=(LEFT, TOP))
+
+    def change():
+        if how == ".aux.xml":
+            nodata_beside(path, 7)
+        else:
+            write_mask(path.with_name("a.tif.msk"), values[0] == 90)
+
+    assert remade(project, {"2010": path}, change)
+    cells = set(TileTable.load(project.catalogue).cells())
+    assert cells == {f"{COL}_{ROW - 1}", f"{COL}_{ROW - 2}"}
+
+
+def tile_index(path, folder):
+    """A GDAL tile index (GTI) of one raster, in `folder`."""
+    with rasterio.open(path) as source:
+        box = shapely.box(*source.bounds)
+    frame = geopandas.GeoDataFrame({"location": [str(path)]}, geometry=[box], crs=32631)
+    frame.to_file(folder / "index.gpkg")
+    (folder / "a.gti").write_text(
+        f"<GDALTileIndexDataset><IndexDataset>{folder}/index.gpkg</IndexDataset>"
+        "</GDALTileIndexDataset>"
+    )
+    return folder / "a.gti"
+
+
+@pytest.mark.parametrize("change", ["pixels", "sidecar"])
+@pytest.mark.parametrize("kind", ["vrt", "vrt of a vrt", "gti"])
+def test_tiles_are_stale_when_a_file_behind_their_source_changed(
+    write_raster, project, tmp_path, kind, change
+):
+    values = ground(LEFT, TOP, 64, 64)
+    path = write_raster("behind/a.tif", values, origin=(LEFT, TOP))
+    if kind == "gti":
+        source = tile_index(path, tmp_path)
+    else:
+        source = tmp_path / "a.vrt"
+        rasterio.shutil.copy(path, source, driver="VRT")
+        if kind == "vrt of a vrt":
+            bands = "".join(
+                f'<VRTRasterBand dataType="Byte" band="{i}"><SimpleSource><SourceFilename>{source}'
+                f"</SourceFilename><SourceBand>{i}</SourceBand></SimpleSource></VRTRasterBand>"
+                for i in (1, 2, 3)
+            )
+            source = tmp_path / "b.vrt"
+            source.write_text(
+                '<VRTDataset rasterXSize="64" rasterYSize="64"><SRS>EPSG:32631</SRS><GeoTransform>'
+                f"{LEFT}, 1, 0, {TOP}, 0, -1</GeoTransform>{bands}</VRTDataset>"
+            )
+
+    def write():
+        if change == "sidecar":
+            nodata_beside(path, 300)
+        else:
+            write_raster("behind/a.tif", 255 - values, origin=(LEFT, TOP))
+            later(path)
+
+    assert remade(project, {"2010": source}, write)
+    table = TileTable.load(project.catalogue)
+    wanted = expected(COL, ROW - 1)
+    np.testing.assert_array_equal(
+        pixels(project, table, f"{COL}_{ROW - 1}@2010"),
+        wanted if change == "sidecar" else 255 - wanted,
+    )
+
+
+def test_tiles_are_stale_when_a_part_of_a_shapefile_changed(write_raster, project, tmp_path):
+    path = write_raster("a.tif", ground(LEFT, TOP, 64, 64), origin=(LEFT, TOP))
+    box = shapely.box(LEFT, TOP - 32, LEFT + 32, TOP)
+    geopandas.GeoDataFrame(geometry=[box], crs=32631).to_file(tmp_path / "labels.shp")
+    right = (tmp_path / "labels.prj").read_text()
+    (tmp_path / "labels.prj").write_text(CRS.from_epsg(32630).to_wkt())
+    named = {"labels": {"2010": tmp_path / "labels.shp"}}
+
+    def change():
+        (tmp_path / "labels.prj").write_text(right)
+        later(tmp_path / "labels.prj")
+
+    assert remade(project, {"2010": path}, change, **named)
+    table = TileTable.load(project.catalogue)
+    assert (pixels(project, table, f"{COL}_{ROW - 1}@2010")[..., 3] == 255).all()
+
+
+def test_tiles_of_a_source_without_companions_stay_those_of_earlier_versions(
+    write_raster,
+):
+    """They are not cut again, although more files are looked at now."""
+    path = write_raster("a.tif", ground(LEFT, TOP, 64, 64), origin=(LEFT, TOP))
+    stat = path.stat()
+    assert rasters.inspect(str(path)).stamp == (stat.st_size, stat.st_mtime_ns)
+
+
+def test_more_sheets_than_files_may_be_open(write_raster, project, tmp_path):
+    """In a process of its own, whose limit is below the number of sheets."""
+    for col in range(12):
+        for row in range(12):
+            left, top = LEFT + 16 * col, TOP - 16 * row
+            write_raster(f"y/{row}_{col}.tif", ground(left, top, 16, 16), origin=(left, top))
+    command = f"ulimit -n 96; exec {sys.executable} -m geomatch tile -p {project.root}"
+    given = f" 2010={tmp_path}/y --workers 1 --size 32 --split source"
+    done = subprocess.run(["bash", "-c", command + given], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    table = TileTable.load(project.catalogue)
+    assert len(table) == 36
+    np.testing.assert_array_equal(
+        pixels(project, table, f"{COL + 2}_{ROW - 3}@2010"), expected(COL + 2, ROW - 3)
+    )
+
+
+def test_too_many_open_files_blame_no_file(write_raster, monkeypatch):
+    path = str(write_raster("a.tif", ground(LEFT, TOP, 32, 32), origin=(LEFT, TOP)))
+
+    def refuse(path):
+        raise RasterioIOError(f"{path}: {os.strerror(errno.EMFILE)}")
+
+    monkeypatch.setattr(rasterio, "open", refuse)
+    with pytest.raises(GeomatchError, match="too many open files") as caught:
+        rasters.inspect(path)
+    assert "a.tif" not in str(caught.value)
+    assert "ulimit -n" in caught.value.hint
+
+
+def test_threads_of_gdal_do_not_move_pixels(write_raster, tmp_path, monkeypatch):
+    """Two sheets that are not on one lattice, in one VRT: GDAL's issue 13464."""
+    rng = np.random.default_rng(0)
+    names = []
+    for k in range(2):
+        image = rng.integers(0, 255, (1, 750, 750)).astype(np.uint8).repeat(2, 1).repeat(2, 2)
+        names.append(write_raster(f"{k}.tif", image, origin=(LEFT + 1500.4 * k, TOP)))
+    size = 'xSize="1500" ySize="1500"'
+    parts = "".join(
+        f"<SimpleSource><SourceFilename>{name}</SourceFilename><SourceBand>1</SourceBand>"
+        f'<SrcRect xOff="0" yOff="0" {size}/><DstRect xOff="{1500.4 * k}" yOff="0" {size}/>'
+        "</SimpleSource>"
+        for k, name in enumerate(names)
+    )
+    (tmp_path / "a.vrt").write_text(
+        '<VRTDataset rasterXSize="3000" rasterYSize="1500"><SRS>EPSG:32631</SRS>'
+        f"<GeoTransform>{LEFT}, 1, 0, {TOP}, 0, -1</GeoTransform>"
+        f'<VRTRasterBand dataType="Byte" band="1">{parts}</VRTRasterBand></VRTDataset>'
+    )
+    made = []
+    for value in ("1", "ALL_CPUS"):
+        monkeypatch.setenv("GDAL_NUM_THREADS", value)
+        project = new_project(tmp_path / value)
+        tile_sources(project, {"2010": tmp_path / "a.vrt"}, "grid.size=128")
+        made.append(project.tile_manifest().fingerprint)
+    assert made[0] == made[1]
+
+
+def test_hidden_files_of_a_folder_are_not_sheets(write_raster, project, tmp_path):
+    """Such as the companions (._NAME) that Macs leave on other disks."""
+    write_raster("y/a.tif", ground(LEFT, TOP, 64, 64), origin=(LEFT, TOP))
+    (tmp_path / "y" / "._a.tif").write_bytes(b"\0\5\x16\7" + bytes(4092))
+    assert len(tile_sources(project, {"2010": tmp_path / "y"})) == 4
+
+
+def test_a_file_name_that_is_not_utf_8(write_raster, project, tmp_path):
+    """The file and its mask are read, and the catalogue shows the rest of the name."""
+    values = ground(LEFT, TOP, 64, 64)
+    path = write_raster("a.tif", values, origin=(LEFT, TOP))
+    write_mask(tmp_path / "a.tif.msk", np.indices((64, 64))[1] < 32)
+    folder = os.fsencode(tmp_path) + b"/y\xe9"
+    os.mkdir(folder)
+    os.rename(path, folder + b"/for\xeat.tif")
+    os.rename(tmp_path / "a.tif.msk", folder + b"/for\xeat.tif.msk")
+    table = tile_sources(project, {"2010": os.fsdecode(folder)}, workers=2)
+    assert set(table.cells()) == {f"{COL}_{ROW - 1}", f"{COL}_{ROW - 2}"}
+    np.testing.assert_array_equal(
+        pixels(project, table, f"{COL}_{ROW - 1}@2010"), expected(COL, ROW - 1)
+    )
+    assert set(table.sources) == {r"for\xeat.tif"}
+
+
+def test_vector_labels_whose_name_is_not_utf_8(write_raster, project, tmp_path):
+    """All parts of a shapefile are found."""
+    path = write_raster("a.tif", ground(LEFT, TOP, 64, 64), origin=(LEFT, TOP))
+    box = shapely.box(LEFT, TOP - 32, LEFT + 32, TOP)
+    geopandas.GeoDataFrame(geometry=[box], crs=32631).to_file(tmp_path / "x.shp")
+    for part in tmp_path.glob("x.*"):
+        os.rename(part, os.fsencode(tmp_path) + b"/\xe9" + os.fsencode(part.suffix))
+    labels = {"2010": os.fsdecode(os.fsencode(tmp_path) + b"/\xe9.shp")}
+    table = tile_sources(project, {"2010": path}, labels=labels, workers=2)
+    assert (pixels(project, table, f"{COL}_{ROW - 1}@2010")[..., 3] == 255).all()
+    assert (pixels(project, table, f"{COL + 1}_{ROW - 1}@2010")[..., 3] == 0).all()
+
+
 def test_without_sources_the_last_ones_and_their_options_are_repeated(
     write_raster, project, monkeypatch, tmp_path
 ):
@@ -312,6 +544,84 @@ def test_a_sheet_over_a_zone_border_gives_each_ground_one_zone(write_raster, pro
     centre = (bounds["minx"] + bounds["maxx"]) / 2
     assert set(table.epsg[centre < 6 - 1e-5].tolist()) == {32631}
     assert set(table.epsg[centre > 6 + 1e-5].tolist()) == {32632}
+
+
+def write_degrees(path, values, west, north, step):
+    """Write (bands, h, w) in EPSG:4326, the left edge at `west`, which may be past 180."""
+    form = {"count": len(values), "height": values.shape[1], "width": values.shape[2]}
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        dtype=values.dtype,
+        crs="EPSG:4326",
+        transform=from_origin(west, north, step, step),
+        **form,
+    ) as target:
+        target.write(values)
+    return path
+
+
+@pytest.mark.parametrize("west", [179.9985, -180.0015])
+def test_a_sheet_over_180_degrees_has_tiles_on_both_sides(tmp_path, project, west):
+    """The brightness is the longitude east of the left edge, however longitudes are counted."""
+    ramp = np.tile(np.linspace(0, 250, 300).astype(np.uint8), (1, 150, 1))
+    path = write_degrees(tmp_path / "a.tif", ramp, west, 50.0, 1e-5)
+    table = tile_sources(project, {"2010": path}, "grid.crs=utm", "grid.size=16", "grid.gsd=1")
+    assert set(table.epsg.tolist()) == {32601, 32660}
+    for name, code, box in zip(table.ids(), table.epsg.tolist(), table.bounds(), strict=True):
+        middle = [(box[0] + box[2]) / 2], [(box[1] + box[3]) / 2]
+        (lon,), _ = transform(f"EPSG:{code}", "EPSG:4326", *middle)
+        wanted = (lon - west) % 360 / 300e-5 * 250
+        assert pixels(project, table, name)[7:9, 7:9].mean() == pytest.approx(wanted, abs=2)
+
+
+def test_a_projected_sheet_over_180_degrees_has_tiles_on_both_sides(write_raster, project):
+    (x,), (y,) = transform("EPSG:4326", "EPSG:32660", [180.0], [50.0])
+    values = ground(0, 0, 300, 200)
+    path = write_raster("a.tif", values, crs="EPSG:32660", origin=(x - 150, y + 100))
+    table = tile_sources(project, {"2010": path}, "grid.crs=utm", "grid.size=16")
+    assert set(table.epsg.tolist()) == {32601, 32660}
+    assert min(np.sum(table.epsg == code) for code in (32601, 32660)) > 50
+
+
+def test_a_raster_of_the_whole_earth_loses_no_zone(tmp_path, project):
+    """Also where a transverse Mercator projection of all of it folds over."""
+    east = np.linspace(0, 250, 720).astype(np.uint8)
+    path = write_degrees(tmp_path / "a.tif", np.tile(east, (1, 160, 1)), -180.0, 40.0, 0.5)
+    overrides = ("grid.crs=utm", "grid.size=8", "grid.gsd=20000")
+    table = tile_sources(project, {"2010": path}, *overrides)
+    zones = set(table.epsg.tolist())
+    assert zones == {*range(32601, 32661), *range(32701, 32761)}
+    for i in range(0, len(table), 50):
+        box, code = table.bounds()[i], table.epsg[i]
+        middle = [(box[0] + box[2]) / 2], [(box[1] + box[3]) / 2]
+        (lon,), _ = transform(f"EPSG:{code}", "EPSG:4326", *middle)
+        got = pixels(project, table, table.ids()[i])[3:5, 3:5].mean()
+        assert got == pytest.approx((lon + 180) / 360 * 250, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("crs", "place"),
+    [
+        ("EPSG:3413", (-50.0, 69.0)),
+        ("EPSG:3413", (135.0, 89.9995)),
+        ("EPSG:3031", (70.0, -70.0)),
+        ("EPSG:3995", (179.9, 80.0)),
+        ("EPSG:6933", (-179.9, 50.0)),
+    ],
+)
+def test_a_crs_of_all_longitudes_is_gridded_itself(write_raster, project, crs, place):
+    (x,), (y,) = transform("EPSG:4326", crs, [place[0]], [place[1]])
+    left, top = 32 * round(x / 32), 32 * round(y / 32)
+    path = write_raster("a.tif", ground(left, top, 96, 96), crs=crs, origin=(left, top))
+    table = tile_sources(project, {"2010": path, "2020": path})
+    assert table.grid.crs == crs
+    assert len(table) == 2 * 9
+    col, row = left // 32, top // 32 - 1
+    np.testing.assert_array_equal(
+        pixels(project, table, f"{col}_{row}@2020"), expected(col, row), crs
+    )
 
 
 @pytest.mark.parametrize(
@@ -434,6 +744,30 @@ def test_pixel_size_defaults_to_the_first_years(write_raster, project):
     )
     wanted = config.with_overrides(config.Config(source=named), ["grid.size=16", "split.by=source"])
     assert tile(project, wanted, workers=1).table.grid.gsd == 2.0
+
+
+def test_pixel_size_of_a_turned_raster_is_its_pixels(write_raster, project):
+    """Not that of the box around it, which is larger."""
+    path = write_raster("a.tif", ground(LEFT, TOP, 256, 256))
+    with rasterio.open(path, "r+") as target:
+        turned = Affine.translation(LEFT, TOP) * Affine.rotation(-30) * Affine.scale(0.5, -0.5)
+        target.transform = turned
+    assert default_gsd(project, path) == 0.5
+
+
+def test_pixel_size_of_a_long_strip_in_degrees_is_its_pixels(tmp_path, project):
+    """In the projection of its zone the strip lies askew. 1e-5 degrees are 1.1132 m on the
+    equator."""
+    values = np.full((1, 128, 4096), 90, np.uint8)
+    path = write_degrees(tmp_path / "a.tif", values, 5.7, 60.0, 1e-5)
+    metres = 1.1132 * np.cos(np.radians(60)) ** 0.5
+    assert default_gsd(project, path) == pytest.approx(metres, rel=0.005)
+
+
+def default_gsd(project, path):
+    named = (config.SourceConfig(year="2010", images=str(path)),)
+    wanted = config.with_overrides(config.Config(source=named), ["grid.size=16", "split.by=source"])
+    return tile(project, wanted, workers=1).table.grid.gsd
 
 
 def test_one_or_two_workers_make_the_same_tiles(write_raster, tmp_path):

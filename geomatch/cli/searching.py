@@ -54,6 +54,8 @@ def embed(
 
     with console.progress(quiet) as progress:
         made = stage(opened, run=run, model=model, settings=wanted, progress=progress)
+    if made.remark:
+        console.note(made.remark)
     console.note(f"{made.tiles} descriptors in {made.path}")
 
 

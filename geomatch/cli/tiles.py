@@ -15,6 +15,9 @@ Areas = Annotated[
     typer.Option(help="Glob (split source) or polygon file (split file); repeatable."),
 ]
 
+SHOWN = 20
+"""The largest number of files that are named as left out."""
+
 
 def tile(
     sources: Annotated[
@@ -59,6 +62,10 @@ def tile(
         str | None,
         typer.Option(help="Conversion to uint8: MIN,MAX or 2%,98%.", metavar="LOW,HIGH"),
     ] = None,
+    skip_bad: Annotated[
+        bool,
+        typer.Option("--skip-bad", help="Go on without rasters that cannot be used; list them."),
+    ] = False,
     split: Annotated[
         config.SplitRule | None, typer.Option(help="How the regions of the splits are chosen.")
     ] = None,
@@ -74,6 +81,14 @@ def tile(
     force: Annotated[
         bool, typer.Option("--force", help="Cut tiles again even if they are up to date.")
     ] = False,
+    preview: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Draw N places, their years side by side with the labels, as tiles/preview.png.",
+            metavar="N",
+        ),
+    ] = 0,
     settings: Settings = None,
     quiet: Quiet = False,
 ) -> None:
@@ -88,6 +103,7 @@ def tile(
         "grid.crs": crs,
         "grid.stride": stride,
         "grid.stretch": stretch,
+        "grid.skip_bad": skip_bad or None,
         "split.by": split,
         "images.least": least,
         "images.ignore": ignore,
@@ -111,6 +127,7 @@ def tile(
             overrides=chosen.overrides,
             workers=workers,
             force=force,
+            preview=preview,
             progress=progress,
         )
     table = made.table
@@ -121,3 +138,9 @@ def tile(
         what = f"of {made.grid} in {len(table.classes)} {groups}"
     counts = ", ".join(f"{name} {count}" for name, count in made.splits.items())
     console.note(f"{len(table)} tiles {what}: {counts}")
+    if table.grid and made.unreadable:
+        console.note(f"left out ({len(made.unreadable)}), as listed in {opened.tiles_manifest}:")
+        for path, reason in list(made.unreadable.items())[:SHOWN]:
+            console.note(f"  {path} {reason}")
+    if preview:
+        console.note(f"Preview: {opened.preview}")

@@ -238,7 +238,7 @@ def _of_folder(root: Path) -> ImagesByClass:
             "Images are expected in DIR/CLASS/, one folder per class.",
         )
     return {
-        folder.name: [
+        _printable(folder.name): [
             _source_image(path, root, folder.name) for path in image_files.list_images(folder)
         ]
         for folder in folders
@@ -305,7 +305,13 @@ def _by_stem(folder: Path, year: str) -> dict[str, SourceImage]:
 
 
 def _source_image(path: Path, root: Path, label: str) -> SourceImage:
-    return SourceImage(path.relative_to(root).as_posix(), label, path, _stamp(path))
+    name = path.relative_to(root).as_posix()
+    return SourceImage(_printable(name), _printable(label), path, _stamp(path))
+
+
+def _printable(name: str) -> str:
+    """A name of a file as text, with what is not UTF-8 in it spelled out, such as "for\\xeat"."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -116,7 +116,7 @@ def _absolute(text: str) -> str:
 
 
 def _path(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+    return config.placed(path, Path.cwd())
 
 
 def _parse_sources(texts: Iterable[str], placement: str) -> tuple[config.SourceConfig, ...]:

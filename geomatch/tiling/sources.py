@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from geomatch import config
 from geomatch.data.tiles import in_time_order
-from geomatch.errors import GeomatchError, UsageError
+from geomatch.errors import BadFileError, GeomatchError, UsageError
 from geomatch.geo import labels, rasters
+from geomatch.geo.labels import Layer, RasterLayer
 from geomatch.geo.rasters import Raster, Stretch
 from geomatch.progress import ProgressCallback
+from geomatch.tiling import label_layers
+from geomatch.tiling.label_layers import YearLabels
+from geomatch.tiling.usable import Unreadable, usable
 
 
 @dataclass(frozen=True)
@@ -22,19 +26,20 @@ class YearSource:
 
     Attributes:
         images: georeferenced rasters, all of the same bands and dtype.
-        labels: label rasters; empty if there are none or they are a `vector` file.
+        labels: what is known of the ground.
         stretch: scales the images to uint8; None if they are uint8.
         placement: "real", or "fictitious" where coordinates are made up.
         changed: masks of changed ground.
+        unreadable: paths of files that are left out, with the reason.
     """
 
     year: str
     images: tuple[Raster, ...]
-    labels: tuple[Raster, ...]
-    vector: str | None
+    labels: YearLabels
     stretch: Stretch | None
     placement: str
     changed: tuple[Raster, ...] = ()
+    unreadable: dict[str, str] = field(default_factory=dict)
 
 
 def collect(settings: config.Config, progress: ProgressCallback) -> list[YearSource]:
@@ -56,66 +61,68 @@ def collect(settings: config.Config, progress: ProgressCallback) -> list[YearSou
     if len(set(years)) != len(years):
         raise UsageError("a year is given twice", "Give each year one folder or glob.")
     by_year = {source.year: source for source in settings.source}
+    unreadable: Unreadable = {} if settings.grid.skip_bad else None
+    found = label_layers.collect(settings, unreadable, progress)
     return [
-        _inspect(by_year[year], settings.grid.stretch, progress) for year in in_time_order(years)
+        _inspect(by_year[year], found.get(year, YearLabels()), settings.grid, unreadable, progress)
+        for year in in_time_order(years)
     ]
 
 
-def _inspect(source: config.SourceConfig, stretch: str, progress: ProgressCallback) -> YearSource:
+def _inspect(
+    source: config.SourceConfig,
+    found: YearLabels,
+    grid: config.GridConfig,
+    unreadable: Unreadable,
+    progress: ProgressCallback,
+) -> YearSource:
     paths = rasters.find(source.images, f"year {source.year}")
-    images = []
-    for done, path in enumerate(paths, 1):
-        images.append(rasters.inspect(path))
-        if images[-1].palette:
-            raise GeomatchError(
-                f"{path} contains indices of a colour table",
+    read = itertools.count(1)
+
+    def inspect(path: str) -> Raster:
+        progress(f"reading headers of {source.year}", next(read), len(paths))
+        image = rasters.inspect(path)
+        if image.palette:
+            raise BadFileError(
+                path,
+                "contains indices of a colour table",
                 "Expand it first: gdal_translate -expand rgb IN OUT",
             )
-        progress(f"reading headers of {source.year}", done, len(paths))
+        return image
+
+    images = usable(paths, inspect, unreadable)
     _, dtype = rasters.common_format(images, f"year {source.year}")
     measured: Stretch | None = None
     if dtype != "uint8":
-        if not stretch:
+        if not grid.stretch:
             raise UsageError(
                 f"year {source.year}: {images[0].name} is {dtype}, tiles are uint8",
                 "Give a stretch: --stretch 2%,98% or --stretch MIN,MAX",
             )
-        measured = rasters.measure_stretch(images, stretch)
-    vector, label_rasters = _labels(source)
+        while measured is None:
+            try:
+                measured = rasters.measure_stretch(images, grid.stretch)
+            except BadFileError as error:
+                images = tuple(image for image in images if image.path != error.path)
+                if unreadable is None or not images:
+                    raise
+                unreadable[error.path] = error.reason
     return YearSource(
         source.year,
         tuple(images),
-        label_rasters,
-        vector,
+        found,
         measured,
         source.placement,
-        _masks(source),
+        _masks(source, unreadable),
+        unreadable or {},
     )
 
 
-def _labels(source: config.SourceConfig) -> tuple[str | None, tuple[Raster, ...]]:
-    if not source.labels:
-        return None, ()
-    paths = rasters.find(source.labels, f"labels of {source.year}")
-    if labels.is_vector(paths[0]):
-        if len(paths) > 1:
-            raise GeomatchError(
-                f"labels of {source.year}: {len(paths)} vector files match",
-                "Merge them as layers of one GeoPackage: ogr2ogr -update all.gpkg FILE",
-            )
-        labels.check_vector(paths[0])
-        return paths[0], ()
-    found = tuple(labels.inspect_raster(path) for path in paths)
-    rasters.common_format(found, f"labels of {source.year}")
-    return None, found
-
-
-def _masks(source: config.SourceConfig) -> tuple[Raster, ...]:
+def _masks(source: config.SourceConfig, unreadable: Unreadable) -> tuple[Raster, ...]:
     if not source.changed:
         return ()
-    found = tuple(
-        rasters.inspect(p) for p in rasters.find(source.changed, f"changed {source.year}")
-    )
+    paths = rasters.find(source.changed, f"changed {source.year}")
+    found = usable(paths, rasters.inspect, unreadable)
     for mask in found:
         if (mask.bands, mask.dtype) != (1, "uint8"):
             raise GeomatchError(
@@ -141,9 +148,9 @@ def channels(year_sources: Sequence[YearSource]) -> tuple[int, int]:
                 f"{first.name} ({year_sources[0].year}) has {first.bands}",
                 "Give every year the same bands, for example: gdal_translate -b 1 -b 2 -b 3",
             )
-    label_bands = {
-        1 if c.vector else c.labels[0].bands for c in year_sources if c.vector or c.labels
-    }
+    found = [source.labels for source in year_sources]
+    label_bands = {raster.bands for known in found for raster in known.rasters}
+    label_bands |= {1 for known in found if known.layers}
     if len(label_bands) > 1:
         raise GeomatchError(
             "label layers have one channel in some years and three in others",
@@ -156,8 +163,8 @@ def area_stamps(split: config.SplitConfig) -> list[Any]:
     """Paths, sizes and modification times of the polygon files that define the splits."""
     if split.by != "file":
         return []
-    stats = [(path, os.stat(path)) for path in area_files((*split.validation, *split.test))]
-    return [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+    files = area_files((*split.validation, *split.test))
+    return [[path, labels.stamp(path)] for path in files]
 
 
 def area_files(names: Sequence[str]) -> list[str]:
@@ -166,16 +173,23 @@ def area_files(names: Sequence[str]) -> list[str]:
     Raises:
         GeomatchError: one matches no file.
     """
-    return [path for name in names for path in rasters.find(name, "split")]
+    return [path for name in names for path in labels.find(name, "split")]
 
 
 def identity(source: YearSource) -> Any:
     """What tiles of a year depend on: paths, sizes and times of its files, how they are read."""
-    vector = source.vector and [source.vector, os.stat(source.vector).st_mtime_ns]
+    known = source.labels
     return [
-        [(r.path, r.stamp) for r in (*source.images, *source.labels, *source.changed)],
-        vector,
+        [(r.path, r.stamp) for r in (*source.images, *known.rasters, *source.changed)],
+        [known.classes, *map(_drawn, known.layers)] if known.layers else None,
         source.stretch and asdict(source.stretch),
         source.year,
         source.placement,
     ]
+
+
+def _drawn(layer: Layer) -> Any:
+    """What the pixels of a label layer depend on."""
+    if isinstance(layer, RasterLayer):
+        return [(r.path, r.stamp) for r in layer.rasters], asdict(layer.classes)
+    return asdict(layer)
