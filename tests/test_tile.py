@@ -328,6 +328,19 @@ def test_tiles_are_stale_when_a_file_behind_their_source_changed(
     )
 
 
+def test_vrts_of_each_other_are_an_error(project, tmp_path):
+    """Looking for all files behind them comes to an end."""
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / f"{name}.vrt").write_text(
+            '<VRTDataset rasterXSize="64" rasterYSize="64"><SRS>EPSG:32631</SRS><GeoTransform>'
+            f'{LEFT}, 1, 0, {TOP}, 0, -1</GeoTransform><VRTRasterBand dataType="Byte" band="1">'
+            f"<SimpleSource><SourceFilename>{tmp_path}/{other}.vrt</SourceFilename>"
+            "<SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"
+        )
+    with pytest.raises(GeomatchError, match=r"a\.vrt"):
+        tile_sources(project, {"2010": tmp_path / "a.vrt"})
+
+
 def test_tiles_are_stale_when_a_part_of_a_shapefile_changed(write_raster, project, tmp_path):
     path = write_raster("a.tif", ground(LEFT, TOP, 64, 64), origin=(LEFT, TOP))
     box = shapely.box(LEFT, TOP - 32, LEFT + 32, TOP)

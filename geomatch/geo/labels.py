@@ -16,7 +16,7 @@ from rasterio.features import rasterize
 from rasterio.transform import from_origin
 
 from geomatch.errors import GeomatchError
-from geomatch.geo import rasters
+from geomatch.geo import files, rasters
 from geomatch.geo.grid import Grid
 from geomatch.geo.rasters import Bounds, Pixels, Raster
 
@@ -31,12 +31,12 @@ def is_vector(path: str) -> bool:
 
 
 def stamp(path: str) -> tuple[int, ...]:
-    """As `rasters.stamp`, of a vector file and its parts, or of the files in a folder (.gdb)."""
+    """As `files.stamp`, of a vector file and its parts, or of the files in a folder (.gdb)."""
     file = Path(path)
     if file.is_dir():
-        return rasters.stamp(path, *sorted(str(part) for part in file.rglob("*")))
+        return files.stamp(path, *sorted(str(part) for part in file.rglob("*")))
     parts = (part for part in file.parent.glob(f"{glob.escape(file.stem)}.*"))
-    return rasters.stamp(path, *sorted(str(p) for p in parts if p.suffix.lower() in PARTS))
+    return files.stamp(path, *sorted(str(p) for p in parts if p.suffix.lower() in PARTS))
 
 
 def inspect_raster(path: str) -> Raster:
@@ -74,7 +74,7 @@ def check_vector(path: str) -> None:
     if not layers:
         raise GeomatchError(f"{path} has no layer with geometries", "Check the file with ogrinfo.")
     for layer in layers:
-        crs = pyogrio.read_info(rasters.gdal_path(path), layer=layer)["crs"]
+        crs = pyogrio.read_info(files.gdal_path(path), layer=layer)["crs"]
         if crs is None:
             raise GeomatchError(
                 f"{path} (layer {layer}) has no CRS", "Assign one with: ogr2ogr -a_srs EPSG:n"
@@ -87,7 +87,7 @@ def check_vector(path: str) -> None:
 @_without_measures()
 def read_geometries(path: str, layer: str, crs: str, bounds: Bounds | None) -> np.ndarray:
     """Geometries of a vector layer in `crs`; with `bounds` (in `crs`), only those that touch it."""
-    path = rasters.gdal_path(path)
+    path = files.gdal_path(path)
     layer_crs = pyogrio.read_info(path, layer=layer)["crs"]
     box = None if bounds is None else rasters.project_bounds(crs, bounds, layer_crs)
     _, _, wkb, _ = pyogrio.raw.read(path, layer=layer, columns=[], bbox=box)
@@ -118,7 +118,7 @@ def _layers(path: str) -> list[str]:
     try:
         return [
             str(name)
-            for name, kind in pyogrio.list_layers(rasters.gdal_path(path))
+            for name, kind in pyogrio.list_layers(files.gdal_path(path))
             if kind is not None
         ]
     except DataSourceError as error:
