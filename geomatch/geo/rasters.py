@@ -478,15 +478,24 @@ def _converting(raster: Raster, crs: str) -> Iterator[None]:
         ) from error
 
 
-def _turns(raster: Raster) -> tuple[float, ...]:
-    """Degrees by which a raster is to be moved, for GDAL to find all of it.
+def _turns(raster: Raster) -> list[float]:
+    """Distances in x by which a raster is to be moved for GDAL to find all of it.
 
-    GDAL looks for ground past 180 degrees on the other side alone.
+    Where x jumps at 180 degrees of longitude, GDAL looks for ground past them on the other side
+    alone. That is so in degrees and in cylindrical projections, but not in a UTM zone.
     """
-    west, _, east, _ = raster.bounds
-    if CRS.from_user_input(raster.crs).is_geographic and (west < -180 or east > 180):
-        return 0.0, 360.0 if west < -180 else -360.0
-    return (0.0,)
+    (west, _, east, _), (left, _, right, _) = raster.lonlat, raster.bounds
+    if west >= -180 and east <= 180:
+        return [0.0]
+    first, last = -180.0, 180.0
+    if not CRS.from_user_input(raster.crs).is_geographic:
+        _, lat = _centre_lonlat(raster.crs, raster.bounds)
+        edges, _ = project_points(CRS84, np.array([first, last]), np.full(2, lat), raster.crs)
+        first, last = edges
+    around = float(last - first)
+    if around < 1:
+        return [0.0]
+    return [0.0, *([around] if left < first else []), *([-around] if right > last else [])]
 
 
 def ground_sample_distance(raster: Raster, crs: str) -> float:
