@@ -328,6 +328,19 @@ def test_tiles_are_stale_when_a_file_behind_their_source_changed(
     )
 
 
+def test_vrts_of_each_other_are_an_error(project, tmp_path):
+    """Looking for all files behind them comes to an end."""
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / f"{name}.vrt").write_text(
+            '<VRTDataset rasterXSize="64" rasterYSize="64"><SRS>EPSG:32631</SRS><GeoTransform>'
+            f'{LEFT}, 1, 0, {TOP}, 0, -1</GeoTransform><VRTRasterBand dataType="Byte" band="1">'
+            f"<SimpleSource><SourceFilename>{tmp_path}/{other}.vrt</SourceFilename>"
+            "<SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"
+        )
+    with pytest.raises(GeomatchError, match=r"a\.vrt"):
+        tile_sources(project, {"2010": tmp_path / "a.vrt"})
+
+
 def test_tiles_are_stale_when_a_part_of_a_shapefile_changed(write_raster, project, tmp_path):
     path = write_raster("a.tif", ground(LEFT, TOP, 64, 64), origin=(LEFT, TOP))
     box = shapely.box(LEFT, TOP - 32, LEFT + 32, TOP)
@@ -576,6 +589,28 @@ def test_a_sheet_over_180_degrees_has_tiles_on_both_sides(tmp_path, project, wes
         assert pixels(project, table, name)[7:9, 7:9].mean() == pytest.approx(wanted, abs=2)
 
 
+@pytest.mark.parametrize("side", [-1, 1])
+@pytest.mark.parametrize("crs", ["EPSG:3857", "EPSG:6933"])
+def test_a_sheet_past_the_edge_of_a_cylindrical_projection(tmp_path, project, crs, side):
+    """The brightness is x from the left edge on, which lies 300 m before that of the Earth."""
+    edge = transform("EPSG:4326", crs, [side * 180.0], [50.0])[0][0]
+    top = transform("EPSG:4326", crs, [0.0], [50.0])[1][0]
+    ramp = np.tile(np.linspace(0, 250, 300).astype(np.uint8), (1, 150, 1))
+    path = tmp_path / "a.tif"
+    form = {"driver": "GTiff", "count": 1, "height": 150, "width": 300, "dtype": "uint8"}
+    at = from_origin(edge - 300, top, 2, 2)
+    with rasterio.open(path, "w", crs=crs, transform=at, **form) as target:
+        target.write(ramp)
+    table = tile_sources(project, {"2010": path}, "grid.crs=utm", "grid.size=16", "grid.gsd=1")
+    assert set(table.epsg.tolist()) == {32601, 32660}
+    for name, code, box in zip(table.ids(), table.epsg.tolist(), table.bounds(), strict=True):
+        middle = [(box[0] + box[2]) / 2], [(box[1] + box[3]) / 2]
+        (x,), _ = transform(f"EPSG:{code}", crs, *middle)
+        around = abs(2 * edge)
+        wanted = (x - (edge - 300)) % around / 600 * 250
+        assert pixels(project, table, name)[7:9, 7:9].mean() == pytest.approx(wanted, abs=2)
+
+
 def test_a_projected_sheet_over_180_degrees_has_tiles_on_both_sides(write_raster, project):
     (x,), (y,) = transform("EPSG:4326", "EPSG:32660", [180.0], [50.0])
     values = ground(0, 0, 300, 200)
@@ -585,10 +620,11 @@ def test_a_projected_sheet_over_180_degrees_has_tiles_on_both_sides(write_raster
     assert min(np.sum(table.epsg == code) for code in (32601, 32660)) > 50
 
 
-def test_a_raster_of_the_whole_earth_loses_no_zone(tmp_path, project):
+@pytest.mark.parametrize("west", [-180.0, 0.0])
+def test_a_raster_of_the_whole_earth_loses_no_zone(tmp_path, project, west):
     """Also where a transverse Mercator projection of all of it folds over."""
     east = np.linspace(0, 250, 720).astype(np.uint8)
-    path = write_degrees(tmp_path / "a.tif", np.tile(east, (1, 160, 1)), -180.0, 40.0, 0.5)
+    path = write_degrees(tmp_path / "a.tif", np.tile(east, (1, 160, 1)), west, 40.0, 0.5)
     overrides = ("grid.crs=utm", "grid.size=8", "grid.gsd=20000")
     table = tile_sources(project, {"2010": path}, *overrides)
     zones = set(table.epsg.tolist())
@@ -598,7 +634,7 @@ def test_a_raster_of_the_whole_earth_loses_no_zone(tmp_path, project):
         middle = [(box[0] + box[2]) / 2], [(box[1] + box[3]) / 2]
         (lon,), _ = transform(f"EPSG:{code}", "EPSG:4326", *middle)
         got = pixels(project, table, table.ids()[i])[3:5, 3:5].mean()
-        assert got == pytest.approx((lon + 180) / 360 * 250, abs=2)
+        assert got == pytest.approx((lon - west) % 360 / 360 * 250, abs=2)
 
 
 @pytest.mark.parametrize(

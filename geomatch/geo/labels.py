@@ -23,7 +23,7 @@ from rasterio.transform import from_origin
 from shapely.errors import GEOSException
 
 from geomatch.errors import BadFileError, GeomatchError
-from geomatch.geo import rasters
+from geomatch.geo import files, rasters
 from geomatch.geo.grid import Grid
 from geomatch.geo.rasters import Bounds, GridReader, Pixels, Raster
 
@@ -137,7 +137,7 @@ def _list(path: str) -> NDArray[np.object_]:
     """(n, 2) name and type of geometry, None without one, of the layers of a file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return np.asarray(pyogrio.list_layers(rasters.gdal_path(path)))
+        return np.asarray(pyogrio.list_layers(files.gdal_path(path)))
 
 
 def _unopened(path: str, error: Exception) -> GeomatchError:
@@ -160,12 +160,12 @@ def _drivers() -> frozenset[str]:
 
 
 def stamp(path: str) -> tuple[int, ...]:
-    """As `rasters.stamp`, of a vector file and its parts, or of the files in a folder (.gdb)."""
+    """As `files.stamp`, of a vector file and its parts, or of the files in a folder (.gdb)."""
     file = Path(path)
     if file.is_dir():
-        return rasters.stamp(path, *sorted(str(part) for part in file.rglob("*")))
+        return files.stamp(path, *sorted(str(part) for part in file.rglob("*")))
     parts = (part for part in file.parent.glob(f"{glob.escape(file.stem)}.*"))
-    return rasters.stamp(path, *sorted(str(p) for p in parts if p.suffix.lower() in PARTS))
+    return files.stamp(path, *sorted(str(p) for p in parts if p.suffix.lower() in PARTS))
 
 
 def inspect_raster(path: str) -> Raster:
@@ -262,7 +262,7 @@ def _info(path: str, layer: str) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            about: dict[str, Any] = pyogrio.read_info(rasters.gdal_path(path), layer=layer)
+            about: dict[str, Any] = pyogrio.read_info(files.gdal_path(path), layer=layer)
     except UNREADABLE as error:
         raise _unopened(path, error) from error
     return about
@@ -283,7 +283,7 @@ def _read(
             # About measures, which are dropped as heights are, and shapes that are mended here.
             warnings.simplefilter("ignore")
             _, ids, shapes, values = pyogrio.raw.read(
-                rasters.gdal_path(layer.path),
+                files.gdal_path(layer.path),
                 layer=layer.layer,
                 columns=[*columns, *named],
                 return_fids=True,

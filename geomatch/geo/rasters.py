@@ -6,24 +6,18 @@ import contextlib
 import errno
 import functools
 import glob
-import hashlib
 import math
 import os
-import re
-import tempfile
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
-import pyogrio
 import rasterio
 from numpy.typing import NDArray
-from pyogrio.errors import DataLayerError, DataSourceError, FieldError
 from rasterio._err import CPLE_BaseError, CPLE_NotSupportedError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, Resampling
@@ -34,6 +28,7 @@ from rasterio.warp import transform, transform_bounds
 from rasterio.windows import Window
 
 from geomatch.errors import BadFileError, GeomatchError, UsageError
+from geomatch.geo import files
 from geomatch.geo.grid import Grid, utm_epsg
 
 Bounds = tuple[float, float, float, float]
@@ -69,7 +64,7 @@ class Raster:
             the box crosses that meridian.
         bands: without an alpha band.
         palette: whether values are indices of a colour table, which cannot be interpolated.
-        stamp: see `stamp`; of the file, then of the others that it is read from.
+        stamp: see `files.stamp`; of the file, then of the others that it is read from.
     """
 
     path: str
@@ -159,7 +154,7 @@ def inspect(path: str) -> Raster:
             dtype=source.dtypes[0],
             alpha=alpha,
             palette=source.colorinterp[0] == ColorInterp.palette,
-            stamp=stamp(path, *_files(source)),
+            stamp=files.stamp(path, *files.behind(source)),
         )
 
 
@@ -241,10 +236,10 @@ def _open(path: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            return rasterio.open(gdal_path(path))
+            return rasterio.open(files.gdal_path(path))
     except GDAL_ERRORS as error:
         _check_limits(error)
-        reason = str(error).replace(gdal_path(path), path)
+        reason = str(error).replace(files.gdal_path(path), path)
         raise BadFileError(
             path,
             f"cannot be opened as a raster: {reason}",
@@ -264,95 +259,6 @@ def _check_limits(error: BaseException) -> None:
             f"{reason.lower()}: the system's limit for a process is very low",
             "Raise it, then run the same command: ulimit -n 1024",
         ) from error
-
-
-# Files
-
-
-def gdal_path(path: str) -> str:
-    """The path by which GDAL opens a file: its own, or of a link if a name is not UTF-8.
-
-    Files beside it that begin with its stem, which may hold its header or mask, are linked as well.
-    """
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        folder, name = os.path.split(path)
-        home = os.path.join(_links().name, hashlib.sha256(os.fsencode(path)).hexdigest()[:16])
-        os.makedirs(home, exist_ok=True)
-        stem = name.partition(".")[0]
-        for each in os.listdir(folder or "."):
-            link = os.path.join(home, os.fsencode(each).decode(errors="replace"))
-            if each.startswith(stem) and not os.path.lexists(link):
-                os.symlink(os.path.abspath(os.path.join(folder, each)), link)
-        return os.path.join(home, os.fsencode(name).decode(errors="replace"))
-    return path
-
-
-@functools.cache
-def _links() -> tempfile.TemporaryDirectory[str]:
-    """A folder for links, which goes away with the process."""
-    return tempfile.TemporaryDirectory(prefix="geomatch-")
-
-
-def stamp(*paths: str) -> tuple[int, ...]:
-    """Size in bytes and modification time in nanoseconds of each file, one after the other.
-
-    Of a file in an archive (/vsizip/...), those of the archive; files that do not exist are left
-    out.
-    """
-    found: list[int] = []
-    for path in dict.fromkeys(map(_on_disk, paths)):
-        with contextlib.suppress(OSError):
-            stat = os.stat(path)
-            found += (stat.st_size, stat.st_mtime_ns)
-    return tuple(found)
-
-
-def _on_disk(path: str) -> str:
-    """The file itself, or the archive that it is in."""
-    if not path.startswith("/vsi"):
-        return path
-    inside = re.sub(r"^(/vsi[a-z0-9]+/)+", "", path).replace("{", "").replace("}", "")
-    parents = (inside, *map(str, Path(inside).parents))
-    return next((parent for parent in parents if os.path.isfile(parent)), path)
-
-
-def _files(source: Any) -> list[str]:
-    """Paths of the files that a raster is read from, with those behind a VRT or a tile index."""
-    listed: list[str] = list(source.files)
-    found = listed[:]
-    behind = _indexed(source.name) if source.driver == "GTI" else listed[1:]
-    if source.driver in ("GTI", "VRT"):
-        for path in behind:
-            found += [path, *(f"{path}{part}" for part in (".aux.xml", ".msk", ".ovr"))]
-            if path.lower().endswith((".vrt", ".gti")) and path != source.name:
-                with contextlib.suppress(BadFileError), _open(path) as nested:
-                    found += _files(nested)
-    return found
-
-
-def _indexed(path: str) -> list[str]:
-    """Paths of a tile index (GTI) and of the rasters in it, which GDAL does not list."""
-    path = path.removeprefix("GTI:")
-    index, layer, field = path, None, "location"
-    if path.lower().endswith(".gti"):
-        described = ElementTree.parse(path).getroot()
-        index = _beside(path, described.findtext("IndexDataset") or "")
-        layer = described.findtext("IndexLayer")
-        field = described.findtext("LocationField") or field
-    with contextlib.suppress(DataSourceError, DataLayerError, FieldError):
-        _, _, _, columns = pyogrio.raw.read(
-            index, layer=layer, columns=[field], read_geometry=False
-        )
-        return [index, *(_beside(index, str(name)) for name in columns[0])]
-    return [index]
-
-
-def _beside(path: str, name: str) -> str:
-    """`name` relative to the folder of a file, if it exists there; else as it is."""
-    beside = os.path.join(os.path.dirname(path), name)
-    return beside if os.path.exists(beside) else name
 
 
 # Coordinate reference systems
@@ -586,15 +492,24 @@ def _converting(raster: Raster, crs: str) -> Iterator[None]:
         ) from error
 
 
-def _turns(raster: Raster) -> tuple[float, ...]:
-    """Degrees by which a raster is to be moved, for GDAL to find all of it.
+def _turns(raster: Raster) -> list[float]:
+    """Distances in x by which a raster is to be moved for GDAL to find all of it.
 
-    GDAL looks for ground past 180 degrees on the other side alone.
+    Where x jumps at 180 degrees of longitude, GDAL looks for ground past them on the other side
+    alone. That is so in degrees and in cylindrical projections, but not in a UTM zone.
     """
-    west, _, east, _ = raster.bounds
-    if CRS.from_user_input(raster.crs).is_geographic and (west < -180 or east > 180):
-        return 0.0, 360.0 if west < -180 else -360.0
-    return (0.0,)
+    (west, _, east, _), (left, _, right, _) = raster.lonlat, raster.bounds
+    if west >= -180 and east <= 180:
+        return [0.0]
+    first, last = -180.0, 180.0
+    if not CRS.from_user_input(raster.crs).is_geographic:
+        _, lat = _centre_lonlat(raster.crs, raster.bounds)
+        edges, _ = project_points(CRS84, np.array([first, last]), np.full(2, lat), raster.crs)
+        first, last = edges
+    around = float(last - first)
+    if around < 1:
+        return [0.0]
+    return [0.0, *([around] if left < first else []), *([-around] if right > last else [])]
 
 
 def ground_sample_distance(raster: Raster, crs: str) -> float:

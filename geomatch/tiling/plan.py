@@ -152,7 +152,7 @@ def _cells_of(raster: Raster, grid: Grid, buffer: float) -> Ints:
 def _zones(raster: Raster) -> list[int]:
     """EPSG codes of the UTM zones that a raster's bounding box touches."""
     west, south, east, north = raster.lonlat
-    lon = np.append(np.arange(west, east, 6.0), east)
+    lon = np.append(np.arange(west, east, 3.0), east)  # within each zone, not on borders alone
     zones = [utm_epsg(lon, np.full(len(lon), lat)) for lat in (south, north)]
     return [int(z) for z in np.unique(zones)]
 
