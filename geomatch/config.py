@@ -53,6 +53,8 @@ class GridConfig:
     stride: int | None = _key(None, "pixels between tiles; unset: the tile side, no overlap")
     min_valid: float = _key(0.99, "least share of valid pixels of a tile", least=0)
     stretch: str = _key("", 'to uint8, for other dtypes: "MIN,MAX" or "2%,98%"')
+    bands: tuple[int, ...] = _key((), "numbers of the image bands, from 1; empty: all but alpha")
+    nodata: float | None = _key(None, "value of invalid pixels, for files that declare none")
 
 
 @dataclass(frozen=True)

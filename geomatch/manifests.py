@@ -64,6 +64,7 @@ class TileManifest(Record):
         request: the sources and overrides that were requested.
         fingerprint: of the tiles.
         unreadable: images that were left out, with the reason.
+        reading: fields of `geo.views.Reading`; None if all were read as their files say.
         geomatch: version that wrote the tiles.
     """
 
@@ -84,6 +85,7 @@ class TileManifest(Record):
     placement: Literal["real", "fictitious", "none"]
     years: dict[str, YearOfTiles]
     unreadable: dict[str, str] | None = field(default=None, metadata=OPTIONAL)
+    reading: dict[str, Any] | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def on_ground(self) -> bool:

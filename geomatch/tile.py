@@ -32,6 +32,7 @@ from geomatch.errors import GeomatchError, UsageError
 from geomatch.geo import labels, rasters
 from geomatch.geo.grid import Grid, Ints
 from geomatch.geo.rasters import GridReader, Raster
+from geomatch.geo.views import Reading
 from geomatch.manifests import Channels, TileRequest, YearOfTiles
 from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project, fingerprint, replace_folder
@@ -150,7 +151,7 @@ def _tile_ground(
             cut = functools.partial(_cut, workers or os.cpu_count() or 1)
             records = shards.cut(work, cut, "cutting tiles", progress)
             table = _catalogue(plan, year_sources, records, settings.grid.min_valid)
-            described = _description(grid, year_sources, channels)
+            described = _description(grid, year_sources, channels, settings.grid)
             shards.finish(
                 partial / "tiles",
                 table,
@@ -367,8 +368,12 @@ def _catalogue(
 
 
 def _description(
-    grid: Grid, year_sources: Sequence[YearSource], channels: tuple[int, int]
+    grid: Grid,
+    year_sources: Sequence[YearSource],
+    channels: tuple[int, int],
+    settings: config.GridConfig,
 ) -> dict[str, Any]:
+    reading = sources.reading(settings)
     fictitious = any(c.placement == "fictitious" for c in year_sources)
     return {
         "grid": grid.id,
@@ -378,6 +383,7 @@ def _description(
         "stride": grid.stride,
         "channels": Channels(*channels),
         "placement": "fictitious" if fictitious else "real",
+        "reading": asdict(reading) if reading != Reading() else None,
         "years": {
             c.year: YearOfTiles(
                 files=len(c.images),

@@ -152,6 +152,188 @@ def test_invalid_ground_is_left_out(write_raster, tmp_path, project, how):
     assert tile_sources(project, {"2010": path}, "grid.min_valid=0.6").cells() == table.cells()[:2]
 
 
+def tagged(path, *names):
+    """A raster whose bands are tagged with colour interpretations."""
+    with rasterio.open(path, "r+") as target:
+        target.colorinterp = tuple(ColorInterp[name] for name in names)
+    return path
+
+
+HALVES = np.arange(64) >= 32
+"""Columns of two cells: the left one is to be invalid, the right one valid."""
+RIGHT_CELL = f"{COL + 1}_{ROW - 1}"
+
+
+@pytest.mark.parametrize("position", [0, 2, 3, 4])
+def test_alpha_is_the_band_that_is_tagged(write_raster, project, position):
+    """Wherever it is: the others are image bands, in their order."""
+    kept = ["red", "green", "blue", "undefined"]
+    values = np.broadcast_to(np.array([90, 120, 150, 60])[:, None, None], (4, 32, 64))
+    values = np.insert(values, position, np.where(HALVES, 255, 0), axis=0).astype(np.uint8)
+    path = write_raster("a.tif", values, origin=(LEFT, TOP))
+    kept.insert(position, "alpha")
+    table = tile_sources(project, {"2010": tagged(path, *kept)})
+    assert table.cells() == [RIGHT_CELL]
+    assert project.tile_manifest().channels.image == 4
+    assert (pixels(project, table, f"{RIGHT_CELL}@2010") == [90, 120, 150, 60]).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "opaque"),
+    [("uint16", 65535), ("uint16", 255), ("uint16", 1), ("int16", 1), ("float32", 1),
+     ("float32", 255), ("float64", 0.01)],
+)  # fmt: skip
+@pytest.mark.parametrize("bands", [1, 3, 5])
+def test_alpha_of_any_width_is_a_mask(write_raster, project, dtype, opaque, bands):
+    """Whatever value stands for opaque; a percentile stretch is of opaque pixels alone."""
+    values = np.full((bands + 1, 32, 64), 100.0)
+    values[:bands, :, 48:] = 200
+    values[:bands, :, :32] = 7
+    values[-1] = np.where(HALVES, opaque, 0)
+    path = write_raster("a.tif", values.astype(dtype), origin=(LEFT, TOP))
+    tagged(path, *["undefined"] * bands, "alpha")
+    table = tile_sources(project, {"2010": path}, "grid.stretch=0%,100%")
+    assert table.cells() == [RIGHT_CELL]
+    assert project.tile_manifest().years["2010"].stretch == {
+        "low": [100] * bands,
+        "high": [200] * bands,
+    }
+    tile = pixels(project, table, f"{RIGHT_CELL}@2010")
+    assert tile.shape[-1] == bands
+    assert (tile[:, :16] == 0).all()
+    assert (tile[:, 16:] == 255).all()
+
+
+def test_nodata_beside_alpha_is_invalid_too(write_raster, project):
+    values = np.full((4, 32, 96), 90, np.uint8)
+    values[3] = 255
+    values[3, :, :32] = 0  # transparent
+    values[:3, :, 32:64] = 7  # opaque, but nodata
+    path = write_raster("a.tif", values, origin=(LEFT, TOP), nodata=7)
+    tagged(path, "red", "green", "blue", "alpha")
+    assert tile_sources(project, {"2010": path}).cells() == [f"{COL + 2}_{ROW - 1}"]
+
+
+@pytest.mark.parametrize("declared", [None, -9999, np.nan])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_a_number_is_invalid(write_raster, project, declared, value):
+    """In any band, whatever the file declares as nodata."""
+    values = np.full((3, 32, 96), 90, np.float32)
+    values[:, :, :32] = value
+    values[1, :16, 32:64] = value
+    values[:, 16:, 32:64] = -9999 if declared == -9999 else 90
+    path = write_raster("a.tif", values, origin=(LEFT, TOP), nodata=declared)
+    table = tile_sources(project, {"2010": path}, "grid.stretch=0,255", "grid.min_valid=0.3")
+    row = ROW - 1
+    if declared == -9999:
+        assert table.cells() == [f"{COL + 2}_{row}"]
+    else:
+        assert table.cells() == [f"{COL + 1}_{row}", f"{COL + 2}_{row}"]
+        assert table.valid.tolist() == [pytest.approx(0.5, abs=1 / 32), 1]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
+def test_nodata_where_files_declare_none(write_raster, project, dtype):
+    """A pixel is invalid where all of its bands have the value; what a file declares is kept."""
+    values = np.full((3, 32, 96), 90, dtype)
+    values[:, :, :32] = 7
+    values[0, :, 32:64] = 7
+    write_raster("y/a.tif", values, origin=(LEFT, TOP))
+    other = np.full((3, 32, 64), 7, dtype)
+    other[:, :, 32:] = 90
+    write_raster("y/b.tif", other, origin=(LEFT, TOP + 32), nodata=90)
+    said = ["grid.stretch=0,255", "grid.nodata=7"]
+    table = tile_sources(project, {"2010": project.root.parent / "y"}, *said)
+    assert set(table.cells()) == {
+        f"{COL + 1}_{ROW - 1}", f"{COL + 2}_{ROW - 1}", f"{COL}_{ROW}"
+    }  # fmt: skip
+    assert project.tile_manifest().reading == {"bands": [], "nodata": 7}
+
+
+@pytest.mark.parametrize("bands", [(1, 2, 3), (4, 1), (3,), (4, 3, 2, 1), (2, 2)])
+def test_bands_are_chosen_by_number(write_raster, project, bands):
+    values = np.concatenate([ground(LEFT, TOP, 64, 32)] * 2)[:4]
+    values[3] = 255 - values[0]
+    path = write_raster("a.tif", values, origin=(LEFT, TOP))
+    tagged(path, "red", "green", "blue", "undefined")
+    table = tile_sources(project, {"2010": path}, f"grid.bands={list(bands)}")
+    assert project.tile_manifest().channels.image == len(bands)
+    for at, col in enumerate((COL, COL + 1)):
+        wanted = np.moveaxis(values[:, :, 32 * at : 32 * at + 32], 0, -1)
+        got = pixels(project, table, f"{col}_{ROW - 1}@2010")
+        np.testing.assert_array_equal(got, wanted[..., [n - 1 for n in bands]])
+
+
+@pytest.mark.parametrize("bands", [(1, 2, 3, 4), (1, 2, 3), (4,)])
+def test_near_infrared_that_is_tagged_alpha_is_read_when_bands_are_named(
+    write_raster, project, bands
+):
+    """Water, which is black in near infrared, stays valid."""
+    values = np.random.default_rng(0).integers(1, 255, (4, 32, 64)).astype(np.uint8)
+    values[3, :, :32] = 0
+    path = tagged(
+        write_raster("a.tif", values, origin=(LEFT, TOP)), "red", "green", "blue", "alpha"
+    )
+    table = tile_sources(project, {"2010": path}, f"grid.bands={list(bands)}")
+    assert len(table) == 2
+    got = pixels(project, table, f"{COL}_{ROW - 1}@2010")
+    wanted = np.moveaxis(values[:, :, :32], 0, -1)[..., [n - 1 for n in bands]]
+    np.testing.assert_array_equal(got, wanted)
+
+
+def test_alpha_that_is_named_as_a_band_is_one_and_else_stays_the_mask(write_raster, project):
+    values = np.full((4, 32, 64), 90, np.uint8)
+    values[3] = np.where(HALVES, 255, 0)
+    path = tagged(
+        write_raster("a.tif", values, origin=(LEFT, TOP)), "red", "green", "blue", "alpha"
+    )
+    assert tile_sources(project, {"2010": path}, "grid.bands=[3,2]").cells() == [RIGHT_CELL]
+    table = tile_sources(project, {"2010": path}, "grid.bands=[1,4]")
+    assert len(table) == 2
+    assert (pixels(project, table, f"{COL}_{ROW - 1}@2010") == [90, 0]).all()
+
+
+def palette_raster(write_raster, name, indices, colours, **how):
+    path = write_raster(name, indices[None], origin=(LEFT, TOP), **how)
+    with rasterio.open(path, "r+") as target:
+        target.write_colormap(1, {i: (*colour, 255) for i, colour in enumerate(colours)})
+    return path
+
+
+@pytest.mark.parametrize("step", ["grid.gsd=1", "grid.gsd=0.7"])
+def test_a_colour_table_is_expanded_before_it_is_interpolated(write_raster, project, step):
+    """Tiles are those of the same image in red, green and blue."""
+    rng = np.random.default_rng(0)
+    indices = rng.integers(0, 200, (64, 96)).astype(np.uint8)
+    colours = rng.integers(0, 256, (256, 3)).astype(np.uint8)
+    sources = {
+        "2010": palette_raster(write_raster, "a.tif", indices, colours.tolist()),
+        "2020": write_raster("b.tif", np.moveaxis(colours[indices], -1, 0), origin=(LEFT, TOP)),
+    }
+    table = tile_sources(project, sources, step)
+    assert len(table) >= 12
+    for cell in set(table.cells()):
+        of_years = [pixels(project, table, f"{cell}@{year}") for year in sources]
+        np.testing.assert_array_equal(*of_years, cell)
+
+
+def test_nodata_of_a_colour_table_and_bands_of_it(write_raster, project):
+    indices = np.where(HALVES, 3, 9) * np.ones((32, 1), int)
+    colours = [(i, 2 * i, 3 * i) for i in range(256)]
+    path = palette_raster(write_raster, "a.tif", indices.astype(np.uint8), colours, nodata=9)
+    table = tile_sources(project, {"2010": path}, "grid.bands=[3,1]")
+    assert table.cells() == [RIGHT_CELL]
+    assert (pixels(project, table, f"{RIGHT_CELL}@2010") == [9, 3]).all()
+
+
+def test_a_colour_table_of_greys_is_one_band(write_raster, project):
+    indices = np.arange(32, dtype=np.uint8) * np.ones((32, 1), np.uint8)
+    greys = [(255 - i,) * 3 for i in range(256)]
+    table = tile_sources(project, {"2010": palette_raster(write_raster, "a.tif", indices, greys)})
+    tile = pixels(project, table, f"{COL}_{ROW - 1}@2010")
+    np.testing.assert_array_equal(tile, (255 - indices)[..., None])
+
+
 def test_catalogue_is_geoparquet_1_1(write_raster, project):
     values = ground(LEFT, TOP, 96, 96)
     sources = {

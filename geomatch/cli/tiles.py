@@ -8,6 +8,7 @@ import typer
 
 from geomatch import config
 from geomatch.cli.options import HERE, ProjectFolder, Quiet, Settings, overrides
+from geomatch.errors import UsageError
 from geomatch.project import Project
 
 Areas = Annotated[
@@ -59,6 +60,14 @@ def tile(
         str | None,
         typer.Option(help="Conversion to uint8: MIN,MAX or 2%,98%.", metavar="LOW,HIGH"),
     ] = None,
+    bands: Annotated[
+        str | None,
+        typer.Option(help="Image bands, by number and in order: 1,2,3.", metavar="N,N,..."),
+    ] = None,
+    nodata: Annotated[
+        float | None,
+        typer.Option(help="Value of invalid pixels, for files that declare none.", metavar="V"),
+    ] = None,
     split: Annotated[
         config.SplitRule | None, typer.Option(help="How the regions of the splits are chosen.")
     ] = None,
@@ -88,6 +97,8 @@ def tile(
         "grid.crs": crs,
         "grid.stride": stride,
         "grid.stretch": stretch,
+        "grid.bands": None if bands is None else _numbers(bands),
+        "grid.nodata": nodata,
         "split.by": split,
         "images.least": least,
         "images.ignore": ignore,
@@ -121,3 +132,11 @@ def tile(
         what = f"of {made.grid} in {len(table.classes)} {groups}"
     counts = ", ".join(f"{name} {count}" for name, count in made.splits.items())
     console.note(f"{len(table)} tiles {what}: {counts}")
+
+
+def _numbers(text: str) -> list[int]:
+    """Band numbers, such as "1,2,3"."""
+    numbers = [part.strip() for part in text.split(",")]
+    if not all(number.isdigit() and int(number) for number in numbers):
+        raise UsageError(f"--bands {text}: not numbers from 1", "For example: --bands 1,2,3")
+    return [int(number) for number in numbers]

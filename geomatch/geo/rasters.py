@@ -24,7 +24,9 @@ from rasterio.warp import transform, transform_bounds
 from rasterio.windows import Window
 
 from geomatch.errors import GeomatchError, UsageError
+from geomatch.geo import views
 from geomatch.geo.grid import Grid, utm_epsg
+from geomatch.geo.views import Layout, Reading
 
 Bounds = tuple[float, float, float, float]
 Pixels = NDArray[np.uint8]
@@ -32,6 +34,9 @@ Pixels = NDArray[np.uint8]
 RASTER_SUFFIXES = {".tif", ".tiff", ".jp2", ".vrt", ".img", ".png", ".jpg", ".jpeg", ".gti"}
 STRETCH_FILES, STRETCH_SIDE = 256, 256
 """A percentile stretch samples at most 256 files, each reduced to at most 256 pixels a side."""
+
+NAMES_SHOWN = 5
+"""How many files an error lists."""
 
 
 @dataclass(frozen=True)
@@ -41,19 +46,24 @@ class Raster:
     Attributes:
         crs: WKT.
         bounds: left, bottom, right, top in `crs`.
-        bands: without an alpha band.
-        palette: whether values are indices of a colour table, which cannot be interpolated.
+        layout: how its bands are read.
         stamp: size in bytes and modification time in nanoseconds of the file.
     """
 
     path: str
     crs: str
     bounds: Bounds
-    bands: int
-    dtype: str
-    alpha: bool
-    palette: bool
+    layout: Layout
     stamp: tuple[int, int]
+
+    @property
+    def bands(self) -> int:
+        """Number of image bands, without an alpha band."""
+        return len(self.layout.bands)
+
+    @property
+    def dtype(self) -> str:
+        return self.layout.dtype
 
     @property
     def name(self) -> str:
@@ -96,11 +106,14 @@ def find(pattern: str, what: str) -> list[str]:
     return [os.path.abspath(p) for p in sorted(found)]
 
 
-def inspect(path: str) -> Raster:
+def inspect(path: str, reading: Reading | None = None) -> Raster:
     """Read a raster's header.
 
+    Args:
+        reading: how imagery is read; None for labels and masks.
+
     Raises:
-        GeomatchError: it cannot be opened or has no CRS.
+        GeomatchError: it cannot be opened or has no CRS, or as for `views.layout`.
     """
     with _open(path) as source:
         if source.crs is None:
@@ -108,7 +121,6 @@ def inspect(path: str) -> Raster:
                 f"{path} has no CRS",
                 "Assign the one it is in, for example: gdal_edit.py -a_srs EPSG:2154 FILE",
             )
-        alpha = ColorInterp.alpha in source.colorinterp
         rows, cols = (0, 0, source.height, source.height), (0, source.width, 0, source.width)
         xs, ys = xy(source.transform, rows, cols, offset="ul")
         stat = os.stat(path)
@@ -116,10 +128,7 @@ def inspect(path: str) -> Raster:
             path=path,
             crs=source.crs.to_wkt(),
             bounds=(float(min(xs)), float(min(ys)), float(max(xs)), float(max(ys))),
-            bands=source.count - alpha,
-            dtype=source.dtypes[0],
-            alpha=alpha,
-            palette=source.colorinterp[0] == ColorInterp.palette,
+            layout=views.layout(source, path, reading),
             stamp=(stat.st_size, stat.st_mtime_ns),
         )
 
@@ -143,6 +152,19 @@ def _open(path: str) -> Any:
             f"{path} cannot be opened as a raster: {error}",
             "Check the file with gdalinfo; leave it out or replace it.",
         ) from error
+
+
+def _open_view(raster: Raster) -> Any:
+    """A raster as a dataset of its image bands, then its alpha band if it has one."""
+    source = _open(raster.path)
+    if raster.layout.as_stored:
+        return source
+    with source:
+        return rasterio.open(views.vrt(source, raster.layout))
+
+
+def _has_alpha(view: Any) -> bool:
+    return bool(view.colorinterp[-1] == ColorInterp.alpha)
 
 
 def project_bounds(crs: str, bounds: Bounds, target: str) -> Bounds:
@@ -244,6 +266,7 @@ def measure_stretch(rasters: Sequence[Raster], text: str) -> Stretch:
 
     Raises:
         UsageError: `text` has another form.
+        GeomatchError: percentiles are of a band that has no valid pixel.
     """
     parts = [part.strip() for part in text.split(",")]
     percent = [part.endswith("%") for part in parts]
@@ -262,12 +285,24 @@ def measure_stretch(rasters: Sequence[Raster], text: str) -> Stretch:
     chosen = np.unique(np.linspace(0, len(rasters) - 1, STRETCH_FILES).astype(int))
     samples: list[list[NDArray[Any]]] = [[] for _ in range(bands)]
     for raster in (rasters[i] for i in chosen):
-        with _open(raster.path) as source, _read_errors(raster):
+        with _read_errors(raster), _open_view(raster) as source:
             shape = (min(source.height, STRETCH_SIDE), min(source.width, STRETCH_SIDE))
             for band in range(bands):
-                values = source.read(band + 1, out_shape=shape, masked=True).compressed()
-                samples[band].append(values[np.isfinite(values)])
-    limits = [np.percentile(np.concatenate(band), [low, high]) for band in samples]
+                values = source.read(band + 1, out_shape=shape, masked=True)
+                if _has_alpha(source):  # GDAL's mask has it only beside one or three bands
+                    values[source.read(bands + 1, out_shape=shape) == 0] = np.ma.masked
+                valid = values.compressed()
+                samples[band].append(valid[np.isfinite(valid)])
+    found = [np.concatenate(band) for band in samples]
+    for values, number in zip(found, rasters[0].layout.bands, strict=True):
+        if not len(values):
+            more = f" and {len(rasters) - 1} more" if len(rasters) > 1 else ""
+            raise GeomatchError(
+                f"band {number} of {rasters[0].path}{more} has no valid pixel to measure "
+                f"--stretch {text} by",
+                "Leave the year out, correct its nodata value, or give --stretch MIN,MAX.",
+            )
+    limits = [np.percentile(band, [low, high]) for band in found]
     return Stretch(tuple(float(v[0]) for v in limits), tuple(float(v[1]) for v in limits))
 
 
@@ -356,6 +391,10 @@ class GridReader:
             values = vrt.read(window=Window(offset_x, offset_y, grid.size, grid.size))
         mask = values[raster.bands] > 0
         data = values[: raster.bands]
+        if vrt.nodata is not None:  # declared beside an alpha band, which alone is in the mask
+            mask &= (data != vrt.nodata).any(axis=0)
+        if data.dtype.kind == "f":
+            mask &= np.isfinite(data).all(axis=0)
         if self._stretch is not None:
             data = self._stretch(data)
         return np.moveaxis(data, 0, -1), mask
@@ -365,7 +404,7 @@ class GridReader:
         grid, raster = self._grid, self._rasters[i]
         cols, rows = grid.touching(self._bounds[i])
         first_col, last_row = int(cols.min()), int(rows.max())
-        source = _open(raster.path)
+        source = _open_view(raster)
         vrt = WarpedVRT(
             source,
             crs=self._crs,
@@ -375,7 +414,7 @@ class GridReader:
             ),
             width=int(cols.max() - first_col) * grid.stride + grid.size,
             height=int(last_row - rows.min()) * grid.stride + grid.size,
-            add_alpha=not raster.alpha,
+            add_alpha=not _has_alpha(source),
         )
         return source, vrt, first_col, last_row
 
@@ -407,14 +446,24 @@ def common_format(rasters: Iterable[Raster], what: str) -> tuple[int, str]:
     Raises:
         GeomatchError: they differ.
     """
-    formats: dict[tuple[int, str], Raster] = {}
+    formats: dict[tuple[int, str], list[str]] = {}
     for raster in rasters:
-        formats.setdefault((raster.bands, raster.dtype), raster)
+        formats.setdefault((raster.bands, raster.dtype), []).append(raster.name)
     if len(formats) > 1:
-        a, b = list(formats.values())[:2]
+        by_number = sorted(formats.items(), key=lambda item: -len(item[1]))
+        texts = [
+            f"{bands} band{'s'[: bands > 1]} of {dtype} in {_listed(names)}"
+            for (bands, dtype), names in by_number
+        ]
         raise GeomatchError(
-            f"{what}: {a.name} has {a.bands} bands of {a.dtype}, "
-            f"but {b.name} has {b.bands} of {b.dtype}",
-            "Convert them alike with gdal_translate, or narrow the glob.",
+            f"{what}: " + ", but ".join(texts),
+            "Choose bands that all have (--bands), convert them alike with gdal_translate, or "
+            "narrow the glob.",
         )
     return next(iter(formats))
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first few names."""
+    shown = ", ".join(names[:NAMES_SHOWN])
+    return shown if len(names) <= NAMES_SHOWN else f"{shown} and {len(names) - NAMES_SHOWN} more"

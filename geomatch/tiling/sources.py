@@ -11,8 +11,9 @@ from typing import Any
 from geomatch import config
 from geomatch.data.tiles import in_time_order
 from geomatch.errors import GeomatchError, UsageError
-from geomatch.geo import labels, rasters
+from geomatch.geo import labels, rasters, views
 from geomatch.geo.rasters import Raster, Stretch
+from geomatch.geo.views import Reading
 from geomatch.progress import ProgressCallback
 
 
@@ -56,31 +57,39 @@ def collect(settings: config.Config, progress: ProgressCallback) -> list[YearSou
     if len(set(years)) != len(years):
         raise UsageError("a year is given twice", "Give each year one folder or glob.")
     by_year = {source.year: source for source in settings.source}
-    return [
-        _inspect(by_year[year], settings.grid.stretch, progress) for year in in_time_order(years)
-    ]
+    found = [_inspect(by_year[year], settings.grid, progress) for year in in_time_order(years)]
+    nodata = settings.grid.nodata
+    layouts = [image.layout for source in found for image in source.images]
+    if nodata is not None and not any(views.can_hold(of.dtype, nodata) for of in layouts):
+        raise UsageError(
+            f"--nodata {nodata:g}: no image can contain it, they are {layouts[0].dtype}",
+            "Give the value that their invalid pixels have: gdalinfo -stats FILE",
+        )
+    return found
 
 
-def _inspect(source: config.SourceConfig, stretch: str, progress: ProgressCallback) -> YearSource:
+def reading(settings: config.GridConfig) -> Reading:
+    """How imagery is read where its files leave it open."""
+    return Reading(settings.bands, settings.nodata)
+
+
+def _inspect(
+    source: config.SourceConfig, settings: config.GridConfig, progress: ProgressCallback
+) -> YearSource:
     paths = rasters.find(source.images, f"year {source.year}")
     images = []
     for done, path in enumerate(paths, 1):
-        images.append(rasters.inspect(path))
-        if images[-1].palette:
-            raise GeomatchError(
-                f"{path} contains indices of a colour table",
-                "Expand it first: gdal_translate -expand rgb IN OUT",
-            )
+        images.append(rasters.inspect(path, reading(settings)))
         progress(f"reading headers of {source.year}", done, len(paths))
     _, dtype = rasters.common_format(images, f"year {source.year}")
     measured: Stretch | None = None
     if dtype != "uint8":
-        if not stretch:
+        if not settings.stretch:
             raise UsageError(
                 f"year {source.year}: {images[0].name} is {dtype}, tiles are uint8",
                 "Give a stretch: --stretch 2%,98% or --stretch MIN,MAX",
             )
-        measured = rasters.measure_stretch(images, stretch)
+        measured = rasters.measure_stretch(images, settings.stretch)
     vector, label_rasters = _labels(source)
     return YearSource(
         source.year,
@@ -139,7 +148,7 @@ def channels(year_sources: Sequence[YearSource]) -> tuple[int, int]:
             raise GeomatchError(
                 f"{other.name} ({source.year}) has {other.bands} bands, "
                 f"{first.name} ({year_sources[0].year}) has {first.bands}",
-                "Give every year the same bands, for example: gdal_translate -b 1 -b 2 -b 3",
+                "Choose bands that all years have: --bands 1,2,3",
             )
     label_bands = {
         1 if c.vector else c.labels[0].bands for c in year_sources if c.vector or c.labels
@@ -173,9 +182,14 @@ def identity(source: YearSource) -> Any:
     """What tiles of a year depend on: paths, sizes and times of its files, how they are read."""
     vector = source.vector and [source.vector, os.stat(source.vector).st_mtime_ns]
     return [
-        [(r.path, r.stamp) for r in (*source.images, *source.labels, *source.changed)],
+        [_identity(raster) for raster in (*source.images, *source.labels, *source.changed)],
         vector,
         source.stretch and asdict(source.stretch),
         source.year,
         source.placement,
     ]
+
+
+def _identity(raster: Raster) -> tuple[Any, ...]:
+    how = () if raster.layout.as_stored else (asdict(raster.layout),)
+    return raster.path, raster.stamp, *how
