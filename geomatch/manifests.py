@@ -64,6 +64,7 @@ class TileManifest(Record):
         request: the sources and overrides that were requested.
         fingerprint: of the tiles.
         unreadable: images that were left out, with the reason.
+        stretch: that of images without years, as in `YearOfTiles`.
         reading: fields of `geo.views.Reading`; None if all were read as their files say.
         geomatch: version that wrote the tiles.
     """
@@ -85,6 +86,7 @@ class TileManifest(Record):
     placement: Literal["real", "fictitious", "none"]
     years: dict[str, YearOfTiles]
     unreadable: dict[str, str] | None = field(default=None, metadata=OPTIONAL)
+    stretch: dict[str, Any] | None = field(default=None, metadata=OPTIONAL)
     reading: dict[str, Any] | None = field(default=None, metadata=OPTIONAL)
 
     @property

@@ -6,9 +6,10 @@ import contextlib
 import glob
 import math
 import os
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,17 @@ STRETCH_FILES, STRETCH_SIDE = 256, 256
 NAMES_SHOWN = 5
 """How many files an error lists."""
 
+_WARNINGS = threading.Lock()
+"""Filters of warnings are those of all threads."""
+
 
 @dataclass(frozen=True)
 class Raster:
-    """What the header of a georeferenced raster says.
+    """What the header of a raster says.
 
     Attributes:
-        crs: WKT.
-        bounds: left, bottom, right, top in `crs`.
+        crs: WKT; "" of an image without georeference.
+        bounds: left, bottom, right, top in `crs`, or in pixels without one.
         layout: how its bands are read.
         stamp: size in bytes and modification time in nanoseconds of the file.
     """
@@ -134,17 +138,17 @@ def inspect(path: str, reading: Reading | None = None) -> Raster:
 
 
 def is_georeferenced(path: str) -> bool:
-    """Whether a file is a raster with a CRS."""
+    """Whether a file is a raster with a CRS and a place in it."""
     try:
         with _open(path) as source:
-            return source.crs is not None
+            return source.crs is not None and not source.transform.is_identity
     except GeomatchError:
         return False
 
 
 def _open(path: str) -> Any:
     try:
-        with warnings.catch_warnings():
+        with _WARNINGS, warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             return rasterio.open(path)
     except RasterioError as error:
@@ -389,15 +393,7 @@ class GridReader:
             offset_x = (col - first_col) * grid.stride
             offset_y = (last_row - row) * grid.stride
             values = vrt.read(window=Window(offset_x, offset_y, grid.size, grid.size))
-        mask = values[raster.bands] > 0
-        data = values[: raster.bands]
-        if vrt.nodata is not None:  # declared beside an alpha band, which alone is in the mask
-            mask &= (data != vrt.nodata).any(axis=0)
-        if data.dtype.kind == "f":
-            mask &= np.isfinite(data).all(axis=0)
-        if self._stretch is not None:
-            data = self._stretch(data)
-        return np.moveaxis(data, 0, -1), mask
+        return _pixels(values, raster, vrt.nodata, self._stretch)
 
     def _warp(self, i: int) -> tuple[Any, WarpedVRT, int, int]:
         """A raster warped onto the grid: (dataset, WarpedVRT, its first column, its last row)."""
@@ -419,11 +415,18 @@ class GridReader:
         return source, vrt, first_col, last_row
 
 
-def read_extent(path: str, crs: str, bounds: Bounds, gsd: float) -> NDArray[Any]:
-    """A raster (bands, h, w) over `bounds` of `crs` at `gsd`: bilinear, in its own dtype."""
+def read_extent(
+    raster: Raster, crs: str, bounds: Bounds, gsd: float, stretch: Stretch | None = None
+) -> Pixels:
+    """A raster over `bounds` of `crs` at `gsd`, read as `GridReader` does: (h, w, bands).
+
+    Raises:
+        GeomatchError: it is damaged.
+    """
     left, bottom, right, top = bounds
     with (
-        _open(path) as source,
+        _read_errors(raster),
+        _open_view(raster) as source,
         WarpedVRT(
             source,
             crs=crs,
@@ -431,10 +434,65 @@ def read_extent(path: str, crs: str, bounds: Bounds, gsd: float) -> NDArray[Any]
             transform=from_origin(left, top, gsd, gsd),
             width=round((right - left) / gsd),
             height=round((top - bottom) / gsd),
+            add_alpha=not _has_alpha(source),
         ) as vrt,
     ):
-        values: NDArray[Any] = vrt.read()
-        return values
+        pixels, valid = _pixels(vrt.read(), raster, vrt.nodata, stretch)
+    return np.where(valid[..., None], pixels, np.uint8(0))
+
+
+def _pixels(
+    values: NDArray[Any], raster: Raster, nodata: float | None, stretch: Stretch | None
+) -> tuple[Pixels, NDArray[np.bool_]]:
+    """Pixels (h, w, bands) and where they are valid (h, w).
+
+    Args:
+        values: (bands, h, w) as warped, with alpha as the last band.
+        nodata: as the warped dataset declares it.
+    """
+    data, mask = values[: raster.bands], values[raster.bands] > 0
+    if nodata is not None:  # declared beside an alpha band, which alone is in the mask
+        mask &= (data != nodata).any(axis=0)
+    if data.dtype.kind == "f":
+        mask &= np.isfinite(data).all(axis=0)
+    return np.moveaxis(data if stretch is None else stretch(data), 0, -1), mask
+
+
+def inspect_plain(path: str, reading: Reading, channels: int = 3) -> Raster:
+    """Read the header of a raster as an image without a place: no CRS, bounds in pixels.
+
+    Args:
+        channels: unless the reading names bands, the first so many are read, if there are so many;
+            else the first three, or the first.
+
+    Raises:
+        GeomatchError: it cannot be opened, or as for `views.layout`.
+    """
+    with _open(path) as source:
+        kinds = source.colorinterp
+        if not reading.bands and kinds[0] != ColorInterp.palette:
+            image = [n for n, kind in enumerate(kinds, 1) if kind != ColorInterp.alpha]
+            count = next(n for n in (channels, 3, 1) if n <= len(image))
+            reading = replace(reading, bands=tuple(image[:count]))
+        stat = os.stat(path)
+        return Raster(
+            path=path,
+            crs="",
+            bounds=(0.0, 0.0, float(source.width), float(source.height)),
+            layout=views.layout(source, path, reading),
+            stamp=(stat.st_size, stat.st_mtime_ns),
+        )
+
+
+def read_plain(raster: Raster) -> NDArray[Any]:
+    """All of a raster's image bands (bands, h, w) in their own dtype.
+
+    Raises:
+        GeomatchError: it is damaged.
+    """
+    with _read_errors(raster), _open_view(raster) as source:
+        values: NDArray[Any] = source.read(list(range(1, raster.bands + 1)))
+    return values
 
 
 def common_format(rasters: Iterable[Raster], what: str) -> tuple[int, str]:
@@ -452,7 +510,7 @@ def common_format(rasters: Iterable[Raster], what: str) -> tuple[int, str]:
     if len(formats) > 1:
         by_number = sorted(formats.items(), key=lambda item: -len(item[1]))
         texts = [
-            f"{bands} band{'s'[: bands > 1]} of {dtype} in {_listed(names)}"
+            f"{bands} band{'s'[: bands > 1]} of {dtype} in {listed(names)}"
             for (bands, dtype), names in by_number
         ]
         raise GeomatchError(
@@ -463,7 +521,7 @@ def common_format(rasters: Iterable[Raster], what: str) -> tuple[int, str]:
     return next(iter(formats))
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """The first few names."""
     shown = ", ".join(names[:NAMES_SHOWN])
     return shown if len(names) <= NAMES_SHOWN else f"{shown} and {len(names) - NAMES_SHOWN} more"
