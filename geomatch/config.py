@@ -55,6 +55,7 @@ class GridConfig:
     stretch: str = _key("", 'to uint8, for other dtypes: "MIN,MAX" or "2%,98%"')
     bands: tuple[int, ...] = _key((), "numbers of the image bands, from 1; empty: all but alpha")
     nodata: float | None = _key(None, "value of invalid pixels, for files that declare none")
+    collar: bool = _key(False, "black or white connected to the border of a file is invalid")
 
 
 @dataclass(frozen=True)

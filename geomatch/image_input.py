@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from geomatch.errors import GeomatchError, StaleError
 from geomatch.geo import rasters
 from geomatch.geo.grid import Grid
-from geomatch.geo.rasters import Stretch
+from geomatch.geo.rasters import Raster, Stretch
 from geomatch.geo.views import Reading
 from geomatch.manifests import DescriptorManifest, TileManifest
 from geomatch.nn import backend
@@ -84,7 +85,9 @@ def cut(path: str, encoding: Encoding, tiles: TileManifest, year: str | None = N
         size, why = encoding.form.size, "like all tiles"
     elif rasters.is_georeferenced(path):
         grid = Grid(tiles.crs, tiles.size, tiles.gsd, tiles.stride)
-        return _georeferenced(path, grid, channels, reading, tiles, year)
+        with tempfile.TemporaryDirectory() as masks:
+            raster = rasters.inspect(path, reading, Path(masks))
+            return _georeferenced(raster, grid, channels, tiles, year)
     else:
         size, why = tiles.size, "because it has no georeference"
     dtype = image_files.inspect(Path(path), reading).dtype
@@ -97,7 +100,9 @@ def cut(path: str, encoding: Encoding, tiles: TileManifest, year: str | None = N
 def _reading(tiles: TileManifest) -> Reading:
     """How the imagery of tiles was read."""
     recorded = tiles.reading or {}
-    return Reading(tuple(recorded.get("bands", ())), recorded.get("nodata"))
+    return Reading(
+        tuple(recorded.get("bands", ())), recorded.get("nodata"), recorded.get("collar", False)
+    )
 
 
 def _stretch(
@@ -145,14 +150,9 @@ def describe_cuts(
 
 
 def _georeferenced(
-    path: str,
-    grid: Grid,
-    channels: int,
-    reading: Reading,
-    tiles: TileManifest,
-    year: str | None,
+    raster: Raster, grid: Grid, channels: int, tiles: TileManifest, year: str | None
 ) -> Cut:
-    raster = rasters.inspect(path, reading)
+    path = raster.path
     if raster.bands != channels:
         raise GeomatchError(
             f"{path} has {raster.bands} bands, but the model takes {channels}",

@@ -128,7 +128,7 @@ def _tile_ground(
     settings = config.located(settings, project.root)
     partial = project.root / "tiles.partial"
     with project.lock("tiles"):
-        year_sources = sources.collect(settings, progress)
+        year_sources = sources.collect(settings, partial / "collars", progress)
         channels = sources.channels(year_sources)
         grid = choose_grid(settings.grid, year_sources)
         request_fingerprint = fingerprint(

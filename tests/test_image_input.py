@@ -176,6 +176,19 @@ def test_a_crs_without_a_place_is_no_place(project, write_raster, tmp_path):
     np.testing.assert_array_equal(asked.pixels, tile_of(project, table, "2010"))
 
 
+def test_a_collar_is_that_of_the_image(project, write_raster):
+    values = noise(3)
+    path = write_raster("a.tif", values, origin=(LEFT, TOP))
+    tile_sources(project, {"2010": path}, "grid.collar=true", "grid.min_valid=0.5")
+    values = values[:, ROWS, COLS]
+    values[:, :, 20:] = 255
+    values[:, 5, 5] = 255
+    asked = cut(project, write_raster("cut.tif", values, origin=(LEFT + 32, TOP - 32)))
+    wanted = np.moveaxis(values, 0, -1).copy()
+    wanted[:, 20:] = 0
+    np.testing.assert_array_equal(asked.pixels, wanted)
+
+
 def test_other_bands_than_the_tiles_have(project, write_raster, tmp_path):
     tile_sources(project, {"2010": write_raster("a.tif", noise(5), origin=(LEFT, TOP))})
     path = write_plain(tmp_path / "cut.png", noise(3)[:, ROWS, COLS], driver="PNG")

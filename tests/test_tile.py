@@ -247,7 +247,7 @@ def test_nodata_where_files_declare_none(write_raster, project, dtype):
     assert set(table.cells()) == {
         f"{COL + 1}_{ROW - 1}", f"{COL + 2}_{ROW - 1}", f"{COL}_{ROW}"
     }  # fmt: skip
-    assert project.tile_manifest().reading == {"bands": [], "nodata": 7}
+    assert project.tile_manifest().reading == {"bands": [], "nodata": 7, "collar": False}
 
 
 @pytest.mark.parametrize("bands", [(1, 2, 3), (4, 1), (3,), (4, 3, 2, 1), (2, 2)])
@@ -291,6 +291,88 @@ def test_alpha_that_is_named_as_a_band_is_one_and_else_stays_the_mask(write_rast
     table = tile_sources(project, {"2010": path}, "grid.bands=[1,4]")
     assert len(table) == 2
     assert (pixels(project, table, f"{COL}_{ROW - 1}@2010") == [90, 0]).all()
+
+
+def flooded(colour):
+    """(h, w) whether True pixels of `colour` are connected to the border, by walking from it."""
+    height, width = colour.shape
+    found = np.zeros_like(colour)
+    waiting = [
+        (r, c)
+        for r in range(height)
+        for c in range(width)
+        if r % (height - 1) * (c % (width - 1)) == 0
+    ]
+    while waiting:
+        r, c = waiting.pop()
+        if 0 <= r < height and 0 <= c < width and colour[r, c] and not found[r, c]:
+            found[r, c] = True
+            waiting += [(r - 1, c), (r + 1, c), (r, c - 1), (r, c + 1)]
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+def test_collars_are_flooded_from_the_border(write_raster, project, dtype):
+    """Black and white each on its own, in any shape; what does not touch the border stays."""
+    rng = np.random.default_rng(0)
+    white = 255.0 if dtype == "float32" else float(np.iinfo(dtype).max)
+    shades = np.array([0, white, 100])
+    coarse = rng.choice(3, (20, 24), p=[0.45, 0.35, 0.2])
+    values = shades[coarse.repeat(16, 0).repeat(16, 1)] * np.ones((3, 1, 1))
+    values[1, 100:110] = 50  # not black in every band, nor white
+    path = write_raster("a.tif", values.astype(dtype), origin=(LEFT, TOP))
+    said = ["grid.collar=true", "grid.stretch=0,300", "grid.min_valid=0", "grid.size=8"]
+    table = tile_sources(project, {"2010": path}, *said)
+    wanted = ~flooded((values == 0).all(axis=0))
+    if dtype != "float32":
+        wanted &= ~flooded((values == white).all(axis=0))
+    assert 0.1 < wanted.mean() < 0.9
+    shares = wanted.reshape(40, 8, 48, 8).mean(axis=(1, 3))
+    rows, cols = TOP // 8 - 1 - table.row, table.col - LEFT // 8
+    np.testing.assert_allclose(table.valid, shares[rows, cols], atol=1e-6)
+    assert project.tile_manifest().reading["collar"]
+    assert not (project.root / "tiles.partial").exists()
+
+
+def test_a_collar_reaches_through_invalid_pixels_and_leaves_no_dark_seam(write_raster, project):
+    """A frame of nodata around black; pixels beside the collar are interpolated without it."""
+    values = np.full((3, 64, 96), 200, np.uint8)
+    values[:, :, :33] = 0
+    values[:, :, :4] = 9
+    values[:, 40:50, 70:80] = 0  # a shadow
+    path = write_raster("a.tif", values, origin=(LEFT, TOP), nodata=9)
+    said = ["grid.collar=true", "grid.gsd=0.5", "grid.min_valid=0.5"]
+    table = tile_sources(project, {"2010": path}, *said)
+    assert len(table) == 4 * 4
+    beside = table.col == LEFT // 16 + 2
+    assert table.valid[beside].tolist() == pytest.approx([15.5 / 16] * 4, abs=0.04)
+    for name, is_beside in zip(table.ids(), beside, strict=True):
+        values = set(np.unique(pixels(project, table, name)).tolist())
+        assert 200 in values
+        assert values == {0, 200} or not is_beside
+
+
+def test_lossy_collars_are_nearly_black(write_raster, tmp_path, project):
+    rng = np.random.default_rng(0)
+    values = rng.integers(60, 200, (3, 64, 128)).astype(np.uint8)
+    values[:, :, :64] = 0
+    values[:, 10:20, 80:90] = 0
+    form = {"driver": "GTiff", "count": 3, "height": 64, "width": 128, "dtype": "uint8"}
+    form |= {"crs": "EPSG:32631", "transform": from_origin(LEFT, TOP, 1, 1)}
+    with rasterio.open(tmp_path / "a.tif", "w", compress="jpeg", quality=60, **form) as target:
+        target.write(values + rng.integers(0, 6, values.shape).astype(np.uint8))
+    table = tile_sources(project, {"2010": tmp_path / "a.tif"}, "grid.collar=true")
+    assert set(table.col.tolist()) == {COL + 2, COL + 3}
+    assert (table.valid == 1).all()
+
+
+def test_a_collar_is_no_part_of_a_stretch_in_percent(write_raster, project):
+    values = np.full((1, 64, 64), 1000, np.uint16)
+    values[:, :, 48:] = 2000
+    values[:, :32] = 0
+    path = write_raster("a.tif", values, origin=(LEFT, TOP))
+    tile_sources(project, {"2010": path}, "grid.stretch=0%,100%", "grid.collar=true")
+    assert project.tile_manifest().years["2010"].stretch == {"low": [1000], "high": [2000]}
 
 
 def palette_raster(write_raster, name, indices, colours, **how):

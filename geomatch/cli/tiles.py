@@ -68,6 +68,10 @@ def tile(
         float | None,
         typer.Option(help="Value of invalid pixels, for files that declare none.", metavar="V"),
     ] = None,
+    collar: Annotated[
+        bool | None,
+        typer.Option("--collar", help="Black or white that touches a file's border is invalid."),
+    ] = None,
     split: Annotated[
         config.SplitRule | None, typer.Option(help="How the regions of the splits are chosen.")
     ] = None,
@@ -99,6 +103,7 @@ def tile(
         "grid.stretch": stretch,
         "grid.bands": None if bands is None else _numbers(bands),
         "grid.nodata": nodata,
+        "grid.collar": collar,
         "split.by": split,
         "images.least": least,
         "images.ignore": ignore,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import math
 import os
 import threading
@@ -25,7 +26,7 @@ from rasterio.warp import transform, transform_bounds
 from rasterio.windows import Window
 
 from geomatch.errors import GeomatchError, UsageError
-from geomatch.geo import views
+from geomatch.geo import collars, views
 from geomatch.geo.grid import Grid, utm_epsg
 from geomatch.geo.views import Layout, Reading
 
@@ -52,6 +53,7 @@ class Raster:
         bounds: left, bottom, right, top in `crs`, or in pixels without one.
         layout: how its bands are read.
         stamp: size in bytes and modification time in nanoseconds of the file.
+        collar: path of the raster that masks its collar, made when it is first read; "" for none.
     """
 
     path: str
@@ -59,6 +61,7 @@ class Raster:
     bounds: Bounds
     layout: Layout
     stamp: tuple[int, int]
+    collar: str = ""
 
     @property
     def bands(self) -> int:
@@ -110,11 +113,12 @@ def find(pattern: str, what: str) -> list[str]:
     return [os.path.abspath(p) for p in sorted(found)]
 
 
-def inspect(path: str, reading: Reading | None = None) -> Raster:
+def inspect(path: str, reading: Reading | None = None, masks: Path | None = None) -> Raster:
     """Read a raster's header.
 
     Args:
         reading: how imagery is read; None for labels and masks.
+        masks: folder for masks of collars, where the reading asks for them.
 
     Raises:
         GeomatchError: it cannot be opened or has no CRS, or as for `views.layout`.
@@ -128,12 +132,19 @@ def inspect(path: str, reading: Reading | None = None) -> Raster:
         rows, cols = (0, 0, source.height, source.height), (0, source.width, 0, source.width)
         xs, ys = xy(source.transform, rows, cols, offset="ul")
         stat = os.stat(path)
+        stamp = (stat.st_size, stat.st_mtime_ns)
+        chosen = views.layout(source, path, reading)
+        collar = ""
+        if masks and chosen.collar:
+            key = repr((path, stamp, chosen)).encode(errors="surrogateescape")
+            collar = str(masks / f"{hashlib.sha256(key).hexdigest()[:32]}.tif")
         return Raster(
             path=path,
             crs=source.crs.to_wkt(),
             bounds=(float(min(xs)), float(min(ys)), float(max(xs)), float(max(ys))),
-            layout=views.layout(source, path, reading),
-            stamp=(stat.st_size, stat.st_mtime_ns),
+            layout=chosen,
+            stamp=stamp,
+            collar=collar,
         )
 
 
@@ -164,7 +175,26 @@ def _open_view(raster: Raster) -> Any:
     if raster.layout.as_stored:
         return source
     with source:
-        return rasterio.open(views.vrt(source, raster.layout))
+        if raster.collar and not os.path.exists(raster.collar):
+            _write_collar(raster, collars.LOSSY_TOLERANCE if collars.is_lossy(source) else 0)
+        return rasterio.open(views.vrt(source, raster.layout, raster.collar))
+
+
+def _write_collar(raster: Raster, tolerance: int) -> None:
+    with _open_view(replace(raster, collar="")) as view:
+
+        def read(window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+            bands = list(range(1, raster.bands + 1))
+            values = view.read(bands, window=window)
+            valid = view.read_masks(bands, window=window).any(axis=0)
+            if _has_alpha(view):
+                valid &= view.read(raster.bands + 1, window=window) > 0
+            if values.dtype.kind == "f":
+                valid &= np.isfinite(values).all(axis=0)
+            return values, valid
+
+        is_byte = raster.dtype == "uint8"
+        collars.write_mask(view, raster.collar, read, tolerance if is_byte else 0)
 
 
 def _has_alpha(view: Any) -> bool:

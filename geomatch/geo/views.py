@@ -29,10 +29,12 @@ class Reading:
         bands: numbers of the image bands, from 1, in order; empty for all but an alpha band. Those
             of a colour table are its red, green and blue.
         nodata: value of invalid pixels in files that declare none.
+        collar: whether black or white that is connected to the border is invalid.
     """
 
     bands: tuple[int, ...] = ()
     nodata: float | None = None
+    collar: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Layout:
         palette: whether values are indices of a colour table, which cannot be interpolated.
         expanded: whether the colour table is applied, in reading.
         nodata: value of invalid pixels, of a file that declares none.
+        collar: as in `Reading`.
         as_stored: whether the bands are stored in this way; others are read through a VRT.
     """
 
@@ -55,6 +58,7 @@ class Layout:
     palette: bool
     expanded: bool
     nodata: float | None
+    collar: bool
     as_stored: bool
 
 
@@ -114,10 +118,11 @@ def layout(source: Any, path: str, reading: Reading | None) -> Layout:
         mask_is_plain
         and nodata is None
         and not expanded
+        and not wanted.collar
         and bands == tuple(range(1, count + (alpha is None)))
         and len(set(dtypes)) == 1
     )
-    return Layout(bands, alpha, dtype, palette, expanded, nodata, as_stored)
+    return Layout(bands, alpha, dtype, palette, expanded, nodata, wanted.collar, as_stored)
 
 
 def _colours(source: Any) -> int:
@@ -154,10 +159,13 @@ def _is_mask(source: Any, alpha: int) -> bool:
     return bool(2 * partial.sum() <= (values > 0).sum())
 
 
-def vrt(source: Any, chosen: Layout) -> str:
+def vrt(source: Any, chosen: Layout, collar: str = "") -> str:
     """The text of a GDAL VRT that reads an open dataset in a layout.
 
-    Its bands are those of the layout, then alpha (0 or 255) if there is any.
+    Its bands are those of the layout, then alpha if there is any.
+
+    Args:
+        collar: path of a raster that is 0 in the collar and where others are invalid, else 255.
     """
     root = ElementTree.Element(
         "VRTDataset", rasterXSize=str(source.width), rasterYSize=str(source.height)
@@ -168,28 +176,28 @@ def vrt(source: Any, chosen: Layout) -> str:
     for number in chosen.bands:
         band = _band(root, chosen.dtype, "Undefined")
         if chosen.expanded:
-            _read(band, source, "1", ColorTableComponent=str(number))
+            _read(band, source.name, "1", ColorTableComponent=str(number))
             continue
         nodata = source.nodatavals[number - 1]
         nodata = chosen.nodata if nodata is None else nodata
         if nodata is not None:
             ElementTree.SubElement(band, "NoDataValue").text = repr(nodata)
-        _read(band, source, str(number))
+        _read(band, source.name, str(number))
     flags = source.mask_flag_enums[0]
-    has_mask = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
-    if chosen.alpha is not None:
-        alpha = _band(root, "uint8", "Alpha")
+    if collar:
+        _read(_band(root, "uint8", "Alpha"), collar, "1")
+    elif chosen.alpha is not None:
         # GDAL takes 1 of 65,535 or of 32,767 for transparent: every other width becomes 0 or 255.
         is_byte = source.dtypes[chosen.alpha - 1] == "uint8"
         lut = {} if is_byte else {"LUT": "0:0,1e-40:255"}
-        _read(alpha, source, str(chosen.alpha), **lut)
+        _read(_band(root, "uint8", "Alpha"), source.name, str(chosen.alpha), **lut)
     elif chosen.expanded and any(a < 255 for *_, a in source.colormap(1).values()):
-        _read(_band(root, "uint8", "Alpha"), source, "1", ColorTableComponent="4")
+        _read(_band(root, "uint8", "Alpha"), source.name, "1", ColorTableComponent="4")
     elif chosen.expanded and MaskFlags.all_valid not in flags:
-        _read(_band(root, "uint8", "Alpha"), source, "mask,1")
-    elif has_mask:
+        _read(_band(root, "uint8", "Alpha"), source.name, "mask,1")
+    elif MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
         mask = ElementTree.SubElement(root, "MaskBand")
-        _read(ElementTree.SubElement(mask, "VRTRasterBand", dataType="Byte"), source, "mask,1")
+        _read(ElementTree.SubElement(mask, "VRTRasterBand", dataType="Byte"), source.name, "mask,1")
     return ElementTree.tostring(root, encoding="unicode")
 
 
@@ -199,10 +207,10 @@ def _band(root: ElementTree.Element, dtype: str, kind: str) -> ElementTree.Eleme
     return band
 
 
-def _read(band: ElementTree.Element, source: Any, number: str, **how: str) -> None:
+def _read(band: ElementTree.Element, path: str, number: str, **how: str) -> None:
     """Add the source of a VRT band: a band of a dataset, through a colour table or LUT."""
     read = ElementTree.SubElement(band, "ComplexSource" if how else "SimpleSource")
-    ElementTree.SubElement(read, "SourceFilename", relativeToVRT="0").text = source.name
+    ElementTree.SubElement(read, "SourceFilename", relativeToVRT="0").text = path
     ElementTree.SubElement(read, "SourceBand").text = number
     for name, value in how.items():
         ElementTree.SubElement(read, name).text = value

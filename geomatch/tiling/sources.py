@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from geomatch import config
@@ -38,8 +39,11 @@ class YearSource:
     changed: tuple[Raster, ...] = ()
 
 
-def collect(settings: config.Config, progress: ProgressCallback) -> list[YearSource]:
+def collect(settings: config.Config, masks: Path, progress: ProgressCallback) -> list[YearSource]:
     """Inspect the files of every year, in time order.
+
+    Args:
+        masks: folder for masks of collars.
 
     Raises:
         GeomatchError: a file is missing or damaged, or files of a year differ in bands or dtype.
@@ -57,7 +61,9 @@ def collect(settings: config.Config, progress: ProgressCallback) -> list[YearSou
     if len(set(years)) != len(years):
         raise UsageError("a year is given twice", "Give each year one folder or glob.")
     by_year = {source.year: source for source in settings.source}
-    found = [_inspect(by_year[year], settings.grid, progress) for year in in_time_order(years)]
+    found = [
+        _inspect(by_year[year], settings.grid, masks, progress) for year in in_time_order(years)
+    ]
     nodata = settings.grid.nodata
     layouts = [image.layout for source in found for image in source.images]
     if nodata is not None and not any(views.can_hold(of.dtype, nodata) for of in layouts):
@@ -70,16 +76,19 @@ def collect(settings: config.Config, progress: ProgressCallback) -> list[YearSou
 
 def reading(settings: config.GridConfig) -> Reading:
     """How imagery is read where its files leave it open."""
-    return Reading(settings.bands, settings.nodata)
+    return Reading(settings.bands, settings.nodata, settings.collar)
 
 
 def _inspect(
-    source: config.SourceConfig, settings: config.GridConfig, progress: ProgressCallback
+    source: config.SourceConfig,
+    settings: config.GridConfig,
+    masks: Path,
+    progress: ProgressCallback,
 ) -> YearSource:
     paths = rasters.find(source.images, f"year {source.year}")
     images = []
     for done, path in enumerate(paths, 1):
-        images.append(rasters.inspect(path, reading(settings)))
+        images.append(rasters.inspect(path, reading(settings), masks))
         progress(f"reading headers of {source.year}", done, len(paths))
     _, dtype = rasters.common_format(images, f"year {source.year}")
     measured: Stretch | None = None
