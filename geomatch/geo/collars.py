@@ -1,7 +1,6 @@
 """Collars: black or white pixels that are connected to the border of a raster.
 
-A raster is read in strips and kept as runs of pixels along its rows, so that its size is bounded by
-the number of runs alone.
+A raster of any size is read in strips, of which only runs of pixels along the rows are kept.
 """
 
 from __future__ import annotations
@@ -56,15 +55,16 @@ def write_mask(
     invalid: list[Runs] = []
     for window in _strips(view):
         values, valid = read(window)
-        top = int(window.row_off)
-        invalid.append(_runs(~valid, top))
-        is_black = (values >= 0) & (values <= tolerance)
-        black.append(_runs(is_black.all(axis=0) | ~valid, top))
+        rows = range(window.row_off, window.row_off + window.height)
+        invalid.append(_runs(~valid, rows))
+        # What is connected to no border of its strip is connected to none of the raster.
+        is_black = ((values >= 0) & (values <= tolerance)).all(axis=0)
+        black.append(_connected(_runs(is_black | ~valid, rows), rows, view.width))
         if values.dtype.kind != "f":
-            is_white = values >= np.iinfo(values.dtype).max - tolerance
-            white.append(_runs(is_white.all(axis=0) | ~valid, top))
-    shape = (view.height, view.width)
-    collar = [_connected(np.concatenate(runs), shape) for runs in (black, white) if runs]
+            is_white = (values >= np.iinfo(values.dtype).max - tolerance).all(axis=0)
+            white.append(_connected(_runs(is_white | ~valid, rows), rows, view.width))
+    rows = range(view.height)
+    collar = [_connected(np.concatenate(runs), rows, view.width) for runs in (black, white) if runs]
     _write(view, path, np.concatenate([*collar, *invalid]))
 
 
@@ -73,17 +73,16 @@ def _strips(view: Any) -> Iterator[Window]:
         yield Window(0, top, view.width, min(STRIP_ROWS, view.height - top))
 
 
-def _runs(mask: Bools, top: int) -> Runs:
-    """Runs of True in (h, w) whose first row is `top`."""
+def _runs(mask: Bools, rows: range) -> Runs:
+    """Runs of True in (h, w) of these rows."""
     edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
     row, first = np.nonzero(edges == 1)
     past = np.nonzero(edges == -1)[1]
-    return np.stack([row + top, first, past], axis=1)
+    return np.stack([row + rows.start, first, past], axis=1)
 
 
-def _connected(runs: Runs, shape: tuple[int, int]) -> Runs:
-    """The runs that are connected to the border of a raster (h, w)."""
-    height, width = shape
+def _connected(runs: Runs, rows: range, width: int) -> Runs:
+    """The runs that are connected to the border of a box of all columns and some rows."""
     row, first, past = runs.T
     # Runs in the next row that overlap a run are neighbours in reading order.
     step = width + 1
@@ -95,7 +94,7 @@ def _connected(runs: Runs, shape: tuple[int, int]) -> Runs:
     lower = np.repeat(below, counts) + offset
     links = coo_array((np.ones(len(upper), bool), (upper, lower)), shape=(len(runs),) * 2)
     _, group = connected_components(links, directed=False)
-    at_border = (row == 0) | (row == height - 1) | (first == 0) | (past == width)
+    at_border = (row == rows[0]) | (row == rows[-1]) | (first == 0) | (past == width)
     found: Runs = runs[np.isin(group, group[at_border])]
     return found
 

@@ -96,7 +96,9 @@ def layout(source: Any, path: str, reading: Reading | None) -> Layout:
                 raise GeomatchError(
                     f"{path}: band {alpha} is tagged alpha, but its values are not a mask's; it is "
                     "most likely near infrared",
-                    f"Name the image bands: --bands {every}, or --bands {others} without it.",
+                    f"Name the image bands: geomatch tile --bands {every}, or --bands {others} "
+                    "without it; or correct the tag: gdal_edit.py "
+                    f"-colorinterp_{alpha} undefined FILE",
                 )
             alpha = None
     dtypes = ["uint8"] if expanded else [source.dtypes[n - 1] for n in bands]
