@@ -114,9 +114,11 @@ def test_where_sheets_overlap_the_first_by_name_wins(write_raster, project):
     assert (tile[:, 10:] == 20).all()
 
 
+@pytest.mark.parametrize("bands", [[], [3, 1, 2]])
 @pytest.mark.parametrize("how", ["nodata", "alpha", "mask"])
-def test_invalid_ground_is_left_out(write_raster, tmp_path, project, how):
+def test_invalid_ground_is_left_out(write_raster, tmp_path, project, how, bands):
     """Of three cells one is whole, one lacks 1 of 32 columns, one is half empty."""
+    chosen = f"grid.bands={bands}"
     values = np.full((3, 32, 96), 90, np.uint8)
     hole = np.zeros((32, 96), bool)
     hole[:, 40] = True
@@ -143,13 +145,16 @@ def test_invalid_ground_is_left_out(write_raster, tmp_path, project, how):
         ):
             target.write_mask(~hole)
     row = ROW - 1
-    table = tile_sources(project, {"2010": path})
+    table = tile_sources(project, {"2010": path}, chosen)
     assert table.cells() == [f"{COL}_{row}"]
     assert project.tile_manifest().channels.image == 3
-    table = tile_sources(project, {"2010": path}, "grid.min_valid=0.5")
+    table = tile_sources(project, {"2010": path}, chosen, "grid.min_valid=0.5")
     assert table.cells() == [f"{COL}_{row}", f"{COL + 1}_{row}", f"{COL + 2}_{row}"]
     assert table.valid.tolist() == pytest.approx([1, 31 / 32, 0.5])
-    assert tile_sources(project, {"2010": path}, "grid.min_valid=0.6").cells() == table.cells()[:2]
+    assert (
+        tile_sources(project, {"2010": path}, chosen, "grid.min_valid=0.6").cells()
+        == table.cells()[:2]
+    )
 
 
 def tagged(path, *names):
