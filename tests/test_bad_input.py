@@ -225,6 +225,16 @@ def test_near_infrared_that_is_tagged_alpha(write_raster, project, dtype):
     accepted(project, *given, "--set", "grid.min_valid=0")
 
 
+def test_a_damaged_alpha_band(write_raster, project):
+    """It is read before anything else, to tell a mask from near infrared."""
+    values = np.random.default_rng(0).integers(0, 255, (4, 256, 256)).astype(np.uint8)
+    path = write_raster("a.tif", values, origin=(LEFT, TOP))
+    with rasterio.open(path, "r+") as target:
+        target.colorinterp = [ColorInterp[name] for name in ("red", "green", "blue", "alpha")]
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    refused(project, f"2010={path}", names=("a.tif", "is damaged"))
+
+
 def test_bands_that_are_not_there(write_raster, project):
     path = write_raster("a.tif", plain(), origin=(LEFT, TOP))
     refused(project, f"2010={path}", "--bands", "1,4", names=("a.tif", "no band 4", "has 3"))

@@ -404,11 +404,13 @@ def test_a_colour_table_is_expanded_before_it_is_interpolated(write_raster, proj
         np.testing.assert_array_equal(*of_years, cell)
 
 
-def test_nodata_of_a_colour_table_and_bands_of_it(write_raster, project):
+@pytest.mark.parametrize("declared", [9, None])
+def test_nodata_of_a_colour_table_and_bands_of_it(write_raster, project, declared):
     indices = np.where(HALVES, 3, 9) * np.ones((32, 1), int)
     colours = [(i, 2 * i, 3 * i) for i in range(256)]
-    path = palette_raster(write_raster, "a.tif", indices.astype(np.uint8), colours, nodata=9)
-    table = tile_sources(project, {"2010": path}, "grid.bands=[3,1]")
+    path = palette_raster(write_raster, "a.tif", indices.astype(np.uint8), colours, nodata=declared)
+    said = ["grid.bands=[3,1]", *(["grid.nodata=9"] if declared is None else [])]
+    table = tile_sources(project, {"2010": path}, *said)
     assert table.cells() == [RIGHT_CELL]
     assert (pixels(project, table, f"{RIGHT_CELL}@2010") == [9, 3]).all()
 

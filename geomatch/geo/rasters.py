@@ -123,7 +123,7 @@ def inspect(path: str, reading: Reading | None = None, masks: Path | None = None
     Raises:
         GeomatchError: it cannot be opened or has no CRS, or as for `views.layout`.
     """
-    with _open(path) as source:
+    with _open(path) as source, _reading(path):
         if source.crs is None:
             raise GeomatchError(
                 f"{path} has no CRS",
@@ -319,7 +319,7 @@ def measure_stretch(rasters: Sequence[Raster], text: str) -> Stretch:
     chosen = np.unique(np.linspace(0, len(rasters) - 1, STRETCH_FILES).astype(int))
     samples: list[list[NDArray[Any]]] = [[] for _ in range(bands)]
     for raster in (rasters[i] for i in chosen):
-        with _read_errors(raster), _open_view(raster) as source:
+        with _reading(raster.path), _open_view(raster) as source:
             shape = (min(source.height, STRETCH_SIDE), min(source.width, STRETCH_SIDE))
             for band in range(bands):
                 values = source.read(band + 1, out_shape=shape, masked=True)
@@ -341,13 +341,13 @@ def measure_stretch(rasters: Sequence[Raster], text: str) -> Stretch:
 
 
 @contextlib.contextmanager
-def _read_errors(raster: Raster) -> Iterator[None]:
+def _reading(path: str) -> Iterator[None]:
     """Name the raster in errors of reading it."""
     try:
         yield
     except RasterioError as error:
         raise GeomatchError(
-            f"{raster.path} is damaged: {error.__cause__ or error}",
+            f"{path} is damaged: {error.__cause__ or error}",
             "Replace the file or leave it out, then run the same command again.",
         ) from error
 
@@ -416,7 +416,7 @@ class GridReader:
 
     def _window(self, i: int, col: int, row: int) -> tuple[Pixels, NDArray[np.bool_]]:
         raster, grid = self._rasters[i], self._grid
-        with _read_errors(raster):
+        with _reading(raster.path):
             if i not in self._open:
                 self._open[i] = self._warp(i)
             _, vrt, first_col, last_row = self._open[i]
@@ -455,7 +455,7 @@ def read_extent(
     """
     left, bottom, right, top = bounds
     with (
-        _read_errors(raster),
+        _reading(raster.path),
         _open_view(raster) as source,
         WarpedVRT(
             source,
@@ -498,7 +498,7 @@ def inspect_plain(path: str, reading: Reading, channels: int = 3) -> Raster:
     Raises:
         GeomatchError: it cannot be opened, or as for `views.layout`.
     """
-    with _open(path) as source:
+    with _open(path) as source, _reading(path):
         kinds = source.colorinterp
         if not reading.bands and kinds[0] != ColorInterp.palette:
             image = [n for n, kind in enumerate(kinds, 1) if kind != ColorInterp.alpha]
@@ -520,7 +520,7 @@ def read_plain(raster: Raster) -> NDArray[Any]:
     Raises:
         GeomatchError: it is damaged.
     """
-    with _read_errors(raster), _open_view(raster) as source:
+    with _reading(raster.path), _open_view(raster) as source:
         values: NDArray[Any] = source.read(list(range(1, raster.bands + 1)))
     return values
 

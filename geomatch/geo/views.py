@@ -17,8 +17,8 @@ from rasterio.windows import Window
 
 from geomatch.errors import GeomatchError
 
-PROBES, PROBE_SIDE = 5, 32
-"""An alpha band is probed in 5 x 5 windows of 32 pixels a side."""
+PROBES, PROBE_SIDE = 3, 64
+"""An alpha band is probed in 3 x 3 windows of 64 pixels a side."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Layout:
         dtype: of the image bands together.
         palette: whether values are indices of a colour table, which cannot be interpolated.
         expanded: whether the colour table is applied, in reading.
-        nodata: value of invalid pixels, of a file that declares none.
+        nodata: value of invalid pixels, of a file that declares none; an index if it is expanded.
         collar: as in `Reading`.
         as_stored: whether the bands are stored in this way; others are read through a VRT.
     """
@@ -101,18 +101,17 @@ def layout(source: Any, path: str, reading: Reading | None) -> Layout:
                     f"-colorinterp_{alpha} undefined FILE",
                 )
             alpha = None
-    dtypes = ["uint8"] if expanded else [source.dtypes[n - 1] for n in bands]
+    dtypes = source.dtypes[:1] if expanded else [source.dtypes[n - 1] for n in bands]
     if any("complex" in name for name in dtypes):
         raise GeomatchError(
-            f"{path} contains complex numbers",
-            "Convert it to amplitudes: gdal_calc or gdal_translate.",
+            f"{path} contains complex numbers", "Convert them to amplitudes with gdal_calc."
         )
     dtype = str(np.result_type(*dtypes))
     nodata = wanted.nodata
     if nodata is not None:
         # A value that a file cannot contain is nowhere in it.
         is_declared = all(value is not None for value in source.nodatavals)
-        nodata = None if expanded or is_declared or not can_hold(dtype, nodata) else nodata
+        nodata = None if is_declared or not can_hold(dtype, nodata) else nodata
     count = source.count
     mask_is_plain = alpha is None and ColorInterp.alpha not in kinds
     mask_is_plain |= alpha == count and source.dtypes[count - 1] == "uint8"
@@ -124,6 +123,7 @@ def layout(source: Any, path: str, reading: Reading | None) -> Layout:
         and bands == tuple(range(1, count + (alpha is None)))
         and len(set(dtypes)) == 1
     )
+    dtype = "uint8" if expanded else dtype
     return Layout(bands, alpha, dtype, palette, expanded, nodata, wanted.collar, as_stored)
 
 
@@ -193,6 +193,10 @@ def vrt(source: Any, chosen: Layout, collar: str = "") -> str:
         is_byte = source.dtypes[chosen.alpha - 1] == "uint8"
         lut = {} if is_byte else {"LUT": "0:0,1e-40:255"}
         _read(_band(root, "uint8", "Alpha"), source.name, str(chosen.alpha), **lut)
+    elif chosen.expanded and chosen.nodata is not None:
+        alpha = _band(root, "uint8", "Alpha")
+        constant = {"ScaleOffset": "255", "ScaleRatio": "0"}
+        _read(alpha, source.name, "1", **constant, NODATA=repr(chosen.nodata))
     elif chosen.expanded and any(a < 255 for *_, a in source.colormap(1).values()):
         _read(_band(root, "uint8", "Alpha"), source.name, "1", ColorTableComponent="4")
     elif chosen.expanded and MaskFlags.all_valid not in flags:
