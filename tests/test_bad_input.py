@@ -217,7 +217,7 @@ def test_near_infrared_that_is_tagged_alpha(write_raster, project, dtype):
     path = write_raster("a.tif", values, origin=(LEFT, TOP))
     with rasterio.open(path, "r+") as target:
         target.colorinterp = [ColorInterp[name] for name in ("red", "green", "blue", "alpha")]
-        said = ("a.tif", "band 4 is tagged alpha", "--bands 1,2,3,4, or --bands 1,2,3 without")
+        said = ("a.tif", "band 4 is alpha", "--bands 1,2,3,4, or --bands 1,2,3 without")
     given = (f"2010={path}", "--stretch", "0,255")
     refused(project, *given, names=said)
     with rasterio.open(path, "r+") as target:

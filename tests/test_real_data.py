@@ -174,7 +174,7 @@ def test_near_infrared_tagged_alpha_is_noticed(data, project, tmp_path, year):
     with rasterio.open(tmp_path / "a.tif", "w", **form) as target:
         target.write(values)
     sources, size = {year: tmp_path / "a.tif"}, "grid.size=32"
-    with pytest.raises(GeomatchError, match="band 4 is tagged alpha"):
+    with pytest.raises(GeomatchError, match="band 4 is alpha"):
         tile_sources(project, sources, size, "grid.gsd=5")
     tile_sources(project, sources, size, "grid.gsd=5", "grid.bands=[4,1,2,3]")
     assert project.tile_manifest().channels == Channels(4, 0)

@@ -94,8 +94,8 @@ def layout(source: Any, path: str, reading: Reading | None) -> Layout:
                 every = ",".join(map(str, numbers))
                 others = ",".join(map(str, bands))
                 raise GeomatchError(
-                    f"{path}: band {alpha} is tagged alpha, but its values are not a mask's; it is "
-                    "most likely near infrared",
+                    f"{path} says that band {alpha} is alpha, but its values are not a mask's; it "
+                    "is most likely near infrared",
                     f"Name the image bands: geomatch tile --bands {every}, or --bands {others} "
                     "without it; or correct the tag: gdal_edit.py "
                     f"-colorinterp_{alpha} undefined FILE",
