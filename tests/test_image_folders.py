@@ -337,6 +337,13 @@ def test_bands_of_images_are_chosen_by_number(tmp_path, project):
         tile_folders(project, tmp_path / "set", **{"grid.bands": [1, 2, 7]})
 
 
+@pytest.mark.parametrize("option", [{"grid.collar": True}, {"grid.nodata": 0.0}])
+def test_validity_is_of_georeferenced_imagery(tmp_path, project, option):
+    root = class_folders(tmp_path / "set", {"a": 2})
+    with pytest.raises(UsageError, match="for georeferenced imagery"):
+        tile_folders(project, root, **option)
+
+
 def test_small_and_ignored_classes_are_left_out_and_listed(tmp_path, project):
     root = class_folders(tmp_path / "set", {"a": 6, "b": 4, "c": 3, "d": 9})
     notes = []

@@ -122,6 +122,11 @@ def tile(
             "more than one kind of source is given",
             "Use one of: YEAR=PATH or [[source]]; images.folders; images.pairs.",
         )
+    if settings.grid.collar or settings.grid.nodata is not None:
+        raise UsageError(
+            "--collar and --nodata are for georeferenced imagery",
+            "Images without georeference are taken whole: leave both out.",
+        )
     partial = project.root / "tiles.partial"
     with project.lock("tiles"), ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         files: dict[Path, image_files.ArrayFile] = {}
