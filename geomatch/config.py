@@ -62,6 +62,9 @@ class GridConfig:
     min_valid: float = _key(0.99, "least share of valid pixels of a tile", least=0)
     stretch: str = _key("", 'to uint8, for other dtypes: "MIN,MAX" or "2%,98%"')
     skip_bad: bool = _key(False, "leave out rasters that cannot be used, and list them")
+    bands: tuple[int, ...] = _key((), "numbers of the image bands, from 1; empty: all but alpha")
+    nodata: float | None = _key(None, "value of invalid pixels, for files that declare none")
+    collar: bool = _key(False, "black or white connected to the border of a file is invalid")
 
 
 @dataclass(frozen=True)

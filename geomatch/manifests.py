@@ -67,6 +67,8 @@ class TileManifest(Record):
         label_classes: share of the pixels of all planned tiles of each class of the labels, whose
             pixels are 1, 2, ... in this order; None if labels have no classes.
         broken: number of label shapes that were left out, by layer.
+        stretch: that of images without years, as in `YearOfTiles`.
+        reading: fields of `geo.views.Reading`; None if all were read as their files say.
         geomatch: version that wrote the tiles.
     """
 
@@ -89,6 +91,8 @@ class TileManifest(Record):
     unreadable: dict[str, str] | None = field(default=None, metadata=OPTIONAL)
     label_classes: dict[str, float] | None = field(default=None, metadata=OPTIONAL)
     broken: dict[str, int] | None = field(default=None, metadata=OPTIONAL)
+    stretch: dict[str, Any] | None = field(default=None, metadata=OPTIONAL)
+    reading: dict[str, Any] | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def on_ground(self) -> bool:

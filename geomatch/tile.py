@@ -34,6 +34,7 @@ from geomatch.geo import labels, rasters
 from geomatch.geo.grid import Grid, Ints
 from geomatch.geo.labels import Layer, VectorLayer
 from geomatch.geo.rasters import GridReader, Raster
+from geomatch.geo.views import Reading
 from geomatch.manifests import Channels, TileRequest, YearOfTiles
 from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project, fingerprint, replace_folder
@@ -145,7 +146,7 @@ def _tile_ground(
     settings = config.located(settings, project.root)
     partial = project.root / "tiles.partial"
     with project.lock("tiles"):
-        year_sources = sources.collect(settings, progress)
+        year_sources = sources.collect(settings, partial / "collars", progress)
         channels = sources.channels(year_sources)
         grid = choose_grid(settings.grid, year_sources)
         request_fingerprint = fingerprint(
@@ -169,7 +170,7 @@ def _tile_ground(
             cut = functools.partial(_cut, workers or os.cpu_count() or 1)
             records = shards.cut(work, cut, "cutting tiles", progress)
             table = _catalogue(plan, year_sources, records, settings.grid.min_valid)
-            described = _description(grid, year_sources, channels, records)
+            described = _description(grid, year_sources, channels, settings.grid, records)
             for layer, count in (described["broken"] or {}).items():
                 progress(f"labels: {count} broken shapes left out of {layer}")
             for name, share in (described["label_classes"] or {}).items():
@@ -473,8 +474,10 @@ def _description(
     grid: Grid,
     year_sources: Sequence[YearSource],
     channels: tuple[int, int],
+    settings: config.GridConfig,
     records: Sequence[shards.ShardRecord],
 ) -> dict[str, Any]:
+    reading = sources.reading(settings)
     fictitious = any(c.placement == "fictitious" for c in year_sources)
     broken: Broken = {}
     for record in records:
@@ -492,6 +495,7 @@ def _description(
         "stride": grid.stride,
         "channels": Channels(*channels),
         "placement": "fictitious" if fictitious else "real",
+        "reading": asdict(reading) if reading != Reading() else None,
         "years": {
             c.year: YearOfTiles(
                 files=len(c.images),

@@ -17,6 +17,7 @@ import shapely
 from command_line import run_command
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.rpc import RPC
 from rasterio.transform import from_origin
@@ -362,15 +363,67 @@ def test_damaged_labels_and_masks_are_unknown_on_request(write_raster, project, 
     assert len(project.tile_manifest().unreadable) == 2
 
 
-@pytest.mark.parametrize("name", ["a.tif", "b.tif"])
-def test_a_colour_table(write_raster, project, tmp_path, name):
-    """Its indices cannot be interpolated; on the first sheet or on a later one."""
-    for i, each in enumerate(("a.tif", "b.tif")):
+def test_colour_tables_beside_grey_sheets(write_raster, project, tmp_path):
+    """They are read as colours, which the other sheets do not have."""
+    for i, each in enumerate(("a.tif", "b.tif", "c.tif")):
         path = write_raster(f"y/{each}", plain(1), origin=(LEFT + 64 * i, TOP))
-        if each == name:
-            with rasterio.open(path, "r+") as target:
-                target.write_colormap(1, {90: (1, 2, 3, 255)})
-    refused(project, f"2010={tmp_path / 'y'}", names=(name, "-expand"))
+    with rasterio.open(path, "r+") as target:
+        target.write_colormap(1, {90: (1, 2, 3, 255)})
+    said = ("2010: 1 band of uint8 in a.tif, b.tif, but 3 bands of uint8 in c.tif", "--bands")
+    refused(project, f"2010={tmp_path / 'y'}", names=said)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_near_infrared_that_is_tagged_alpha(write_raster, project, dtype):
+    """Half of it is black, as water is; a mask of ragged edges passes."""
+    values = np.random.default_rng(0).integers(1, 255, (4, 64, 64)).astype(dtype)
+    values[3, :, :32] = 0
+    path = write_raster("a.tif", values, origin=(LEFT, TOP))
+    with rasterio.open(path, "r+") as target:
+        target.colorinterp = [ColorInterp[name] for name in ("red", "green", "blue", "alpha")]
+        said = ("a.tif", "band 4 is alpha", "--bands 1,2,3,4, or --bands 1,2,3 without")
+    given = (f"2010={path}", "--stretch", "0,255")
+    refused(project, *given, names=said)
+    with rasterio.open(path, "r+") as target:
+        target.write(np.where(values[3] > 60, values[3] // 8 + 220, values[3] // 8), 4)
+    accepted(project, *given, "--set", "grid.min_valid=0")
+
+
+def test_a_damaged_alpha_band(write_raster, project):
+    """It is read before anything else, to tell a mask from near infrared."""
+    values = np.random.default_rng(0).integers(0, 255, (4, 256, 256)).astype(np.uint8)
+    path = write_raster("a.tif", values, origin=(LEFT, TOP))
+    with rasterio.open(path, "r+") as target:
+        target.colorinterp = [ColorInterp[name] for name in ("red", "green", "blue", "alpha")]
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    refused(project, f"2010={path}", names=("a.tif", "is damaged"))
+
+
+def test_bands_that_are_not_there(write_raster, project):
+    path = write_raster("a.tif", plain(), origin=(LEFT, TOP))
+    refused(project, f"2010={path}", "--bands", "1,4", names=("a.tif", "no band 4", "has 3"))
+    for text in ("0", "1;2", "1,", "red", "-1"):
+        refused(project, f"2010={path}", "--bands", text, code=2, names=("--bands",))
+
+
+def test_nodata_that_no_image_can_contain(write_raster, project):
+    path = write_raster("a.tif", plain(), origin=(LEFT, TOP))
+    for value in ("-9999", "7.5", "nan"):
+        given = (f"2010={path}", "--nodata", value)
+        refused(project, *given, code=2, names=("--nodata", value, "uint8"))
+
+
+def test_complex_numbers(write_raster, project):
+    path = write_raster("a.tif", plain(1, "complex64"), origin=(LEFT, TOP))
+    refused(project, f"2010={path}", "--stretch", "0,1", names=("a.tif", "complex"))
+
+
+def test_a_band_without_a_valid_pixel_under_a_stretch_in_percent(write_raster, project):
+    values = plain(dtype="uint16")
+    values[1] = 0
+    path = write_raster("a.tif", values, origin=(LEFT, TOP), nodata=0)
+    given = (f"2010={path}", "--stretch", "2%,98%")
+    refused(project, *given, names=("a.tif", "band 2", "no valid pixel", "MIN,MAX"))
 
 
 def test_no_tile_is_valid_enough(write_raster, project):

@@ -13,6 +13,7 @@ from small_project import tile_sources
 
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS
+from geomatch.errors import GeomatchError
 from geomatch.manifests import Channels
 
 
@@ -190,6 +191,26 @@ def test_four_bands_of_two_years(data, project):
                 )
             got = np.moveaxis(read(project, table, f"{cell}@{year}"), -1, 0).astype(int)
             assert np.abs(got - wanted).max() <= 2, (year, cell)
+
+
+@pytest.mark.parametrize("year", ["2009", "2012", "2016", "2020"])
+def test_near_infrared_tagged_alpha_is_noticed(data, project, tmp_path, year):
+    """naip, tagged as gdal_translate tags four bands of 8 bits; its mask as alpha passes."""
+    with rasterio.open(next((data / "naip").glob(f"*_{year}*.tif"))) as source:
+        values, form = source.read(), source.profile
+    form.update(photometric="RGB", alpha="YES", nodata=None)
+    with rasterio.open(tmp_path / "a.tif", "w", **form) as target:
+        target.write(values)
+    sources, size = {year: tmp_path / "a.tif"}, "grid.size=32"
+    with pytest.raises(GeomatchError, match="band 4 is alpha"):
+        tile_sources(project, sources, size, "grid.gsd=5")
+    tile_sources(project, sources, size, "grid.gsd=5", "grid.bands=[4,1,2,3]")
+    assert project.tile_manifest().channels == Channels(4, 0)
+    values[3] = np.where(values.any(axis=0), 255, 0)
+    with rasterio.open(tmp_path / "a.tif", "w", **form) as target:
+        target.write(values)
+    tile_sources(project, sources, size, "grid.gsd=5")
+    assert project.tile_manifest().channels == Channels(3, 0)
 
 
 def test_scenes_are_set_apart_by_file(data, project):

@@ -122,9 +122,11 @@ def test_where_sheets_overlap_the_first_by_name_wins(write_raster, project):
     assert (tile[:, 10:] == 20).all()
 
 
+@pytest.mark.parametrize("bands", [[], [3, 1, 2]])
 @pytest.mark.parametrize("how", ["nodata", "alpha", "mask"])
-def test_invalid_ground_is_left_out(write_raster, tmp_path, project, how):
+def test_invalid_ground_is_left_out(write_raster, tmp_path, project, how, bands):
     """Of three cells one is whole, one lacks 1 of 32 columns, one is half empty."""
+    chosen = f"grid.bands={bands}"
     values = np.full((3, 32, 96), 90, np.uint8)
     hole = np.zeros((32, 96), bool)
     hole[:, 40] = True
@@ -151,13 +153,282 @@ def test_invalid_ground_is_left_out(write_raster, tmp_path, project, how):
         ):
             target.write_mask(~hole)
     row = ROW - 1
-    table = tile_sources(project, {"2010": path})
+    table = tile_sources(project, {"2010": path}, chosen)
     assert table.cells() == [f"{COL}_{row}"]
     assert project.tile_manifest().channels.image == 3
-    table = tile_sources(project, {"2010": path}, "grid.min_valid=0.5")
+    table = tile_sources(project, {"2010": path}, chosen, "grid.min_valid=0.5")
     assert table.cells() == [f"{COL}_{row}", f"{COL + 1}_{row}", f"{COL + 2}_{row}"]
     assert table.valid.tolist() == pytest.approx([1, 31 / 32, 0.5])
-    assert tile_sources(project, {"2010": path}, "grid.min_valid=0.6").cells() == table.cells()[:2]
+    assert (
+        tile_sources(project, {"2010": path}, chosen, "grid.min_valid=0.6").cells()
+        == table.cells()[:2]
+    )
+
+
+def tagged(path, *names):
+    """A raster whose bands are tagged with colour interpretations."""
+    with rasterio.open(path, "r+") as target:
+        target.colorinterp = tuple(ColorInterp[name] for name in names)
+    return path
+
+
+HALVES = np.arange(64) >= 32
+"""Columns of two cells: the left one is to be invalid, the right one valid."""
+RIGHT_CELL = f"{COL + 1}_{ROW - 1}"
+
+
+@pytest.mark.parametrize("position", [0, 2, 3, 4])
+def test_alpha_is_the_band_that_is_tagged(write_raster, project, position):
+    """Wherever it is: the others are image bands, in their order."""
+    kept = ["red", "green", "blue", "undefined"]
+    values = np.broadcast_to(np.array([90, 120, 150, 60])[:, None, None], (4, 32, 64))
+    values = np.insert(values, position, np.where(HALVES, 255, 0), axis=0).astype(np.uint8)
+    path = write_raster("a.tif", values, origin=(LEFT, TOP))
+    kept.insert(position, "alpha")
+    table = tile_sources(project, {"2010": tagged(path, *kept)})
+    assert table.cells() == [RIGHT_CELL]
+    assert project.tile_manifest().channels.image == 4
+    assert (pixels(project, table, f"{RIGHT_CELL}@2010") == [90, 120, 150, 60]).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "opaque"),
+    [("uint16", 65535), ("uint16", 255), ("uint16", 1), ("int16", 1), ("float32", 1),
+     ("float32", 255), ("float64", 0.01)],
+)  # fmt: skip
+@pytest.mark.parametrize("bands", [1, 3, 5])
+def test_alpha_of_any_width_is_a_mask(write_raster, project, dtype, opaque, bands):
+    """Whatever value stands for opaque; a percentile stretch is of opaque pixels alone."""
+    values = np.full((bands + 1, 32, 64), 100.0)
+    values[:bands, :, 48:] = 200
+    values[:bands, :, :32] = 7
+    values[-1] = np.where(HALVES, opaque, 0)
+    path = write_raster("a.tif", values.astype(dtype), origin=(LEFT, TOP))
+    tagged(path, *["undefined"] * bands, "alpha")
+    table = tile_sources(project, {"2010": path}, "grid.stretch=0%,100%")
+    assert table.cells() == [RIGHT_CELL]
+    assert project.tile_manifest().years["2010"].stretch == {
+        "low": [100] * bands,
+        "high": [200] * bands,
+    }
+    tile = pixels(project, table, f"{RIGHT_CELL}@2010")
+    assert tile.shape[-1] == bands
+    assert (tile[:, :16] == 0).all()
+    assert (tile[:, 16:] == 255).all()
+
+
+def test_nodata_beside_alpha_is_invalid_too(write_raster, project):
+    values = np.full((4, 32, 96), 90, np.uint8)
+    values[3] = 255
+    values[3, :, :32] = 0  # transparent
+    values[:3, :, 32:64] = 7  # opaque, but nodata
+    path = write_raster("a.tif", values, origin=(LEFT, TOP), nodata=7)
+    tagged(path, "red", "green", "blue", "alpha")
+    assert tile_sources(project, {"2010": path}).cells() == [f"{COL + 2}_{ROW - 1}"]
+
+
+@pytest.mark.parametrize("declared", [None, -9999, np.nan])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_a_number_is_invalid(write_raster, project, declared, value):
+    """In any band, whatever the file declares as nodata."""
+    values = np.full((3, 32, 96), 90, np.float32)
+    values[:, :, :32] = value
+    values[1, :16, 32:64] = value
+    values[:, 16:, 32:64] = -9999 if declared == -9999 else 90
+    path = write_raster("a.tif", values, origin=(LEFT, TOP), nodata=declared)
+    table = tile_sources(project, {"2010": path}, "grid.stretch=0,255", "grid.min_valid=0.3")
+    row = ROW - 1
+    if declared == -9999:
+        assert table.cells() == [f"{COL + 2}_{row}"]
+    else:
+        assert table.cells() == [f"{COL + 1}_{row}", f"{COL + 2}_{row}"]
+        assert table.valid.tolist() == [pytest.approx(0.5, abs=1 / 32), 1]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
+def test_nodata_where_files_declare_none(write_raster, project, dtype):
+    """A pixel is invalid where all of its bands have the value; what a file declares is kept."""
+    values = np.full((3, 32, 96), 90, dtype)
+    values[:, :, :32] = 7
+    values[0, :, 32:64] = 7
+    write_raster("y/a.tif", values, origin=(LEFT, TOP))
+    other = np.full((3, 32, 64), 7, dtype)
+    other[:, :, 32:] = 90
+    write_raster("y/b.tif", other, origin=(LEFT, TOP + 32), nodata=90)
+    said = ["grid.stretch=0,255", "grid.nodata=7"]
+    table = tile_sources(project, {"2010": project.root.parent / "y"}, *said)
+    assert set(table.cells()) == {
+        f"{COL + 1}_{ROW - 1}", f"{COL + 2}_{ROW - 1}", f"{COL}_{ROW}"
+    }  # fmt: skip
+    assert project.tile_manifest().reading == {"bands": [], "nodata": 7, "collar": False}
+
+
+@pytest.mark.parametrize("bands", [(1, 2, 3), (4, 1), (3,), (4, 3, 2, 1), (2, 2)])
+def test_bands_are_chosen_by_number(write_raster, project, bands):
+    values = np.concatenate([ground(LEFT, TOP, 64, 32)] * 2)[:4]
+    values[3] = 255 - values[0]
+    path = write_raster("a.tif", values, origin=(LEFT, TOP))
+    tagged(path, "red", "green", "blue", "undefined")
+    table = tile_sources(project, {"2010": path}, f"grid.bands={list(bands)}")
+    assert project.tile_manifest().channels.image == len(bands)
+    for at, col in enumerate((COL, COL + 1)):
+        wanted = np.moveaxis(values[:, :, 32 * at : 32 * at + 32], 0, -1)
+        got = pixels(project, table, f"{col}_{ROW - 1}@2010")
+        np.testing.assert_array_equal(got, wanted[..., [n - 1 for n in bands]])
+
+
+@pytest.mark.parametrize("bands", [(1, 2, 3, 4), (1, 2, 3), (4,)])
+def test_near_infrared_that_is_tagged_alpha_is_read_when_bands_are_named(
+    write_raster, project, bands
+):
+    """Water, which is black in near infrared, stays valid."""
+    values = np.random.default_rng(0).integers(1, 255, (4, 32, 64)).astype(np.uint8)
+    values[3, :, :32] = 0
+    path = tagged(
+        write_raster("a.tif", values, origin=(LEFT, TOP)), "red", "green", "blue", "alpha"
+    )
+    table = tile_sources(project, {"2010": path}, f"grid.bands={list(bands)}")
+    assert len(table) == 2
+    got = pixels(project, table, f"{COL}_{ROW - 1}@2010")
+    wanted = np.moveaxis(values[:, :, :32], 0, -1)[..., [n - 1 for n in bands]]
+    np.testing.assert_array_equal(got, wanted)
+
+
+def test_alpha_that_is_named_as_a_band_is_one_and_else_stays_the_mask(write_raster, project):
+    values = np.full((4, 32, 64), 90, np.uint8)
+    values[3] = np.where(HALVES, 255, 0)
+    path = tagged(
+        write_raster("a.tif", values, origin=(LEFT, TOP)), "red", "green", "blue", "alpha"
+    )
+    assert tile_sources(project, {"2010": path}, "grid.bands=[3,2]").cells() == [RIGHT_CELL]
+    table = tile_sources(project, {"2010": path}, "grid.bands=[1,4]")
+    assert len(table) == 2
+    assert (pixels(project, table, f"{COL}_{ROW - 1}@2010") == [90, 0]).all()
+
+
+def flooded(colour):
+    """(h, w) whether True pixels of `colour` are connected to the border, by walking from it."""
+    height, width = colour.shape
+    found = np.zeros_like(colour)
+    waiting = [
+        (r, c)
+        for r in range(height)
+        for c in range(width)
+        if r % (height - 1) * (c % (width - 1)) == 0
+    ]
+    while waiting:
+        r, c = waiting.pop()
+        if 0 <= r < height and 0 <= c < width and colour[r, c] and not found[r, c]:
+            found[r, c] = True
+            waiting += [(r - 1, c), (r + 1, c), (r, c - 1), (r, c + 1)]
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+def test_collars_are_flooded_from_the_border(write_raster, project, dtype):
+    """Black and white each on its own, in any shape; what does not touch the border stays."""
+    rng = np.random.default_rng(0)
+    white = 255.0 if dtype == "float32" else float(np.iinfo(dtype).max)
+    shades = np.array([0, white, 100])
+    coarse = rng.choice(3, (20, 24), p=[0.45, 0.35, 0.2])
+    values = shades[coarse.repeat(16, 0).repeat(16, 1)] * np.ones((3, 1, 1))
+    values[1, 100:110] = 50  # not black in every band, nor white
+    path = write_raster("a.tif", values.astype(dtype), origin=(LEFT, TOP))
+    said = ["grid.collar=true", "grid.stretch=0,300", "grid.min_valid=0", "grid.size=8"]
+    table = tile_sources(project, {"2010": path}, *said)
+    wanted = ~flooded((values == 0).all(axis=0))
+    if dtype != "float32":
+        wanted &= ~flooded((values == white).all(axis=0))
+    assert 0.1 < wanted.mean() < 0.9
+    shares = wanted.reshape(40, 8, 48, 8).mean(axis=(1, 3))
+    rows, cols = TOP // 8 - 1 - table.row, table.col - LEFT // 8
+    np.testing.assert_allclose(table.valid, shares[rows, cols], atol=1e-6)
+    assert project.tile_manifest().reading["collar"]
+    assert not (project.root / "tiles.partial").exists()
+
+
+def test_a_collar_reaches_through_invalid_pixels_and_leaves_no_dark_seam(write_raster, project):
+    """A frame of nodata around black; pixels beside the collar are interpolated without it."""
+    values = np.full((3, 64, 96), 200, np.uint8)
+    values[:, :, :33] = 0
+    values[:, :, :4] = 9
+    values[:, 40:50, 70:80] = 0  # a shadow
+    path = write_raster("a.tif", values, origin=(LEFT, TOP), nodata=9)
+    said = ["grid.collar=true", "grid.gsd=0.5", "grid.min_valid=0.5"]
+    table = tile_sources(project, {"2010": path}, *said)
+    assert len(table) == 4 * 4
+    beside = table.col == LEFT // 16 + 2
+    assert table.valid[beside].tolist() == pytest.approx([15.5 / 16] * 4, abs=0.04)
+    for name, is_beside in zip(table.ids(), beside, strict=True):
+        values = set(np.unique(pixels(project, table, name)).tolist())
+        assert 200 in values
+        assert values == {0, 200} or not is_beside
+
+
+def test_lossy_collars_are_nearly_black(write_raster, tmp_path, project):
+    rng = np.random.default_rng(0)
+    values = rng.integers(60, 200, (3, 64, 128)).astype(np.uint8)
+    values[:, :, :64] = 0
+    values[:, 10:20, 80:90] = 0
+    form = {"driver": "GTiff", "count": 3, "height": 64, "width": 128, "dtype": "uint8"}
+    form |= {"crs": "EPSG:32631", "transform": from_origin(LEFT, TOP, 1, 1)}
+    with rasterio.open(tmp_path / "a.tif", "w", compress="jpeg", quality=60, **form) as target:
+        target.write(values + rng.integers(0, 6, values.shape).astype(np.uint8))
+    table = tile_sources(project, {"2010": tmp_path / "a.tif"}, "grid.collar=true")
+    assert set(table.col.tolist()) == {COL + 2, COL + 3}
+    assert (table.valid == 1).all()
+
+
+def test_a_collar_is_no_part_of_a_stretch_in_percent(write_raster, project):
+    values = np.full((1, 64, 64), 1000, np.uint16)
+    values[:, :, 48:] = 2000
+    values[:, :32] = 0
+    path = write_raster("a.tif", values, origin=(LEFT, TOP))
+    tile_sources(project, {"2010": path}, "grid.stretch=0%,100%", "grid.collar=true")
+    assert project.tile_manifest().years["2010"].stretch == {"low": [1000], "high": [2000]}
+
+
+def palette_raster(write_raster, name, indices, colours, **how):
+    path = write_raster(name, indices[None], origin=(LEFT, TOP), **how)
+    with rasterio.open(path, "r+") as target:
+        target.write_colormap(1, {i: (*colour, 255) for i, colour in enumerate(colours)})
+    return path
+
+
+@pytest.mark.parametrize("step", ["grid.gsd=1", "grid.gsd=0.7"])
+def test_a_colour_table_is_expanded_before_it_is_interpolated(write_raster, project, step):
+    """Tiles are those of the same image in red, green and blue."""
+    rng = np.random.default_rng(0)
+    indices = rng.integers(0, 200, (64, 96)).astype(np.uint8)
+    colours = rng.integers(0, 256, (256, 3)).astype(np.uint8)
+    sources = {
+        "2010": palette_raster(write_raster, "a.tif", indices, colours.tolist()),
+        "2020": write_raster("b.tif", np.moveaxis(colours[indices], -1, 0), origin=(LEFT, TOP)),
+    }
+    table = tile_sources(project, sources, step)
+    assert len(table) >= 12
+    for cell in set(table.cells()):
+        of_years = [pixels(project, table, f"{cell}@{year}") for year in sources]
+        np.testing.assert_array_equal(*of_years, cell)
+
+
+@pytest.mark.parametrize("declared", [9, None])
+def test_nodata_of_a_colour_table_and_bands_of_it(write_raster, project, declared):
+    indices = np.where(HALVES, 3, 9) * np.ones((32, 1), int)
+    colours = [(i, 2 * i, 3 * i) for i in range(256)]
+    path = palette_raster(write_raster, "a.tif", indices.astype(np.uint8), colours, nodata=declared)
+    said = ["grid.bands=[3,1]", *(["grid.nodata=9"] if declared is None else [])]
+    table = tile_sources(project, {"2010": path}, *said)
+    assert table.cells() == [RIGHT_CELL]
+    assert (pixels(project, table, f"{RIGHT_CELL}@2010") == [9, 3]).all()
+
+
+def test_a_colour_table_of_greys_is_one_band(write_raster, project):
+    indices = np.arange(32, dtype=np.uint8) * np.ones((32, 1), np.uint8)
+    greys = [(255 - i,) * 3 for i in range(256)]
+    table = tile_sources(project, {"2010": palette_raster(write_raster, "a.tif", indices, greys)})
+    tile = pixels(project, table, f"{COL}_{ROW - 1}@2010")
+    np.testing.assert_array_equal(tile, (255 - indices)[..., None])
 
 
 def test_catalogue_is_geoparquet_1_1(write_raster, project):

@@ -88,7 +88,10 @@ def query(
     ] = False,
     from_year: Annotated[
         str | None,
-        typer.Option(help="Year of the tile at LON,LAT; by default the newest.", metavar="YEAR"),
+        typer.Option(
+            help="Year of the tile at LON,LAT, or of an image; by default the newest.",
+            metavar="YEAR",
+        ),
     ] = None,
     name: Annotated[
         str | None, typer.Option("--index", help="Index to search; by default the latest.")

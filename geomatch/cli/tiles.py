@@ -8,6 +8,7 @@ import typer
 
 from geomatch import config
 from geomatch.cli.options import HERE, ProjectFolder, Quiet, Settings, overrides
+from geomatch.errors import UsageError
 from geomatch.project import Project
 
 Areas = Annotated[
@@ -66,6 +67,18 @@ def tile(
         bool,
         typer.Option("--skip-bad", help="Go on without rasters that cannot be used; list them."),
     ] = False,
+    bands: Annotated[
+        str | None,
+        typer.Option(help="Image bands, by number and in order: 1,2,3.", metavar="N,N,..."),
+    ] = None,
+    nodata: Annotated[
+        float | None,
+        typer.Option(help="Value of invalid pixels, for files that declare none.", metavar="V"),
+    ] = None,
+    collar: Annotated[
+        bool | None,
+        typer.Option("--collar", help="Black or white that touches a file's border is invalid."),
+    ] = None,
     split: Annotated[
         config.SplitRule | None, typer.Option(help="How the regions of the splits are chosen.")
     ] = None,
@@ -104,6 +117,9 @@ def tile(
         "grid.stride": stride,
         "grid.stretch": stretch,
         "grid.skip_bad": skip_bad or None,
+        "grid.bands": None if bands is None else _numbers(bands),
+        "grid.nodata": nodata,
+        "grid.collar": collar,
         "split.by": split,
         "images.least": least,
         "images.ignore": ignore,
@@ -144,3 +160,11 @@ def tile(
             console.note(f"  {path} {reason}")
     if preview:
         console.note(f"Preview: {opened.preview}")
+
+
+def _numbers(text: str) -> list[int]:
+    """Band numbers, such as "1,2,3"."""
+    numbers = [part.strip() for part in text.split(",")]
+    if not all(number.isdigit() and int(number) for number in numbers):
+        raise UsageError(f"--bands {text}: not numbers from 1", "For example: --bands 1,2,3")
+    return [int(number) for number in numbers]

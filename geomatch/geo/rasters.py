@@ -6,12 +6,14 @@ import contextlib
 import errno
 import functools
 import glob
+import hashlib
 import math
 import os
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,9 @@ from rasterio.warp import transform, transform_bounds
 from rasterio.windows import Window
 
 from geomatch.errors import BadFileError, GeomatchError, UsageError
-from geomatch.geo import files
+from geomatch.geo import collars, files, views
 from geomatch.geo.grid import Grid, utm_epsg
+from geomatch.geo.views import Layout, Reading
 
 Bounds = tuple[float, float, float, float]
 Pixels = NDArray[np.uint8]
@@ -52,30 +55,43 @@ RASTER_SUFFIXES = {".tif", ".tiff", ".jp2", ".vrt", ".img", ".png", ".jpg", ".jp
 STRETCH_FILES, STRETCH_SIDE = 256, 256
 """A percentile stretch samples at most 256 files, each reduced to at most 256 pixels a side."""
 
+NAMES_SHOWN = 5
+"""How many files an error lists."""
+
+_WARNINGS = threading.Lock()
+"""Filters of warnings are those of all threads."""
+
 
 @dataclass(frozen=True)
 class Raster:
-    """What the header of a georeferenced raster says.
+    """What the header of a raster says.
 
     Attributes:
-        crs: WKT.
-        bounds: left, bottom, right, top in `crs`.
+        crs: WKT; "" of an image without georeference.
+        bounds: left, bottom, right, top in `crs`, or in pixels without one.
         lonlat: west, south, east, north of a box around it in degrees; east is more than 180 if
             the box crosses that meridian.
-        bands: without an alpha band.
-        palette: whether values are indices of a colour table, which cannot be interpolated.
+        layout: how its bands are read.
         stamp: see `files.stamp`; of the file, then of the others that it is read from.
+        collar: path of the raster that masks its collar, made when it is first read; "" for none.
     """
 
     path: str
     crs: str
     bounds: Bounds
     lonlat: Bounds
-    bands: int
-    dtype: str
-    alpha: bool
-    palette: bool
+    layout: Layout
     stamp: tuple[int, ...]
+    collar: str = ""
+
+    @property
+    def bands(self) -> int:
+        """Number of image bands, without an alpha band."""
+        return len(self.layout.bands)
+
+    @property
+    def dtype(self) -> str:
+        return self.layout.dtype
 
     @property
     def name(self) -> str:
@@ -126,35 +142,37 @@ def _is_named_raster(path: Path) -> bool:
     return path.suffix.lower() in RASTER_SUFFIXES and not path.name.startswith(".")
 
 
-def inspect(path: str) -> Raster:
+def inspect(path: str, reading: Reading | None = None, masks: Path | None = None) -> Raster:
     """Read a raster's header.
 
+    Args:
+        reading: how imagery is read; None for labels and masks.
+        masks: folder for masks of collars, where the reading asks for them.
+
     Raises:
-        BadFileError: it cannot be opened, or does not say where on the Earth it lies.
+        BadFileError: it cannot be opened, or does not say where on the Earth it lies, or as for
+            `views.layout`.
     """
-    with _open(path) as source:
+    with _open(path) as source, _reading(path):
         _check_georeference(path, source)
-        if source.dtypes[0].startswith("complex"):
-            raise BadFileError(
-                path,
-                f"holds complex numbers ({source.dtypes[0]})",
-                "Take amplitudes: gdal_translate DERIVED_SUBDATASET:AMPLITUDE:IN OUT",
-            )
-        alpha = ColorInterp.alpha in source.colorinterp
         rows, cols = (0, 0, source.height, source.height), (0, source.width, 0, source.width)
         xs, ys = xy(source.transform, rows, cols, offset="ul")
         bounds = (float(min(xs)), float(min(ys)), float(max(xs)), float(max(ys)))
         crs = source.crs.to_wkt()
+        times = files.stamp(path, *files.behind(source))
+        chosen = views.layout(source, path, reading)
+        collar = ""
+        if masks and chosen.collar:
+            key = repr((path, times, chosen)).encode(errors="surrogateescape")
+            collar = str(masks / f"{hashlib.sha256(key).hexdigest()[:32]}.tif")
         return Raster(
             path=path,
             crs=crs,
             bounds=bounds,
             lonlat=_lonlat(path, crs, bounds),
-            bands=source.count - alpha,
-            dtype=source.dtypes[0],
-            alpha=alpha,
-            palette=source.colorinterp[0] == ColorInterp.palette,
-            stamp=files.stamp(path, *files.behind(source)),
+            layout=chosen,
+            stamp=times,
+            collar=collar,
         )
 
 
@@ -234,7 +252,7 @@ def _lonlat(path: str, crs: str, bounds: Bounds) -> Bounds:
 def _open(path: str) -> Any:
     check_proj()
     try:
-        with warnings.catch_warnings():
+        with _WARNINGS, warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             return rasterio.open(files.gdal_path(path))
     except GDAL_ERRORS as error:
@@ -245,6 +263,38 @@ def _open(path: str) -> Any:
             f"cannot be opened as a raster: {reason}",
             "Check the file with gdalinfo; leave it out or replace it.",
         ) from error
+
+
+def _open_view(raster: Raster) -> Any:
+    """A raster as a dataset of its image bands, then its alpha band if it has one."""
+    source = _open(raster.path)
+    if raster.layout.as_stored:
+        return source
+    with source:
+        if raster.collar and not os.path.exists(raster.collar):
+            _write_collar(raster, collars.LOSSY_TOLERANCE if collars.is_lossy(source) else 0)
+        return rasterio.open(views.vrt(source, raster.layout, raster.collar))
+
+
+def _write_collar(raster: Raster, tolerance: int) -> None:
+    with _open_view(replace(raster, collar="")) as view:
+
+        def read(window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+            bands = list(range(1, raster.bands + 1))
+            values = view.read(bands, window=window)
+            valid = view.read_masks(bands, window=window).any(axis=0)
+            if _has_alpha(view):
+                valid &= view.read(raster.bands + 1, window=window) > 0
+            if values.dtype.kind == "f":
+                valid &= np.isfinite(values).all(axis=0)
+            return values, valid
+
+        is_byte = raster.dtype == "uint8"
+        collars.write_mask(view, raster.collar, read, tolerance if is_byte else 0)
+
+
+def _has_alpha(view: Any) -> bool:
+    return bool(view.colorinterp[-1] == ColorInterp.alpha)
 
 
 def _check_limits(error: BaseException) -> None:
@@ -531,6 +581,7 @@ def measure_stretch(rasters: Sequence[Raster], text: str) -> Stretch:
 
     Raises:
         UsageError: `text` has another form.
+        GeomatchError: percentiles are of a band that has no valid pixel.
     """
     parts = [part.strip() for part in text.split(",")]
     percent = [part.endswith("%") for part in parts]
@@ -549,12 +600,24 @@ def measure_stretch(rasters: Sequence[Raster], text: str) -> Stretch:
     chosen = np.unique(np.linspace(0, len(rasters) - 1, STRETCH_FILES).astype(int))
     samples: list[list[NDArray[Any]]] = [[] for _ in range(bands)]
     for raster in (rasters[i] for i in chosen):
-        with _open(raster.path) as source, _reading(raster.path):
+        with _reading(raster.path), _open_view(raster) as source:
             shape = (min(source.height, STRETCH_SIDE), min(source.width, STRETCH_SIDE))
             for band in range(bands):
-                values = source.read(band + 1, out_shape=shape, masked=True).compressed()
-                samples[band].append(values[np.isfinite(values)])
-    limits = [np.percentile(np.concatenate(band), [low, high]) for band in samples]
+                values = source.read(band + 1, out_shape=shape, masked=True)
+                if _has_alpha(source):  # GDAL's mask has it only beside one or three bands
+                    values[source.read(bands + 1, out_shape=shape) == 0] = np.ma.masked
+                valid = values.compressed()
+                samples[band].append(valid[np.isfinite(valid)])
+    found = [np.concatenate(band) for band in samples]
+    for values, number in zip(found, rasters[0].layout.bands, strict=True):
+        if not len(values):
+            more = f" and {len(rasters) - 1} more" if len(rasters) > 1 else ""
+            raise GeomatchError(
+                f"band {number} of {rasters[0].path}{more} has no valid pixel to measure "
+                f"--stretch {text} by",
+                "Leave the year out, correct its nodata value, or give --stretch MIN,MAX.",
+            )
+    limits = [np.percentile(band, [low, high]) for band in found]
     return Stretch(tuple(float(v[0]) for v in limits), tuple(float(v[1]) for v in limits))
 
 
@@ -564,7 +627,7 @@ def blocks(raster: Raster) -> Iterator[NDArray[Any]]:
     Raises:
         GeomatchError: the raster is damaged.
     """
-    with _open(raster.path) as source, _reading(raster.path):
+    with _reading(raster.path), _open_view(raster) as source:
         for _, window in source.block_windows(1):
             yield source.read(1, window=window, masked=True).compressed()
 
@@ -682,16 +745,12 @@ class GridReader:
             offset_x = (col - first_col) * grid.stride
             offset_y = (last_row - row) * grid.stride
             values = vrt.read(window=Window(offset_x, offset_y, grid.size, grid.size))
-        mask = values[raster.bands] > 0
-        data = values[: raster.bands]
-        if self._stretch is not None:
-            data = self._stretch(data)
-        return np.moveaxis(data, 0, -1), mask
+        return _pixels(values, raster, vrt.nodata, self._stretch)
 
     def _warp(self, i: int) -> Opened:
         grid, raster = self._grid, self._rasters[i]
         first_col, first_row, last_col, last_row = grid.span(self._bounds[i])
-        source = _open(raster.path)
+        source = _open_view(raster)
         at = source.transform
         vrt = WarpedVRT(
             source,
@@ -703,17 +762,23 @@ class GridReader:
             ),
             width=(last_col - first_col) * grid.stride + grid.size,
             height=(last_row - first_row) * grid.stride + grid.size,
-            add_alpha=not raster.alpha,
+            add_alpha=not _has_alpha(source),
         )
         return source, vrt, first_col, last_row
 
 
-def read_extent(path: str, crs: str, bounds: Bounds, gsd: float) -> NDArray[Any]:
-    """A raster (bands, h, w) over `bounds` of `crs` at `gsd`: bilinear, in its own dtype."""
+def read_extent(
+    raster: Raster, crs: str, bounds: Bounds, gsd: float, stretch: Stretch | None = None
+) -> Pixels:
+    """A raster over `bounds` of `crs` at `gsd`, read as `GridReader` does: (h, w, bands).
+
+    Raises:
+        GeomatchError: it is damaged.
+    """
     left, bottom, right, top = bounds
     with (
-        _open(path) as source,
-        _reading(path),
+        _reading(raster.path),
+        _open_view(raster) as source,
         WarpedVRT(
             source,
             crs=crs,
@@ -721,10 +786,68 @@ def read_extent(path: str, crs: str, bounds: Bounds, gsd: float) -> NDArray[Any]
             transform=from_origin(left, top, gsd, gsd),
             width=round((right - left) / gsd),
             height=round((top - bottom) / gsd),
+            add_alpha=not _has_alpha(source),
         ) as vrt,
     ):
-        values: NDArray[Any] = vrt.read()
-        return values
+        pixels, valid = _pixels(vrt.read(), raster, vrt.nodata, stretch)
+    return np.where(valid[..., None], pixels, np.uint8(0))
+
+
+def _pixels(
+    values: NDArray[Any],
+    raster: Raster,
+    nodata: float | None,
+    stretch: Callable[[NDArray[Any]], Pixels] | None,
+) -> tuple[Pixels, NDArray[np.bool_]]:
+    """Pixels (h, w, bands) and where they are valid (h, w).
+
+    Args:
+        values: (bands, h, w) as warped, with alpha as the last band.
+        nodata: as the warped dataset declares it.
+    """
+    data, mask = values[: raster.bands], values[raster.bands] > 0
+    if nodata is not None:  # declared beside an alpha band, which alone is in the mask
+        mask &= (data != nodata).any(axis=0)
+    if data.dtype.kind == "f":
+        mask &= np.isfinite(data).all(axis=0)
+    return np.moveaxis(data if stretch is None else stretch(data), 0, -1), mask
+
+
+def inspect_plain(path: str, reading: Reading, channels: int = 3) -> Raster:
+    """Read the header of a raster as an image without a place: no CRS, bounds in pixels.
+
+    Args:
+        channels: unless the reading names bands, the first so many are read, if there are so many;
+            else the first three, or the first.
+
+    Raises:
+        GeomatchError: it cannot be opened, or as for `views.layout`.
+    """
+    with _open(path) as source, _reading(path):
+        kinds = source.colorinterp
+        if not reading.bands and kinds[0] != ColorInterp.palette:
+            image = [n for n, kind in enumerate(kinds, 1) if kind != ColorInterp.alpha]
+            count = next(n for n in (channels, 3, 1) if n <= len(image))
+            reading = replace(reading, bands=tuple(image[:count]))
+        return Raster(
+            path=path,
+            crs="",
+            bounds=(0.0, 0.0, float(source.width), float(source.height)),
+            lonlat=NOWHERE,
+            layout=views.layout(source, path, reading),
+            stamp=files.stamp(path),
+        )
+
+
+def read_plain(raster: Raster) -> NDArray[Any]:
+    """All of a raster's image bands (bands, h, w) in their own dtype.
+
+    Raises:
+        GeomatchError: it is damaged.
+    """
+    with _reading(raster.path), _open_view(raster) as source:
+        values: NDArray[Any] = source.read(list(range(1, raster.bands + 1)))
+    return values
 
 
 def common_format(rasters: Iterable[Raster], what: str) -> tuple[int, str]:
@@ -736,14 +859,24 @@ def common_format(rasters: Iterable[Raster], what: str) -> tuple[int, str]:
     Raises:
         GeomatchError: they differ.
     """
-    formats: dict[tuple[int, str], Raster] = {}
+    formats: dict[tuple[int, str], list[str]] = {}
     for raster in rasters:
-        formats.setdefault((raster.bands, raster.dtype), raster)
+        formats.setdefault((raster.bands, raster.dtype), []).append(raster.name)
     if len(formats) > 1:
-        a, b = list(formats.values())[:2]
+        by_number = sorted(formats.items(), key=lambda item: -len(item[1]))
+        texts = [
+            f"{bands} band{'s'[: bands > 1]} of {dtype} in {listed(names)}"
+            for (bands, dtype), names in by_number
+        ]
         raise GeomatchError(
-            f"{what}: {a.name} has {a.bands} bands of {a.dtype}, "
-            f"but {b.name} has {b.bands} of {b.dtype}",
-            "Convert them alike with gdal_translate, or narrow the glob.",
+            f"{what}: " + ", but ".join(texts),
+            "Choose bands that all have (--bands), convert them alike with gdal_translate, or "
+            "narrow the glob.",
         )
     return next(iter(formats))
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names."""
+    shown = ", ".join(names[:NAMES_SHOWN])
+    return shown if len(names) <= NAMES_SHOWN else f"{shown} and {len(names) - NAMES_SHOWN} more"

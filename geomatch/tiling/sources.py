@@ -6,14 +6,16 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from geomatch import config
 from geomatch.data.tiles import in_time_order
 from geomatch.errors import BadFileError, GeomatchError, UsageError
-from geomatch.geo import labels, rasters
+from geomatch.geo import labels, rasters, views
 from geomatch.geo.labels import Layer, RasterLayer
 from geomatch.geo.rasters import Raster, Stretch
+from geomatch.geo.views import Reading
 from geomatch.progress import ProgressCallback
 from geomatch.tiling import label_layers
 from geomatch.tiling.label_layers import YearLabels
@@ -42,8 +44,11 @@ class YearSource:
     unreadable: dict[str, str] = field(default_factory=dict)
 
 
-def collect(settings: config.Config, progress: ProgressCallback) -> list[YearSource]:
+def collect(settings: config.Config, masks: Path, progress: ProgressCallback) -> list[YearSource]:
     """Inspect the files of every year, in time order.
+
+    Args:
+        masks: folder for masks of collars.
 
     Raises:
         GeomatchError: a file is missing or damaged, or files of a year differ in bands or dtype.
@@ -63,16 +68,32 @@ def collect(settings: config.Config, progress: ProgressCallback) -> list[YearSou
     by_year = {source.year: source for source in settings.source}
     unreadable: Unreadable = {} if settings.grid.skip_bad else None
     found = label_layers.collect(settings, unreadable, progress)
-    return [
-        _inspect(by_year[year], found.get(year, YearLabels()), settings.grid, unreadable, progress)
+    year_sources = [
+        _inspect(
+            by_year[year], found.get(year, YearLabels()), settings.grid, masks, unreadable, progress
+        )
         for year in in_time_order(years)
     ]
+    nodata = settings.grid.nodata
+    layouts = [image.layout for source in year_sources for image in source.images]
+    if nodata is not None and not any(views.can_hold(of.dtype, nodata) for of in layouts):
+        raise UsageError(
+            f"--nodata {nodata:g}: no image can contain it, they are {layouts[0].dtype}",
+            "Give the value that their invalid pixels have: gdalinfo -stats FILE",
+        )
+    return year_sources
+
+
+def reading(settings: config.GridConfig) -> Reading:
+    """How imagery is read where its files leave it open."""
+    return Reading(settings.bands, settings.nodata, settings.collar)
 
 
 def _inspect(
     source: config.SourceConfig,
     found: YearLabels,
     grid: config.GridConfig,
+    masks: Path,
     unreadable: Unreadable,
     progress: ProgressCallback,
 ) -> YearSource:
@@ -81,14 +102,7 @@ def _inspect(
 
     def inspect(path: str) -> Raster:
         progress(f"reading headers of {source.year}", next(read), len(paths))
-        image = rasters.inspect(path)
-        if image.palette:
-            raise BadFileError(
-                path,
-                "contains indices of a colour table",
-                "Expand it first: gdal_translate -expand rgb IN OUT",
-            )
-        return image
+        return rasters.inspect(path, reading(grid), masks)
 
     images = usable(paths, inspect, unreadable)
     _, dtype = rasters.common_format(images, f"year {source.year}")
@@ -146,7 +160,7 @@ def channels(year_sources: Sequence[YearSource]) -> tuple[int, int]:
             raise GeomatchError(
                 f"{other.name} ({source.year}) has {other.bands} bands, "
                 f"{first.name} ({year_sources[0].year}) has {first.bands}",
-                "Give every year the same bands, for example: gdal_translate -b 1 -b 2 -b 3",
+                "Choose bands that all years have: --bands 1,2,3",
             )
     found = [source.labels for source in year_sources]
     label_bands = {raster.bands for known in found for raster in known.rasters}
@@ -180,7 +194,7 @@ def identity(source: YearSource) -> Any:
     """What tiles of a year depend on: paths, sizes and times of its files, how they are read."""
     known = source.labels
     return [
-        [(r.path, r.stamp) for r in (*source.images, *known.rasters, *source.changed)],
+        [_identity(raster) for raster in (*source.images, *known.rasters, *source.changed)],
         [known.classes, *map(_drawn, known.layers)] if known.layers else None,
         source.stretch and asdict(source.stretch),
         source.year,
@@ -191,5 +205,10 @@ def identity(source: YearSource) -> Any:
 def _drawn(layer: Layer) -> Any:
     """What the pixels of a label layer depend on."""
     if isinstance(layer, RasterLayer):
-        return [(r.path, r.stamp) for r in layer.rasters], asdict(layer.classes)
+        return [_identity(raster) for raster in layer.rasters], asdict(layer.classes)
     return asdict(layer)
+
+
+def _identity(raster: Raster) -> tuple[Any, ...]:
+    how = () if raster.layout.as_stored else (asdict(raster.layout),)
+    return raster.path, raster.stamp, *how
