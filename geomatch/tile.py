@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from geomatch import config
+from geomatch.data.registration import YearPair
 from geomatch.data.store import shard_rows
 from geomatch.data.tiles import TileTable
 from geomatch.errors import GeomatchError, UsageError
@@ -34,8 +35,8 @@ from geomatch.geo.grid import Grid, Ints
 from geomatch.geo.rasters import GridReader, Raster
 from geomatch.manifests import Channels, TileRequest, YearOfTiles
 from geomatch.progress import ProgressCallback, silent
-from geomatch.project import Project, fingerprint, replace_folder
-from geomatch.tiling import image_folders, shards, sources
+from geomatch.project import Project, fingerprint, replace_folder, replacing
+from geomatch.tiling import image_folders, registration, shards, sources
 from geomatch.tiling.plan import TilePlan, choose_grid, make_plan
 from geomatch.tiling.sources import YearSource
 
@@ -49,12 +50,14 @@ class Tiled:
         skipped: cells or images that are not in the catalogue, having too few valid pixels or none
             that can be read.
         splits: number of tiles by split.
+        registration: the shift between each two years, if `check` was asked for.
     """
 
     table: TileTable
     grid: str
     skipped: int
     splits: dict[str, int]
+    registration: tuple[YearPair, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ def tile(
     overrides: Sequence[str] = (),
     workers: int | None = None,
     force: bool = False,
+    check: bool = False,
     progress: ProgressCallback = silent,
 ) -> Tiled:
     """Cut the tiles of `settings.source` or `settings.images`.
@@ -98,6 +102,8 @@ def tile(
             hold; they are recorded with the sources, so that the request can be repeated.
         workers: processes (threads for images without georeference); by default one per core.
         force: cut tiles again even if they are up to date.
+        check: measure how far the years are shifted against each other, and draw it as
+            `reports/registration.png`.
 
     Raises:
         GeomatchError: a source is missing or damaged, or does not fit the others.
@@ -109,10 +115,38 @@ def tile(
             "no imagery is named",
             "Run: geomatch tile 2010=PATH 2020=PATH, or --folders DIR, or add [[source]].",
         )
-    cut = image_folders.tile if images else _tile_ground
-    table = cut(project, settings, overrides, workers, force, progress)
+    if check and len(settings.source) < 2:
+        raise UsageError(
+            "--check compares georeferenced imagery of two years or more",
+            "Leave out --check, or name the imagery as YEAR=PATH.",
+        )
+    pairs: Sequence[YearPair] = ()
+    if images:
+        table = image_folders.tile(project, settings, overrides, workers, force, progress)
+    else:
+        table, year_sources = _tile_ground(project, settings, overrides, workers, force, progress)
+        if check:
+            pairs = _check(project, table, year_sources, progress)
     manifest = project.tile_manifest()
-    return Tiled(table, manifest.grid, manifest.planned - len(table), manifest.splits)
+    skipped = manifest.planned - len(table)
+    return Tiled(table, manifest.grid, skipped, manifest.splits, tuple(pairs))
+
+
+def _check(
+    project: Project,
+    table: TileTable,
+    year_sources: Sequence[YearSource],
+    progress: ProgressCallback,
+) -> Sequence[YearPair]:
+    """Measure how far the years are shifted, and draw a map."""
+    from geomatch.report.registration_map import draw
+
+    in_metres = project.tile_manifest().in_metres
+    pairs = registration.measure(year_sources, table, in_metres, progress)
+    if pairs:
+        with replacing(project.registration_map) as temporary:
+            draw(pairs, temporary)
+    return pairs
 
 
 def _tile_ground(
@@ -122,7 +156,7 @@ def _tile_ground(
     workers: int | None,
     force: bool,
     progress: ProgressCallback,
-) -> TileTable:
+) -> tuple[TileTable, list[YearSource]]:
     """Cut the tiles of `settings.source`, as `image_folders.tile` does those of folders."""
     settings = config.located(settings, project.root)
     partial = project.root / "tiles.partial"
@@ -161,7 +195,7 @@ def _tile_ground(
             )
             replace_folder(partial / "tiles", project.tiles)
         shutil.rmtree(partial, ignore_errors=True)
-        return TileTable.load(project.catalogue)
+        return TileTable.load(project.catalogue), year_sources
 
 
 def _shards(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from geomatch import config
-from geomatch.cli.options import HERE, ProjectFolder, Quiet, Settings, overrides
+from geomatch.cli.options import HERE, Json, ProjectFolder, Quiet, Settings, overrides
 from geomatch.project import Project
 
 Areas = Annotated[
@@ -74,6 +74,13 @@ def tile(
     force: Annotated[
         bool, typer.Option("--force", help="Cut tiles again even if they are up to date.")
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Measure how far the years are shifted, and draw it on a map."
+        ),
+    ] = False,
+    as_json: Json = False,
     settings: Settings = None,
     quiet: Quiet = False,
 ) -> None:
@@ -111,6 +118,7 @@ def tile(
             overrides=chosen.overrides,
             workers=workers,
             force=force,
+            check=check,
             progress=progress,
         )
     table = made.table
@@ -121,3 +129,14 @@ def tile(
         what = f"of {made.grid} in {len(table.classes)} {groups}"
     counts = ", ".join(f"{name} {count}" for name, count in made.splits.items())
     console.note(f"{len(table)} tiles {what}: {counts}")
+    if check:
+        from geomatch.cli import registration_table
+
+        console.note(f"map of the shifts in {opened.registration_map}")
+        registration_table.warn(made.registration)
+    if as_json:
+        values = {"tiles": len(table), "skipped": made.skipped, "grid": made.grid}
+        shifts = [pair.as_json() for pair in made.registration] if check else None
+        console.data({**values, "splits": made.splits, "registration": shifts})
+    elif check:
+        registration_table.show(made.registration)
