@@ -62,6 +62,8 @@ class SourceConfig:
     labels: str = ""
     changed: str = ""
     placement: Literal["real", "fictitious"] = "real"
+    year_from: str = ""
+    asset: str = ""
 
 
 @dataclass(frozen=True)
@@ -380,6 +382,8 @@ def _template_lines(config: Config, given: Iterable[str]) -> Iterator[str]:
     yield '# labels = "landcover/2015.tif"   # a raster, or a vector file'
     yield '# changed = "changed/2015.tif"      # a mask of changed ground, for evaluation'
     yield '# placement = "real"              # "fictitious": no errors in metres are reported'
+    yield "# year_from = '_(\\d{4})_'          # in place of year: many years, told by file names"
+    yield '# asset = "image"                 # of a STAC item collection, whose dates tell the year'
     for table in dataclasses.fields(Config):
         if table.name == "source":
             continue

@@ -22,11 +22,23 @@ def tile(
         typer.Argument(
             metavar="YEAR=PATH ...",
             help="Imagery of a year: a folder, file or quoted glob; YEAR:labels=PATH: labels; "
-            "YEAR:changed=PATH: a mask of changed ground. By default those in geomatch.toml, or "
-            "those of the last time.",
+            "YEAR:changed=PATH: a mask of changed ground. stac=PATH: a STAC item collection. With "
+            "--year-from, PATH and :labels=PATH. By default those in geomatch.toml, or those of "
+            "the last time.",
         ),
     ] = None,
     project: ProjectFolder = HERE,
+    year_from: Annotated[
+        str,
+        typer.Option(
+            help="Regular expression that finds the year in file names, or in the datetime of STAC "
+            "items, such as '_(\\d{4})_'; groups are joined by hyphens.",
+            metavar="REGEX",
+        ),
+    ] = "",
+    asset: Annotated[
+        str, typer.Option(help="The asset of STAC items that is the imagery.", metavar="KEY")
+    ] = "",
     folders: Annotated[
         str | None,
         typer.Option(
@@ -107,6 +119,8 @@ def tile(
         validation=validation or (),
         test=test or (),
         fictitious=fictitious,
+        year_from=year_from,
+        asset=asset,
         overrides=overrides(settings, options),
     )
     from geomatch.tile import tile as stage

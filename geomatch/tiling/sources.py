@@ -14,6 +14,7 @@ from geomatch.errors import GeomatchError, UsageError
 from geomatch.geo import labels, rasters
 from geomatch.geo.rasters import Raster, Stretch
 from geomatch.progress import ProgressCallback
+from geomatch.tiling import files
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ def collect(settings: config.Config, progress: ProgressCallback) -> list[YearSou
         GeomatchError: a file is missing or damaged, or files of a year differ in bands or dtype.
         UsageError: a year is invalid, has no images or is given twice, or a stretch is missing.
     """
-    years = [source.year for source in settings.source]
-    for source in settings.source:
+    found = [of_year for source in settings.source for of_year in files.by_year(source)]
+    years = [source.year for source, _ in found]
+    for source, _ in found:
         if not source.year or re.search(r"[@/\\\s]", source.year):
             raise UsageError(
                 f"source: {source.year!r} is not a valid year",
@@ -55,14 +57,15 @@ def collect(settings: config.Config, progress: ProgressCallback) -> list[YearSou
             raise UsageError(f"source {source.year} has no images", f"Add {source.year}=PATH.")
     if len(set(years)) != len(years):
         raise UsageError("a year is given twice", "Give each year one folder or glob.")
-    by_year = {source.year: source for source in settings.source}
+    by_year = {source.year: (source, paths) for source, paths in found}
     return [
-        _inspect(by_year[year], settings.grid.stretch, progress) for year in in_time_order(years)
+        _inspect(*by_year[year], settings.grid.stretch, progress) for year in in_time_order(years)
     ]
 
 
-def _inspect(source: config.SourceConfig, stretch: str, progress: ProgressCallback) -> YearSource:
-    paths = rasters.find(source.images, f"year {source.year}")
+def _inspect(
+    source: config.SourceConfig, paths: list[str], stretch: str, progress: ProgressCallback
+) -> YearSource:
     images = []
     for done, path in enumerate(paths, 1):
         images.append(rasters.inspect(path))
@@ -96,7 +99,9 @@ def _inspect(source: config.SourceConfig, stretch: str, progress: ProgressCallba
 def _labels(source: config.SourceConfig) -> tuple[str | None, tuple[Raster, ...]]:
     if not source.labels:
         return None, ()
-    paths = rasters.find(source.labels, f"labels of {source.year}")
+    paths = files.others(source, source.labels, f"labels of {source.year}")
+    if not paths:
+        return None, ()
     if labels.is_vector(paths[0]):
         if len(paths) > 1:
             raise GeomatchError(
@@ -113,9 +118,8 @@ def _labels(source: config.SourceConfig) -> tuple[str | None, tuple[Raster, ...]
 def _masks(source: config.SourceConfig) -> tuple[Raster, ...]:
     if not source.changed:
         return ()
-    found = tuple(
-        rasters.inspect(p) for p in rasters.find(source.changed, f"changed {source.year}")
-    )
+    paths = files.others(source, source.changed, f"changed {source.year}")
+    found = tuple(rasters.inspect(path) for path in paths)
     for mask in found:
         if (mask.bands, mask.dtype) != (1, "uint8"):
             raise GeomatchError(

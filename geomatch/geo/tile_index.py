@@ -1,0 +1,30 @@
+"""Tile indexes, as gdaltindex writes them: vector files that name a raster in each feature."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import pyogrio
+from pyogrio.errors import DataSourceError
+
+FIELD = "location"
+GTI_SUFFIXES = (".gti.gpkg", ".gti.fgb", ".gti")
+
+
+def rasters_of(path: str) -> list[str] | None:
+    """The rasters that a tile index names, in its order; None where `path` is not one.
+
+    Relative names are taken from the folder of the index. A GDAL tile index (GTI) is a raster.
+    """
+    if path.lower().endswith(GTI_SUFFIXES):
+        return None
+    with contextlib.suppress(DataSourceError):
+        for layer, _ in pyogrio.list_layers(path):
+            if FIELD in pyogrio.read_info(path, layer=layer)["fields"]:
+                _, _, _, (names,) = pyogrio.raw.read(
+                    path, layer=layer, columns=[FIELD], read_geometry=False
+                )
+                folder = os.path.dirname(path)
+                return [os.path.normpath(os.path.join(folder, name)) for name in names if name]
+    return None

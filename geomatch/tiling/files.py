@@ -1,0 +1,78 @@
+"""Which files are the imagery of which year."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from geomatch.config import SourceConfig
+from geomatch.errors import GeomatchError, UsageError
+from geomatch.geo import rasters, tile_index
+from geomatch.tiling import stac
+
+
+def by_year(source: SourceConfig) -> list[tuple[SourceConfig, list[str]]]:
+    """A source's images: of its year, or of each year that they tell by its `year_from`.
+
+    Raises:
+        GeomatchError: there are no images, or one tells no year.
+        UsageError: `year_from` is not a regular expression, or `asset` is not of a STAC item.
+    """
+    if not (source.images and (source.year or source.year_from)):
+        return [(source, [])]
+    found: dict[str, list[str]] = {}
+    for path, text in _images(source):
+        year = _year(source, path, text) if source.year_from else source.year
+        found.setdefault(year, []).append(path)
+    return [(replace(source, year=year), found[year]) for year in sorted(found)]
+
+
+def others(source: SourceConfig, paths: str, what: str) -> list[str]:
+    """Labels or change masks of a source's year.
+
+    Args:
+        paths: a folder, file or glob.
+        what: names them in errors.
+
+    Raises:
+        GeomatchError: there are none, or the name of one tells no year by `year_from`.
+    """
+    found = rasters.find(paths, what)
+    if not source.year_from:
+        return found
+    return [path for path in found if _year(source, path, os.path.basename(path)) == source.year]
+
+
+def _images(source: SourceConfig) -> list[tuple[str, str]]:
+    """Images, each with what tells its year: its file name, or the datetime of a STAC item."""
+    found = rasters.find(source.images, f"year {source.year}" if source.year else "imagery")
+    items = stac.read_items(Path(found[0])) if len(found) == 1 else None
+    if items is not None:
+        return list(stac.dated_assets(Path(found[0]), items, source.asset))
+    if source.asset:
+        raise UsageError(
+            f"{source.images} has no STAC items, of which {source.asset!r} could be an asset",
+            "Leave out --asset, or give an item collection: stac=PATH",
+        )
+    if len(found) == 1:
+        found = tile_index.rasters_of(found[0]) or found
+    return [(path, os.path.basename(path)) for path in found]
+
+
+def _year(source: SourceConfig, path: str, text: str) -> str:
+    """The year in a text: the groups of `year_from` joined by hyphens, or all that it matches."""
+    try:
+        match = re.search(source.year_from, text)
+    except re.error as error:
+        raise UsageError(
+            f"--year-from {source.year_from} is not a regular expression: {error}",
+            r"For example: --year-from '_(\d{4})_'",
+        ) from error
+    if match is None:
+        raise GeomatchError(
+            f"{path}: {text} tells no year by {source.year_from}",
+            "Change --year-from, or narrow the path with a quoted glob.",
+        )
+    return "-".join(part for part in match.groups() if part) or match.group()
