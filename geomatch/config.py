@@ -33,6 +33,7 @@ Trunk = Literal[
     "efficientnet_lite0",
     "convnet",
 ]
+Overlap = Literal["first", "newest", "nearest-centre"]
 Engine = Literal["auto", "jax", "openvino", "onnxruntime"]
 EmbedDtype = Literal["auto", "float32", "bfloat16", "int8"]
 Database = Literal["split", "all", "train"]
@@ -53,6 +54,9 @@ class GridConfig:
     stride: int | None = _key(None, "pixels between tiles; unset: the tile side, no overlap")
     min_valid: float = _key(0.99, "least share of valid pixels of a tile", least=0)
     stretch: str = _key("", 'to uint8, for other dtypes: "MIN,MAX" or "2%,98%"')
+    overlap: Overlap = _key(
+        "first", 'sheet seen where several overlap: "newest" by the dates in their names'
+    )
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,9 @@ from geomatch.tiling import image_folders, registration, shards, sources
 from geomatch.tiling.plan import TilePlan, choose_grid, make_plan
 from geomatch.tiling.sources import YearSource
 
+RECORD = 2
+"""Version of the records of shards; shards with records of another one are cut again."""
+
 
 @dataclass(frozen=True)
 class Tiled:
@@ -79,7 +82,7 @@ class CellShard(shards.Shard):
     def key(self) -> str:
         cells = [a.tolist() for a in (self.epsg, self.col, self.row, self.year)]
         used = {year: sources.identity(source) for year, source in self.year_sources.items()}
-        return fingerprint([cells, used, asdict(self.grid), self.channels])
+        return fingerprint([cells, used, asdict(self.grid), self.channels, RECORD])
 
 
 def tile(
@@ -184,7 +187,7 @@ def _tile_ground(
             cut = functools.partial(_cut, workers or os.cpu_count() or 1)
             records = shards.cut(work, cut, "cutting tiles", progress)
             table = _catalogue(plan, year_sources, records, settings.grid.min_valid)
-            described = _description(grid, year_sources, channels)
+            described = _description(grid, year_sources, channels, table, records)
             shards.finish(
                 partial / "tiles",
                 table,
@@ -304,24 +307,33 @@ def _cut_shard(shard: CellShard) -> shards.ShardRecord:
     pixels = np.zeros((len(shard.col), size, size, bands + drawn), np.uint8)
     valid = np.zeros(len(shard.col), np.float32)
     names = [""] * len(shard.col)
+    sheets = [0] * len(shard.col)
     changed: list[float | None] = [None] * len(shard.col)
     for (code, epsg), rows in _groups(shard):
         source, crs = shard.year_sources[code], f"EPSG:{epsg}"
         with contextlib.ExitStack() as stack:
             images = stack.enter_context(
-                GridReader(source.images, shard.grid, crs, stretch=source.stretch)
+                GridReader(
+                    source.images,
+                    shard.grid,
+                    crs,
+                    stretch=source.stretch,
+                    by_centre=source.by_centre,
+                )
             )
             read_labels = _label_reader(stack, source, shard, rows, crs)
             read_share = _share_reader(stack, source, shard, crs)
             for i in rows:
                 col, row = int(shard.col[i]), int(shard.row[i])
-                values, mask, names[i] = images.read(col, row)
+                values, mask, seen = images.read(col, row)
+                names[i] = seen[0].name if seen else ""
+                sheets[i] = len({raster.path for raster in seen})
                 pixels[i, ..., :bands] = values
                 valid[i] = mask.mean()
                 if read_labels is not None:
                     pixels[i, ..., bands:] = read_labels(col, row)
                 changed[i] = read_share(col, row)
-    return shard.write(pixels, valid=valid.tolist(), source=names, changed=changed)
+    return shard.write(pixels, valid=valid.tolist(), source=names, sheets=sheets, changed=changed)
 
 
 def _groups(shard: CellShard) -> Iterator[tuple[tuple[int, int], Ints]]:
@@ -401,8 +413,13 @@ def _catalogue(
 
 
 def _description(
-    grid: Grid, year_sources: Sequence[YearSource], channels: tuple[int, int]
+    grid: Grid,
+    year_sources: Sequence[YearSource],
+    channels: tuple[int, int],
+    table: TileTable,
+    records: Sequence[shards.ShardRecord],
 ) -> dict[str, Any]:
+    sheets = np.concatenate([record["sheets"] for record in records])[table.store_row]
     fictitious = any(c.placement == "fictitious" for c in year_sources)
     return {
         "grid": grid.id,
@@ -417,7 +434,9 @@ def _description(
                 files=len(c.images),
                 labels=c.vector or len(c.labels),
                 stretch=asdict(c.stretch) if c.stretch else None,
+                overlap=c.overlap,
+                seams=int(((sheets > 1) & (table.year == i)).sum()),
             )
-            for c in year_sources
+            for i, c in enumerate(year_sources)
         },
     }

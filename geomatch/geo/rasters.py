@@ -286,13 +286,15 @@ def _read_errors(raster: Raster) -> Iterator[None]:
 class GridReader:
     """Reads cells of a grid, in one CRS, from the rasters of one year.
 
-    Rasters are read in the order given; each fills the pixels that earlier ones left invalid.
+    Rasters are read in the order given, or those whose centre is nearer to the cell's first; each
+    fills the pixels that earlier ones left invalid.
 
     Args:
         rasters: all of the same bands and dtype.
         crs: of the cells, "EPSG:n".
         nearest: resample by nearest neighbour (labels) instead of bilinearly (images).
         stretch: to uint8, for rasters of another dtype.
+        by_centre: read rasters in the order of their distance.
     """
 
     def __init__(
@@ -303,11 +305,13 @@ class GridReader:
         *,
         nearest: bool = False,
         stretch: Stretch | None = None,
+        by_centre: bool = False,
     ) -> None:
         self._grid = grid
         self._crs = crs
         self._resampling = Resampling.nearest if nearest else Resampling.bilinear
         self._stretch = stretch
+        self._by_centre = by_centre
         self._rasters = rasters
         self._bounds = [project_bounds(r.crs, r.bounds, crs) for r in rasters]
         self._open: dict[int, tuple[Any, WarpedVRT, int, int]] = {}
@@ -321,8 +325,8 @@ class GridReader:
             opened[0].close()
         self._open.clear()
 
-    def read(self, col: int, row: int) -> tuple[Pixels, NDArray[np.bool_], str]:
-        """One cell: pixels (size, size, bands), valid (size, size), name of its first raster.
+    def read(self, col: int, row: int) -> tuple[Pixels, NDArray[np.bool_], list[Raster]]:
+        """One cell: pixels (size, size, bands), valid (size, size), the rasters seen, in order.
 
         Raises:
             GeomatchError: a raster is damaged.
@@ -330,20 +334,31 @@ class GridReader:
         size, bands = self._grid.size, self._rasters[0].bands
         pixels = np.zeros((size, size, bands), np.uint8)
         valid = np.zeros((size, size), bool)
-        first = ""
-        left, bottom, right, top = self._grid.bounds(np.asarray(col), np.asarray(row))
-        for i, box in enumerate(self._bounds):
-            if box[0] >= right or box[2] <= left or box[1] >= top or box[3] <= bottom:
-                continue
+        seen: list[Raster] = []
+        for i in self._touching(col, row):
             values, mask = self._window(i, col, row)
             fill = mask & ~valid
             if fill.any():
                 pixels[fill] = values[fill]
                 valid |= mask
-                first = first or self._rasters[i].name
+                seen.append(self._rasters[i])
             if valid.all():
                 break
-        return pixels, valid, first
+        return pixels, valid, seen
+
+    def _touching(self, col: int, row: int) -> list[int]:
+        """Indices of the rasters that share ground with a cell, in the order of reading."""
+        left, bottom, right, top = self._grid.bounds(np.asarray(col), np.asarray(row)).tolist()
+        found = [
+            i
+            for i, box in enumerate(self._bounds)
+            if box[0] < right and box[2] > left and box[1] < top and box[3] > bottom
+        ]
+        if self._by_centre:
+            x, y = left + right, bottom + top
+            centres = {i: np.add(self._bounds[i][:2], self._bounds[i][2:]) for i in found}
+            found.sort(key=lambda i: math.hypot(centres[i][0] - x, centres[i][1] - y))
+        return found
 
     def _window(self, i: int, col: int, row: int) -> tuple[Pixels, NDArray[np.bool_]]:
         raster, grid = self._rasters[i], self._grid

@@ -4,29 +4,43 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from geomatch.config import SourceConfig
+from geomatch.config import Overlap, SourceConfig
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.geo import rasters, tile_index
 from geomatch.tiling import stac
 
+DATE = re.compile(
+    r"(?<!\d)((?:19|20)\d{2})(?:-?(0[1-9]|1[0-2])(?:-?(0[1-9]|[12]\d|3[01]))?)?(?!\d)"
+)
+"""A year, month or day in a name: 2014, 2014-06, 20140603."""
 
-def by_year(source: SourceConfig) -> list[tuple[SourceConfig, list[str]]]:
+
+def by_year(
+    source: SourceConfig, overlap: Overlap = "first"
+) -> list[tuple[SourceConfig, list[str]]]:
     """A source's images: of its year, or of each year that they tell by its `year_from`.
 
+    Args:
+        overlap: "newest" puts those of the latest date first.
+
     Raises:
-        GeomatchError: there are no images, or one tells no year.
+        GeomatchError: there are no images, or one tells no year, or no date where it needs one.
         UsageError: `year_from` is not a regular expression, or `asset` is not of a STAC item.
     """
     if not (source.images and (source.year or source.year_from)):
         return [(source, [])]
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[str, str]] = {}
     for path, text in _images(source):
         year = _year(source, path, text) if source.year_from else source.year
-        found.setdefault(year, []).append(path)
-    return [(replace(source, year=year), found[year]) for year in sorted(found)]
+        found.setdefault(year, {})[path] = text
+    return [
+        (replace(source, year=year), _newest_first(texts) if overlap == "newest" else [*texts])
+        for year, texts in sorted(found.items())
+    ]
 
 
 def others(source: SourceConfig, paths: str, what: str) -> list[str]:
@@ -43,6 +57,26 @@ def others(source: SourceConfig, paths: str, what: str) -> list[str]:
     if not source.year_from:
         return found
     return [path for path in found if _year(source, path, os.path.basename(path)) == source.year]
+
+
+def _newest_first(texts: Mapping[str, str]) -> list[str]:
+    """Paths in the order of the dates in their texts; those of one date stay in order.
+
+    Raises:
+        GeomatchError: one of several has no date.
+    """
+    if len(texts) == 1:
+        return [*texts]
+    dates = {path: DATE.search(text) for path, text in texts.items()}
+    for path, date in dates.items():
+        if date is None:
+            raise GeomatchError(
+                f"{path} tells no date",
+                'grid.overlap = "newest" needs dates in the names, such as 2014 or 20140603; '
+                'choose "first" or "nearest-centre".',
+            )
+    found = {path: "".join(filter(None, date.groups())) for path, date in dates.items() if date}
+    return sorted(found, key=found.__getitem__, reverse=True)
 
 
 def _images(source: SourceConfig) -> list[tuple[str, str]]:

@@ -107,7 +107,11 @@ class _Windows:
             if (year, epsg) not in self._readers:
                 source = self._sources[year]
                 reader = GridReader(
-                    source.images, self._grid, f"EPSG:{epsg}", stretch=source.stretch
+                    source.images,
+                    self._grid,
+                    f"EPSG:{epsg}",
+                    stretch=source.stretch,
+                    by_centre=source.by_centre,
                 )
                 self._readers[year, epsg] = self._stack.enter_context(reader)
             pixels, valid, _ = self._readers[year, epsg].read(col, row)

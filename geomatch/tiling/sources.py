@@ -27,6 +27,8 @@ class YearSource:
         stretch: scales the images to uint8; None if they are uint8.
         placement: "real", or "fictitious" where coordinates are made up.
         changed: masks of changed ground.
+        overlap: which image is seen where several overlap. They are in this order already, unless
+            it differs from place to place.
     """
 
     year: str
@@ -36,6 +38,12 @@ class YearSource:
     stretch: Stretch | None
     placement: str
     changed: tuple[Raster, ...] = ()
+    overlap: config.Overlap = "first"
+
+    @property
+    def by_centre(self) -> bool:
+        """Whether the image whose centre is nearest is seen."""
+        return self.overlap == "nearest-centre"
 
 
 def collect(settings: config.Config, progress: ProgressCallback) -> list[YearSource]:
@@ -45,9 +53,11 @@ def collect(settings: config.Config, progress: ProgressCallback) -> list[YearSou
         GeomatchError: a file is missing or damaged, or files of a year differ in bands or dtype.
         UsageError: a year is invalid, has no images or is given twice, or a stretch is missing.
     """
-    found = [of_year for source in settings.source for of_year in files.by_year(source)]
-    years = [source.year for source, _ in found]
-    for source, _ in found:
+    overlap = settings.grid.overlap
+    found = [each for source in settings.source for each in files.by_year(source, overlap)]
+    settings = config.with_sources(settings, [source for source, _ in found])
+    years = [source.year for source in settings.source]
+    for source in settings.source:
         if not source.year or re.search(r"[@/\\\s]", source.year):
             raise UsageError(
                 f"source: {source.year!r} is not a valid year",
@@ -58,13 +68,14 @@ def collect(settings: config.Config, progress: ProgressCallback) -> list[YearSou
     if len(set(years)) != len(years):
         raise UsageError("a year is given twice", "Give each year one folder or glob.")
     by_year = {source.year: (source, paths) for source, paths in found}
-    return [
-        _inspect(*by_year[year], settings.grid.stretch, progress) for year in in_time_order(years)
-    ]
+    return [_inspect(*by_year[year], settings.grid, progress) for year in in_time_order(years)]
 
 
 def _inspect(
-    source: config.SourceConfig, paths: list[str], stretch: str, progress: ProgressCallback
+    source: config.SourceConfig,
+    paths: list[str],
+    settings: config.GridConfig,
+    progress: ProgressCallback,
 ) -> YearSource:
     images = []
     for done, path in enumerate(paths, 1):
@@ -78,12 +89,12 @@ def _inspect(
     _, dtype = rasters.common_format(images, f"year {source.year}")
     measured: Stretch | None = None
     if dtype != "uint8":
-        if not stretch:
+        if not settings.stretch:
             raise UsageError(
                 f"year {source.year}: {images[0].name} is {dtype}, tiles are uint8",
                 "Give a stretch: --stretch 2%,98% or --stretch MIN,MAX",
             )
-        measured = rasters.measure_stretch(images, stretch)
+        measured = rasters.measure_stretch(images, settings.stretch)
     vector, label_rasters = _labels(source)
     return YearSource(
         source.year,
@@ -93,6 +104,7 @@ def _inspect(
         measured,
         source.placement,
         _masks(source),
+        settings.overlap,
     )
 
 
@@ -182,4 +194,5 @@ def identity(source: YearSource) -> Any:
         source.stretch and asdict(source.stretch),
         source.year,
         source.placement,
+        *(["nearest-centre"] if source.by_centre else []),
     ]
