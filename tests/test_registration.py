@@ -186,6 +186,17 @@ def test_the_command_prints_a_table_and_warns(project, paths):
     assert "shift" not in run_command("tile", "-p", project.root).output
 
 
+def test_too_little_ground_is_said(project, write_raster):
+    small = ground(0)[:, :128, :128]
+    given = [f"{year}={write_raster(f'{year}.tif', small, gsd=GSD)}" for year in (2010, 2020)]
+    options = ("--size", 64, "--split", "source", "-p", project.root, "-q", "--check")
+    done = run_command("tile", *given, *options)
+    assert done.exit_code == 0, done.output
+    assert "unknown: 2010 to 2020 (no window is whole in both)" in done.stderr
+    line = next(line for line in done.stdout.splitlines() if "2010 to 2020" in line)
+    assert line.split() == ["2010", "to", "2020", *"0000", *"------"]
+
+
 def test_json_has_the_counts_and_the_shifts(project, paths):
     options = ("--size", 64, "--split", "source", "-p", project.root, "-q", "--json")
     values = json.loads(run_command("tile", *paths[:2], *options).stdout)

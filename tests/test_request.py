@@ -83,8 +83,9 @@ def test_a_stac_collection_tells_the_years_itself(project, monkeypatch, tmp_path
 @pytest.mark.parametrize(
     ("sources", "options", "named"),
     [
-        ([], {"year_from": "x"}, "need imagery"),
-        ([], {"asset": "x"}, "need imagery"),
+        ([], {"year_from": "x"}, "need georeferenced imagery"),
+        ([], {"asset": "x"}, "need georeferenced imagery"),
+        (["test=a"], {"folders": "train=b", "year_from": "x"}, "need georeferenced imagery"),
         (["2010=a"], {"asset": "x"}, "STAC"),
         (["a", "b"], {"year_from": "x"}, "b: imagery is named twice"),
         (["a", ":lables=b"], {"year_from": "x"}, ":lables=b"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from geomatch.cli import console
 from geomatch.data.registration import YearPair
@@ -21,16 +22,19 @@ COLUMNS = {
     "95 % px": "p95_px",
     "median m": "median_m",
     "95 % m": "p95_m",
-    "east px": "east_px",
-    "north px": "north_px",
+    "east": "east_px",
+    "north": "north_px",
 }
 """Titles of columns, and their names in JSON."""
 
 
 def show(pairs: Sequence[YearPair]) -> None:
     """Print a line for each pair of years."""
-    rows = [[_name(pair), *(pair.as_json()[name] for name in COLUMNS.values())] for pair in pairs]
-    title = "shift of the later year: median and 95th percentile of its length, median direction"
+    rows = [
+        [_name(pair), *(_text(values[name]) for name in COLUMNS.values())]
+        for pair, values in ((pair, pair.as_json()) for pair in pairs)
+    ]
+    title = "shift of the later year: median and 95th percentile, and medians east and north in px"
     console.table(title, ("years", *COLUMNS), rows, numbers=tuple(COLUMNS))
 
 
@@ -40,7 +44,8 @@ def warn(pairs: Sequence[YearPair]) -> None:
     for pair in pairs:
         shift = pair.shift()
         if shift is None:
-            unknown[_name(pair)] = f"{pair.answered.sum()} of {len(pair)} places answered"
+            counted = f"{pair.answered.sum()} of {len(pair)} places answered"
+            unknown[_name(pair)] = counted if len(pair) else "no window is whole in both"
         elif shift[0] > LARGE:
             half[_name(pair)] = f"{shift[0]:.1f} px"
         elif shift[1] > LARGE:
@@ -58,3 +63,7 @@ def warn(pairs: Sequence[YearPair]) -> None:
 
 def _name(pair: YearPair) -> str:
     return " to ".join(pair.years)
+
+
+def _text(value: int | float | None) -> Any:
+    return f"{value:.2f}" if isinstance(value, float) else value

@@ -65,9 +65,10 @@ def tile_arguments(
     """
     if pairs and (folders or sources):
         raise UsageError("--pairs takes two folders and nothing else")
-    if (year_from or asset) and not sources:
+    if (year_from or asset) and (folders or pairs or not sources):
         raise UsageError(
-            "--year-from and --asset need imagery", "For example: geomatch tile stac=items.json"
+            "--year-from and --asset need georeferenced imagery",
+            "For example: geomatch tile stac=items.json",
         )
     in_file = config.load(project.config)
     wanted = list(overrides)
