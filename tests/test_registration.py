@@ -113,14 +113,39 @@ def test_incomplete_windows_are_not_compared(write_raster, project):
     (pair,) = checked(project, paths)
     from_hole = np.abs(pair.xy - [LEFT + 500 * GSD, TOP - 500 * GSD]).max(axis=1)
     assert len(pair) > 0
-    assert (from_hole > (100 + 128 - 10) * GSD).all()
+    assert (from_hole > (100 + 128 - 26) * GSD).all()
+
+
+@pytest.mark.parametrize(("side", "window"), [(640, 256), (400, 128), (200, 64)])
+def test_little_ground_is_compared_in_small_windows(write_raster, project, side, window):
+    image = ground(0)[:, :side, :side]
+    paths = {
+        "2010": write_raster("a.tif", image, origin=(LEFT, TOP), gsd=GSD),
+        "2020": write_raster("b.tif", image, origin=(LEFT + 3.4 * GSD, TOP), gsd=GSD),
+    }
+    (pair,) = checked(project, paths, "grid.size=32")
+    found = pair.as_json()
+    assert found["window_px"] == window
+    assert found["answered"] > 0.8 * found["places"] > 3
+    assert (found["east_px"], found["north_px"]) == pytest.approx((3.4, 0), abs=0.2)
 
 
 def test_years_without_a_whole_window_have_no_shift(write_raster, project):
-    small = ground(0)[:, :128, :128]
+    small = ground(0)[:, :60, :60]
     paths = {year: write_raster(f"{year}.tif", small, gsd=GSD) for year in ("2010", "2020")}
-    (pair,) = checked(project, paths)
+    (pair,) = checked(project, paths, "grid.size=16")
     assert (len(pair), pair.shift()) == (0, None)
+
+
+def test_every_window_over_large_tiles_is_compared(write_raster, project):
+    """Of 256 px, 128 px apart, where they lie within the images."""
+    image = ground(0, 1024)
+    paths = {year: write_raster(f"{year}.tif", image, gsd=GSD) for year in ("2010", "2020")}
+    (pair,) = checked(project, paths, "grid.size=512", "grid.min_valid=0.4")
+    assert pair.side == 256
+    xs, ys = (np.unique(values) for values in pair.xy.T)
+    assert set(np.diff(xs)) == set(np.diff(ys)) == {128 * GSD}
+    assert len(pair) == len(xs) * len(ys) >= 36
 
 
 def test_each_zone_of_a_utm_grid_is_compared(write_raster, project):
@@ -187,9 +212,9 @@ def test_the_command_prints_a_table_and_warns(project, paths):
 
 
 def test_too_little_ground_is_said(project, write_raster):
-    small = ground(0)[:, :128, :128]
+    small = ground(0)[:, :60, :60]
     given = [f"{year}={write_raster(f'{year}.tif', small, gsd=GSD)}" for year in (2010, 2020)]
-    options = ("--size", 64, "--split", "source", "-p", project.root, "-q", "--check")
+    options = ("--size", 16, "--split", "source", "-p", project.root, "-q", "--check")
     done = run_command("tile", *given, *options)
     assert done.exit_code == 0, done.output
     assert "unknown: 2010 to 2020 (no window is whole in both)" in done.stderr

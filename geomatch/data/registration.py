@@ -20,6 +20,7 @@ class YearPair:
 
     Attributes:
         years: the earlier and the later one.
+        side: of the windows that were compared, in pixels.
         lonlat: (n, 2) longitude and latitude of the places.
         xy: (n, 2) the same in the CRS of the grid; in a "utm" grid longitude and latitude.
         east_north: (n, 2) pixels by which the later year lies east and north of the earlier one,
@@ -30,6 +31,7 @@ class YearPair:
     """
 
     years: tuple[str, str]
+    side: int
     lonlat: Float64Array
     xy: Float64Array
     east_north: Float64Array
@@ -65,6 +67,7 @@ class YearPair:
         metres = None if shift is None or self.gsd is None else [v * self.gsd for v in shift]
         return {
             "years": [*self.years],
+            "window_px": self.side,
             "places": len(self),
             "answered": len(answers),
             "flat": int(self.flat.sum()),

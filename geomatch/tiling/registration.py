@@ -7,6 +7,7 @@ hold too little ground for a shift to be sure.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -22,14 +23,20 @@ from geomatch.geo.rasters import GridReader, Pixels
 from geomatch.progress import ProgressCallback
 from geomatch.tiling.sources import YearSource
 
-SIDE = 256
-"""Side of a window in pixels."""
-PLACES = 100
-"""Largest number of windows of a pair of years."""
+SIDES = (256, 128, 64)
+"""Sides of windows in pixels: the largest of which there are `FEWEST`, since it tells most."""
+FEWEST, PLACES = 9, 100
+"""Number of windows of a pair of years that are enough, and the largest number compared."""
+DRAWN = 5_000
+"""Largest number of cells that windows are drawn from."""
 COMPLETE = 0.99
 """Least share of valid pixels of a window."""
 FLAT = 4.0
 """Standard deviation in grey levels up to which a window counts as flat if it gave no answer."""
+
+Compared = tuple[Ints, tuple[float, float], bool]
+"""A window: its EPSG code, column and row; how far east and north the later year lies in pixels
+(NaN without an answer); whether there is no answer because a year is flat."""
 
 
 def measure(
@@ -47,68 +54,78 @@ def measure(
     Raises:
         GeomatchError: a raster is damaged.
     """
-    assert table.grid is not None
-    grid = Grid(table.grid.crs, SIDE, table.grid.gsd, SIDE // 2)
-    cells, present = _places(table, grid)
     pairs = list(itertools.combinations(range(len(year_sources)), 2))
     found = []
     with contextlib.ExitStack() as stack:
-        windows = _Windows(year_sources, grid, cells, stack)
+        sizes = [_Windows(year_sources, table, side, stack) for side in SIDES]
         for done, (a, b) in enumerate(pairs, 1):
-            common = np.flatnonzero(present[:, [a, b]].all(axis=1)).tolist()
-            compared = list(itertools.islice(_compared(windows, common, a, b), PLACES))
-            epsg, col, row = cells[[place for place, _, _ in compared]].T
-            centres = grid.centres(col, row)
-            lonlat = footprints.lonlat(epsg, centres)
-            found.append(
-                YearPair(
-                    years=(year_sources[a].year, year_sources[b].year),
-                    lonlat=lonlat,
-                    xy=lonlat if grid.crs == "utm" else centres,
-                    east_north=np.array([moved for _, moved, _ in compared]).reshape(-1, 2),
-                    flat=np.array([flat for _, _, flat in compared], bool),
-                    gsd=grid.gsd if in_metres else None,
-                )
-            )
+            for windows in sizes:
+                compared = list(itertools.islice(windows.compare(a, b), PLACES))
+                if len(compared) >= FEWEST:
+                    break
+            years = (year_sources[a].year, year_sources[b].year)
+            found.append(_pair(years, windows.grid, compared, in_metres))
             progress("comparing years", done, len(pairs))
     return found
 
 
-def _places(table: TileTable, grid: Grid) -> tuple[Ints, NDArray[np.bool_]]:
-    """Windows with tiles in them, shuffled: EPSG code, column and row (n, 3); years (n, years)."""
-    half = (grid.side - grid.step) / 2
-    nearest = np.floor((table.centres() - half) / grid.step).astype(np.int64)
-    keys = np.column_stack([table.epsg, nearest])
-    cells, place = np.unique(keys, axis=0, return_inverse=True)
-    present = np.zeros((len(cells), len(table.years)), bool)
-    present[place.reshape(-1), table.year] = True
-    order = np.random.default_rng(0).permutation(len(cells))
-    return cells[order], present[order]
+def _pair(
+    years: tuple[str, str], grid: Grid, compared: Sequence[Compared], in_metres: bool
+) -> YearPair:
+    epsg, col, row = np.array([cell for cell, _, _ in compared], np.int64).reshape(-1, 3).T
+    centres = grid.centres(col, row)
+    lonlat = footprints.lonlat(epsg, centres)
+    return YearPair(
+        years=years,
+        side=grid.size,
+        lonlat=lonlat,
+        xy=lonlat if grid.crs == "utm" else centres,
+        east_north=np.array([moved for _, moved, _ in compared]).reshape(-1, 2),
+        flat=np.array([flat for _, _, flat in compared], bool),
+        gsd=grid.gsd if in_metres else None,
+    )
 
 
 class _Windows:
-    """Reads windows of a year in grey, each once."""
+    """Windows of one size over the ground of tiles, each read once, in grey."""
 
     def __init__(
         self,
         year_sources: Sequence[YearSource],
-        grid: Grid,
-        cells: Ints,
+        table: TileTable,
+        side: int,
         stack: contextlib.ExitStack,
     ) -> None:
-        self._sources, self._grid, self._cells, self._stack = year_sources, grid, cells, stack
+        assert table.grid is not None
+        self.grid = Grid(table.grid.crs, side, table.grid.gsd, side // 2)
+        self._sources, self._table, self._stack = year_sources, table, stack
         self._readers: dict[tuple[int, int], GridReader] = {}
         self._read: dict[tuple[int, int], Pixels | None] = {}
 
-    def read(self, place: int, year: int) -> Pixels | None:
-        """The window (side, side), or None where data are missing."""
+    def compare(self, a: int, b: int) -> Iterator[Compared]:
+        """Compare two years where both have all data."""
+        cells, present = self._drawn
+        for place in np.flatnonzero(present[:, [a, b]].all(axis=1)).tolist():
+            first, second = self._grey(place, a), self._grey(place, b)
+            if first is None or second is None:
+                continue
+            moved = shift(spectrum(first), spectrum(second))
+            if moved is None:
+                flat = bool(min(first.std(), second.std()) <= FLAT)
+                yield cells[place], (np.nan, np.nan), flat
+            else:
+                down, right = moved
+                yield cells[place], (right, -down), False
+
+    def _grey(self, place: int, year: int) -> Pixels | None:
+        """A window (side, side), or None where data are missing."""
         if (place, year) not in self._read:
-            epsg, col, row = self._cells[place].tolist()
+            epsg, col, row = self._drawn[0][place].tolist()
             if (year, epsg) not in self._readers:
                 source = self._sources[year]
                 reader = GridReader(
                     source.images,
-                    self._grid,
+                    self.grid,
                     f"EPSG:{epsg}",
                     stretch=source.stretch,
                     by_centre=source.by_centre,
@@ -119,23 +136,26 @@ class _Windows:
             self._read[place, year] = grey
         return self._read[place, year]
 
+    @functools.cached_property
+    def _drawn(self) -> tuple[Ints, NDArray[np.bool_]]:
+        """The windows that are the nearest ones of some ground of tiles, shuffled.
 
-def _compared(
-    windows: _Windows, places: Sequence[int], a: int, b: int
-) -> Iterator[tuple[int, tuple[float, float], bool]]:
-    """Compare two years at the places where both have all data.
-
-    Yields:
-        The place, how far east and north `b` lies from `a` in pixels (NaN without an answer), and
-        whether there is no answer because a window is flat.
-    """
-    for place in places:
-        first, second = windows.read(place, a), windows.read(place, b)
-        if first is None or second is None:
-            continue
-        moved = shift(spectrum(first), spectrum(second))
-        if moved is None:
-            yield place, (np.nan, np.nan), bool(min(first.std(), second.std()) <= FLAT)
-        else:
-            down, right = moved
-            yield place, (right, -down), False
+        EPSG code, column and row (n, 3), and whether a year has such tiles (n, years).
+        """
+        grid, rng = self.grid, np.random.default_rng(0)
+        places = self._table.places()
+        tiles = self._table.select(np.isin(places, rng.permutation(places.max() + 1)[:DRAWN]))
+        bounds = tiles.bounds() - (grid.side - grid.step) / 2
+        low = np.floor(bounds[:, :2] / grid.step).astype(np.int64)
+        high = np.ceil(bounds[:, 2:] / grid.step).astype(np.int64)
+        found = []
+        for offset in itertools.product(range((high - low).max()), repeat=2):
+            within = (low + offset < high).all(axis=1)
+            columns = (tiles.epsg, *(low + offset).T, tiles.year)
+            found.append(np.column_stack(columns)[within])
+        keys = np.concatenate(found)
+        cells, which = np.unique(keys[:, :3], axis=0, return_inverse=True)
+        present = np.zeros((len(cells), len(tiles.years)), bool)
+        present[which.reshape(-1), keys[:, 3]] = True
+        order = rng.permutation(len(cells))
+        return cells[order], present[order]
