@@ -118,9 +118,9 @@ def tile(
             "no imagery is named",
             "Run: geomatch tile 2010=PATH 2020=PATH, or --folders DIR, or add [[source]].",
         )
-    if check and len(settings.source) < 2:
+    if check and images:
         raise UsageError(
-            "--check compares georeferenced imagery of two years or more",
+            "--check compares years of georeferenced imagery",
             "Leave out --check, or name the imagery as YEAR=PATH.",
         )
     pairs: Sequence[YearPair] = ()
@@ -141,14 +141,22 @@ def _check(
     year_sources: Sequence[YearSource],
     progress: ProgressCallback,
 ) -> Sequence[YearPair]:
-    """Measure how far the years are shifted, and draw a map."""
+    """Measure how far the years are shifted, and draw a map.
+
+    Raises:
+        UsageError: there is only one year.
+    """
     from geomatch.report.registration_map import draw
 
     in_metres = project.tile_manifest().in_metres
     pairs = registration.measure(year_sources, table, in_metres, progress)
-    if pairs:
-        with replacing(project.registration_map) as temporary:
-            draw(pairs, temporary)
+    if not pairs:
+        raise UsageError(
+            f"--check compares years, but there is only {year_sources[0].year}",
+            "Leave out --check, or name imagery of another year too.",
+        )
+    with replacing(project.registration_map) as temporary:
+        draw(pairs, temporary)
     return pairs
 
 

@@ -217,6 +217,10 @@ def test_assets_are_chosen_by_key(tmp_path):
         ({"type": "Collection", "id": "x", "assets": {}}, "STAC collection"),
         ({"type": "Catalog", "id": "x"}, "STAC catalog"),
         ({"type": "FeatureCollection", "features": []}, "no items"),
+        (item("a", "2020", {"image": "a.tif"}), "no STAC items"),
+        (item("a", "2020", {}) | {"properties": None}, "no STAC items"),
+        ({"type": "Feature"}, "no STAC items"),
+        ([1], "no STAC items"),
     ],
 )
 def test_items_that_cannot_be_used_are_refused(tmp_path, document, named):
@@ -224,6 +228,13 @@ def test_items_that_cannot_be_used_are_refused(tmp_path, document, named):
     path.write_text(json.dumps(document))
     with pytest.raises(GeomatchError, match=named):
         found(path, year_from=r"\d{4}", asset="image")
+
+
+def test_other_json_is_refused(tmp_path):
+    path = tmp_path / "items_2010.json"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": [{"type": "Feature"}]}))
+    with pytest.raises(GeomatchError, match="neither a STAC item collection nor a tile index"):
+        found(path, year_from=r"\d{4}")
 
 
 def test_the_key_of_an_asset_needs_items(folder):

@@ -172,10 +172,10 @@ def test_fictitious_metres_are_not_quoted(write_raster, project):
 
 def test_what_has_no_two_years_on_the_ground_is_refused(write_raster, project):
     path = write_raster("a.tif", ground(0))
-    with pytest.raises(UsageError, match="two years"):
+    with pytest.raises(UsageError, match="only 2010"):
         checked(project, {"2010": path})
     settings = config.with_overrides(config.Config(), ["images.folders=['a']"])
-    with pytest.raises(UsageError, match="two years"):
+    with pytest.raises(UsageError, match="georeferenced"):
         tile(project, settings, check=True)
 
 
@@ -209,6 +209,19 @@ def test_the_command_prints_a_table_and_warns(project, paths):
     assert "reports/registration.png" in done.stderr
     # Nothing is cut again, and nothing is compared that was not asked for.
     assert "shift" not in run_command("tile", "-p", project.root).output
+
+
+def test_years_told_by_file_names_are_compared(project, write_raster):
+    for year, east in (("2010", 0), ("2020", 3)):
+        path = write_raster(
+            f"ortho/a_{year}.tif", ground(0), origin=(LEFT + east * GSD, TOP), gsd=GSD
+        )
+    options = ("--size", 64, "--split", "source", "-p", project.root, "-q", "--check", "--json")
+    done = run_command("tile", path.parent, "--year-from", r"_(\d{4})", *options)
+    assert done.exit_code == 0, done.output
+    (pair,) = json.loads(done.stdout)["registration"]
+    assert pair["years"] == ["2010", "2020"]
+    assert pair["east_px"] == pytest.approx(3, abs=0.1)
 
 
 def test_too_little_ground_is_said(project, write_raster):

@@ -6,7 +6,7 @@ import contextlib
 import os
 
 import pyogrio
-from pyogrio.errors import DataSourceError
+from pyogrio.errors import DataLayerError, DataSourceError
 
 FIELD = "location"
 GTI_SUFFIXES = (".gti.gpkg", ".gti.fgb", ".gti")
@@ -19,12 +19,12 @@ def rasters_of(path: str) -> list[str] | None:
     """
     if path.lower().endswith(GTI_SUFFIXES):
         return None
-    with contextlib.suppress(DataSourceError):
+    with contextlib.suppress(DataSourceError, DataLayerError):
         for layer, _ in pyogrio.list_layers(path):
             if FIELD in pyogrio.read_info(path, layer=layer)["fields"]:
                 _, _, _, (names,) = pyogrio.raw.read(
                     path, layer=layer, columns=[FIELD], read_geometry=False
                 )
                 folder = os.path.dirname(path)
-                return [os.path.normpath(os.path.join(folder, name)) for name in names if name]
+                return [os.path.normpath(os.path.join(folder, str(name))) for name in names if name]
     return None

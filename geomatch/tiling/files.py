@@ -91,7 +91,13 @@ def _images(source: SourceConfig) -> list[tuple[str, str]]:
             "Leave out --asset, or give an item collection: stac=PATH",
         )
     if len(found) == 1:
-        found = tile_index.rasters_of(found[0]) or found
+        indexed = tile_index.rasters_of(found[0])
+        if indexed is None and source.year_from and found[0].lower().endswith(stac.SUFFIXES):
+            raise GeomatchError(
+                f"{found[0]} is neither a STAC item collection nor a tile index",
+                "Give a GeoJSON of STAC items with assets, or name the imagery as YEAR=PATH.",
+            )
+        found = indexed or found
     return [(path, os.path.basename(path)) for path in found]
 
 

@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from geomatch.errors import GeomatchError
 
+SUFFIXES = (".json", ".geojson")
 NOT_IMAGERY = {"thumbnail", "overview", "metadata", "labels"}
 """Roles of assets that are not the imagery itself."""
 
@@ -20,7 +21,7 @@ def read_items(path: Path) -> list[dict[str, Any]] | None:
     Raises:
         GeomatchError: it has no items, or is a STAC catalog or collection, which only link to them.
     """
-    if path.suffix.lower() not in (".json", ".geojson"):
+    if not path.name.lower().endswith(SUFFIXES):
         return None
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -39,8 +40,14 @@ def read_items(path: Path) -> list[dict[str, Any]] | None:
         return None
     if not items:
         raise GeomatchError(f"{path} has no items", "Check the search that wrote it.")
-    is_stac = all(isinstance(i, dict) and isinstance(i.get("assets"), dict) for i in items)
-    return items if is_stac else None
+    return items if all(map(_is_item, items)) else None
+
+
+def _is_item(item: Any) -> bool:
+    if not (isinstance(item, dict) and isinstance(item.get("assets"), dict)):
+        return False
+    parts = [item.get("properties"), *item["assets"].values()]
+    return all(isinstance(part, dict) for part in parts)
 
 
 def dated_assets(path: Path, items: list[dict[str, Any]], asset: str) -> Iterator[tuple[str, str]]:
@@ -56,7 +63,7 @@ def dated_assets(path: Path, items: list[dict[str, Any]], asset: str) -> Iterato
     for item in items:
         name = f"{path}: item {item.get('id')}"
         file = _local(name, _asset(name, item["assets"], asset), path.parent)
-        values = item.get("properties") or {}
+        values = item["properties"]
         date = values.get("datetime") or values.get("start_datetime")
         if not date:
             raise GeomatchError(f"{name} has no datetime", "Add it, or leave out the item.")
