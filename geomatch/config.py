@@ -35,6 +35,7 @@ Trunk = Literal[
     "efficientnet_lite0",
     "convnet",
 ]
+Overlap = Literal["first", "newest", "nearest-centre"]
 Engine = Literal["auto", "jax", "openvino", "onnxruntime"]
 EmbedDtype = Literal["auto", "float32", "bfloat16", "int8"]
 Database = Literal["split", "all", "train"]
@@ -65,6 +66,9 @@ class GridConfig:
     bands: tuple[int, ...] = _key((), "numbers of the image bands, from 1; empty: all but alpha")
     nodata: float | None = _key(None, "value of invalid pixels, for files that declare none")
     collar: bool = _key(False, "black or white connected to the border of a file is invalid")
+    overlap: Overlap = _key(
+        "first", 'sheet seen where several overlap: "newest" by the dates in their names'
+    )
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ class SourceConfig:
     labels: str = ""
     changed: str = ""
     placement: Literal["real", "fictitious"] = "real"
+    year_from: str = ""
+    asset: str = ""
 
 
 @dataclass(frozen=True)
@@ -446,6 +452,8 @@ def _template_lines(config: Config, given: Iterable[str]) -> Iterator[str]:
     yield "# buffer = 4                      # metres, for lines and points"
     yield '# classes = ["1=water", "2..4=forest", "#ff0000=road"]   # of a raster, instead of class'
     yield '# attribute = "landuse"           # whose values are classes, or have those of classes'
+    yield "# year_from = '_(\\d{4})_'          # in place of year: many years, told by file names"
+    yield '# asset = "image"                 # of a STAC item collection, whose dates tell the year'
     for table in dataclasses.fields(Config):
         if isinstance(table.default, tuple):
             continue

@@ -24,11 +24,16 @@ class YearOfTiles(Record):
         files: number of images.
         labels: number of label rasters and layers, or path of a vector file.
         stretch: fields of `geo.rasters.Stretch` to uint8; None for imagery that is uint8.
+        overlap: `grid.overlap`, which sheet is seen where several overlap; None without
+            georeference.
+        seams: number of tiles that are filled from several sheets; None without georeference.
     """
 
     files: int
     labels: int | str
     stretch: dict[str, Any] | None
+    overlap: str | None = field(default=None, metadata=OPTIONAL)
+    seams: int | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

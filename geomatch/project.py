@@ -98,6 +98,10 @@ class Project:
     def reports(self) -> Path:
         return self.root / "reports"
 
+    @property
+    def registration_map(self) -> Path:
+        return self.reports / "registration.png"
+
     def tile_manifest(self) -> TileManifest:
         """The manifest of the tiles.
 

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from geomatch import config
+from geomatch.data.registration import YearPair
 from geomatch.data.store import shard_rows
 from geomatch.data.tiles import TileTable
 from geomatch.errors import GeomatchError, UsageError
@@ -37,12 +38,15 @@ from geomatch.geo.rasters import GridReader, Raster
 from geomatch.geo.views import Reading
 from geomatch.manifests import Channels, TileRequest, YearOfTiles
 from geomatch.progress import ProgressCallback, silent
-from geomatch.project import Project, fingerprint, replace_folder
+from geomatch.project import Project, fingerprint, replace_folder, replacing
 from geomatch.report.preview import preview as draw_preview
-from geomatch.tiling import image_folders, shards, sources
+from geomatch.tiling import image_folders, registration, shards, sources
 from geomatch.tiling.plan import TilePlan, choose_grid, make_plan
 from geomatch.tiling.sources import YearSource
 from geomatch.tiling.usable import Unreadable
+
+RECORD = 2
+"""Version of the records of shards; shards with records of another one are cut again."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Tiled:
             that can be read.
         splits: number of tiles by split.
         unreadable: files or images that were left out, with the reason.
+        registration: the shift between each two years, if `check` was asked for.
     """
 
     table: TileTable
@@ -62,6 +67,7 @@ class Tiled:
     skipped: int
     splits: dict[str, int]
     unreadable: dict[str, str]
+    registration: tuple[YearPair, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class CellShard(shards.Shard):
         cells = [a.tolist() for a in (self.epsg, self.col, self.row, self.year)]
         used = {year: sources.identity(source) for year, source in self.year_sources.items()}
         leaving = ["skip bad"] if self.skip_bad else []
-        return fingerprint([cells, used, asdict(self.grid), self.channels, *leaving])
+        return fingerprint([cells, used, asdict(self.grid), self.channels, RECORD, *leaving])
 
 
 def tile(
@@ -96,6 +102,7 @@ def tile(
     workers: int | None = None,
     force: bool = False,
     preview: int = 0,
+    check: bool = False,
     progress: ProgressCallback = silent,
 ) -> Tiled:
     """Cut the tiles of `settings.source` or `settings.images`.
@@ -109,6 +116,8 @@ def tile(
         workers: processes (threads for images without georeference); by default one per core.
         force: cut tiles again even if they are up to date.
         preview: number of places to draw as `Project.preview`.
+        check: measure how far the years are shifted against each other, and draw it as
+            `reports/registration.png`.
 
     Raises:
         GeomatchError: a source is missing or damaged, or does not fit the others.
@@ -120,8 +129,16 @@ def tile(
             "no imagery is named",
             "Run: geomatch tile 2010=PATH 2020=PATH, or --folders DIR, or add [[source]].",
         )
-    cut = image_folders.tile if images else _tile_ground
-    table = cut(project, settings, overrides, workers, force, progress)
+    if check and images:
+        raise UsageError(
+            "--check compares years of georeferenced imagery",
+            "Leave out --check, or name the imagery as YEAR=PATH.",
+        )
+    pairs: Sequence[YearPair] = ()
+    if images:
+        table = image_folders.tile(project, settings, overrides, workers, force, progress)
+    else:
+        table, pairs = _tile_ground(project, settings, overrides, workers, force, check, progress)
     manifest = project.tile_manifest()
     if preview:
         draw_preview(project, preview, project.preview)
@@ -131,7 +148,34 @@ def tile(
         manifest.planned - len(table),
         manifest.splits,
         manifest.unreadable or {},
+        tuple(pairs),
     )
+
+
+def _check(
+    project: Project,
+    table: TileTable,
+    year_sources: Sequence[YearSource],
+    unreadable: Unreadable,
+    progress: ProgressCallback,
+) -> Sequence[YearPair]:
+    """Measure how far the years are shifted, and draw a map.
+
+    Raises:
+        UsageError: there is only one year.
+    """
+    from geomatch.report.registration_map import draw
+
+    in_metres = project.tile_manifest().in_metres
+    pairs = registration.measure(year_sources, table, in_metres, unreadable, progress)
+    if not pairs:
+        raise UsageError(
+            f"--check compares years, but there is only {year_sources[0].year}",
+            "Leave out --check, or name imagery of another year too.",
+        )
+    with replacing(project.registration_map) as temporary:
+        draw(pairs, temporary)
+    return pairs
 
 
 def _tile_ground(
@@ -140,8 +184,9 @@ def _tile_ground(
     overrides: Sequence[str],
     workers: int | None,
     force: bool,
+    check: bool,
     progress: ProgressCallback,
-) -> TileTable:
+) -> tuple[TileTable, Sequence[YearPair]]:
     """Cut the tiles of `settings.source`, as `image_folders.tile` does those of folders."""
     settings = config.located(settings, project.root)
     partial = project.root / "tiles.partial"
@@ -170,7 +215,7 @@ def _tile_ground(
             cut = functools.partial(_cut, workers or os.cpu_count() or 1)
             records = shards.cut(work, cut, "cutting tiles", progress)
             table = _catalogue(plan, year_sources, records, settings.grid.min_valid)
-            described = _description(grid, year_sources, channels, settings.grid, records)
+            described = _description(grid, year_sources, channels, settings.grid, table, records)
             for layer, count in (described["broken"] or {}).items():
                 progress(f"labels: {count} broken shapes left out of {layer}")
             for name, share in (described["label_classes"] or {}).items():
@@ -190,8 +235,13 @@ def _tile_ground(
                 **described,
             )
             replace_folder(partial / "tiles", project.tiles)
-        shutil.rmtree(partial, ignore_errors=True)
-        return TileTable.load(project.catalogue)
+        try:
+            table = TileTable.load(project.catalogue)
+            unreadable: Unreadable = {} if settings.grid.skip_bad else None
+            pairs = _check(project, table, year_sources, unreadable, progress) if check else ()
+        finally:  # masks of collars are in it, which the check reads as well
+            shutil.rmtree(partial, ignore_errors=True)
+        return table, pairs
 
 
 def _shards(
@@ -323,6 +373,7 @@ def _cut_shard(shard: CellShard) -> shards.ShardRecord:
     pixels = np.zeros((len(shard.col), size, size, bands + drawn), np.uint8)
     valid = np.zeros(len(shard.col), np.float32)
     names = [""] * len(shard.col)
+    sheets = [0] * len(shard.col)
     changed: list[float | None] = [None] * len(shard.col)
     broken: Broken = {}
     unreadable: Unreadable = {} if shard.skip_bad else None
@@ -331,14 +382,21 @@ def _cut_shard(shard: CellShard) -> shards.ShardRecord:
         with contextlib.ExitStack() as stack:
             images = stack.enter_context(
                 GridReader(
-                    source.images, shard.grid, crs, stretch=source.stretch, unreadable=unreadable
+                    source.images,
+                    shard.grid,
+                    crs,
+                    stretch=source.stretch,
+                    unreadable=unreadable,
+                    by_centre=source.by_centre,
                 )
             )
             read_labels = _label_reader(stack, source, shard, rows, crs, broken, unreadable)
             read_share = _share_reader(stack, source, shard, crs, unreadable)
             for i in rows:
                 col, row = int(shard.col[i]), int(shard.row[i])
-                values, mask, names[i] = images.read(col, row)
+                values, mask, seen = images.read(col, row)
+                names[i] = seen[0].name if seen else ""
+                sheets[i] = len({raster.path for raster in seen})
                 pixels[i, ..., :bands] = values
                 valid[i] = mask.mean()
                 if read_labels is not None:
@@ -351,6 +409,7 @@ def _cut_shard(shard: CellShard) -> shards.ShardRecord:
         pixels,
         valid=valid.tolist(),
         source=names,
+        sheets=sheets,
         changed=changed,
         broken=broken,
         classes=classes,
@@ -475,13 +534,15 @@ def _description(
     year_sources: Sequence[YearSource],
     channels: tuple[int, int],
     settings: config.GridConfig,
+    table: TileTable,
     records: Sequence[shards.ShardRecord],
 ) -> dict[str, Any]:
     reading = sources.reading(settings)
+    sheets = np.concatenate([record["sheets"] for record in records])[table.store_row]
     fictitious = any(c.placement == "fictitious" for c in year_sources)
     broken: Broken = {}
     for record in records:
-        _take_up(broken, record.get("broken", {}))  # those of an earlier version have none
+        _take_up(broken, record["broken"])
     shares: dict[str, float] = {}
     if classes := year_sources[0].labels.classes:
         pixels = np.sum([record["classes"] for record in records], axis=0)
@@ -501,8 +562,10 @@ def _description(
                 files=len(c.images),
                 labels=len(c.labels.rasters) + len(c.labels.layers),
                 stretch=asdict(c.stretch) if c.stretch else None,
+                overlap=c.overlap,
+                seams=int(((sheets > 1) & (table.year == i)).sum()),
             )
-            for c in year_sources
+            for i, c in enumerate(year_sources)
         },
         "label_classes": shares or None,
         "broken": {layer: len(ids) for layer, ids in broken.items()} or None,

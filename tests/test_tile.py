@@ -122,6 +122,61 @@ def test_where_sheets_overlap_the_first_by_name_wins(write_raster, project):
     assert (tile[:, 10:] == 20).all()
 
 
+GREY = {"west": 10, "middle": 20, "east": 30}
+
+
+def overlapping_sheets(write_raster, names):
+    """Three sheets of 48 px, named from west to east, each 24 px east of the one before."""
+    for i, (name, grey) in enumerate(zip(names, GREY.values(), strict=True)):
+        values = np.full((3, 32, 48), grey, np.uint8)
+        write_raster(f"2010/{name}.tif", values, origin=(LEFT + 24 * i, TOP))
+
+
+@pytest.mark.parametrize(
+    ("overlap", "names", "greys", "seams"),
+    [
+        # From west to east, what each of three tiles of 32 px shows at its 4th, 16th and 28th px.
+        ("first", ["a", "b", "c"], "10 10 10, 10 20 20, 20 30 30", 2),
+        ("first", ["c", "b", "a"], "10 10 20, 20 30 30, 30 30 30", 2),
+        ("newest", ["a_2012", "b_2014", "c_2013"], "10 10 20, 20 20 20, 20 30 30", 2),
+        ("newest", ["x_201406", "b_20140607", "a_2014-06-09"], "10 10 20, 20 30 30, 30 30 30", 2),
+        # Centres at 24, 48 and 72 px; of the tiles at 16, 48 and 80.
+        ("nearest-centre", ["b", "c", "a"], "10 10 10, 20 20 20, 30 30 30", 0),
+    ],
+)
+def test_which_sheet_is_seen_where_several_overlap(
+    write_raster, project, overlap, names, greys, seams
+):
+    overlapping_sheets(write_raster, names)
+    root = project.root.parent
+    table = tile_sources(project, {"2010": root / "2010"}, f"grid.overlap={overlap}")
+    seen = ", ".join(
+        " ".join(str(pixels(project, table, name)[0, x, 0]) for x in (4, 16, 28))
+        for name in sorted(table.ids())
+    )
+    assert seen == greys
+    (year,) = project.tile_manifest().years.values()
+    assert (year.overlap, year.seams) == (overlap, seams)
+
+
+def test_the_newest_sheet_needs_dates(write_raster, project):
+    overlapping_sheets(write_raster, ["a_2012", "b_42014", "c_2013"])
+    year = {"2010": project.root.parent / "2010"}
+    with pytest.raises(GeomatchError, match=r"b_42014\.tif tells no date") as caught:
+        tile_sources(project, year, "grid.overlap=newest")
+    assert "nearest-centre" in caught.value.hint
+
+
+def test_the_rule_of_overlaps_decides_whether_tiles_are_up_to_date(write_raster, project):
+    overlapping_sheets(write_raster, ["a", "b", "c"])
+    year = {"2010": project.root.parent / "2010"}
+    prints = []
+    for overlap in ("first", "nearest-centre", "first"):
+        tile_sources(project, year, f"grid.overlap={overlap}")
+        prints.append(project.tile_manifest().fingerprint)
+    assert prints[0] == prints[2] != prints[1]
+
+
 @pytest.mark.parametrize("bands", [[], [3, 1, 2]])
 @pytest.mark.parametrize("how", ["nodata", "alpha", "mask"])
 def test_invalid_ground_is_left_out(write_raster, tmp_path, project, how, bands):
@@ -644,12 +699,13 @@ def test_more_sheets_than_files_may_be_open(write_raster, project, tmp_path):
         for row in range(12):
             left, top = LEFT + 16 * col, TOP - 16 * row
             write_raster(f"y/{row}_{col}.tif", ground(left, top, 16, 16), origin=(left, top))
-    command = f"ulimit -n 96; exec {sys.executable} -m geomatch tile -p {project.root}"
-    given = f" 2010={tmp_path}/y --workers 1 --size 32 --split source"
+    command = f"ulimit -n 96; exec {sys.executable} -m geomatch tile -p {project.root} --check"
+    years = " ".join(f"{year}={tmp_path}/y" for year in range(2010, 2016))
+    given = f" {years} --workers 1 --size 32 --split source"
     done = subprocess.run(["bash", "-c", command + given], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     table = TileTable.load(project.catalogue)
-    assert len(table) == 36
+    assert len(table) == 36 * 6
     np.testing.assert_array_equal(
         pixels(project, table, f"{COL + 2}_{ROW - 3}@2010"), expected(COL + 2, ROW - 3)
     )

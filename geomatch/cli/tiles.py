@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from geomatch import config
-from geomatch.cli.options import HERE, ProjectFolder, Quiet, Settings, overrides
+from geomatch.cli.options import HERE, Json, ProjectFolder, Quiet, Settings, overrides
 from geomatch.errors import UsageError
 from geomatch.project import Project
 
@@ -26,11 +26,23 @@ def tile(
         typer.Argument(
             metavar="YEAR=PATH ...",
             help="Imagery of a year: a folder, file or quoted glob; YEAR:labels=PATH: labels; "
-            "YEAR:changed=PATH: a mask of changed ground. By default those in geomatch.toml, or "
-            "those of the last time.",
+            "YEAR:changed=PATH: a mask of changed ground. stac=PATH: a STAC item collection. With "
+            "--year-from, PATH and :labels=PATH. By default those in geomatch.toml, or those of "
+            "the last time.",
         ),
     ] = None,
     project: ProjectFolder = HERE,
+    year_from: Annotated[
+        str,
+        typer.Option(
+            help="Regular expression that finds the year in file names, or in the datetime of STAC "
+            "items, such as '_(\\d{4})_'; groups are joined by hyphens.",
+            metavar="REGEX",
+        ),
+    ] = "",
+    asset: Annotated[
+        str, typer.Option(help="The asset of STAC items that is the imagery.", metavar="KEY")
+    ] = "",
     folders: Annotated[
         str | None,
         typer.Option(
@@ -102,6 +114,13 @@ def tile(
             metavar="N",
         ),
     ] = 0,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Measure how far the years are shifted, and draw it on a map."
+        ),
+    ] = False,
+    as_json: Json = False,
     settings: Settings = None,
     quiet: Quiet = False,
 ) -> None:
@@ -132,6 +151,8 @@ def tile(
         validation=validation or (),
         test=test or (),
         fictitious=fictitious,
+        year_from=year_from,
+        asset=asset,
         overrides=overrides(settings, options),
     )
     from geomatch.tile import tile as stage
@@ -144,6 +165,7 @@ def tile(
             workers=workers,
             force=force,
             preview=preview,
+            check=check,
             progress=progress,
         )
     table = made.table
@@ -160,6 +182,17 @@ def tile(
             console.note(f"  {path} {reason}")
     if preview:
         console.note(f"Preview: {opened.preview}")
+    if check:
+        from geomatch.cli import registration_table
+
+        console.note(f"map of the shifts in {opened.registration_map}")
+        registration_table.warn(made.registration)
+    if as_json:
+        values = {"tiles": len(table), "skipped": made.skipped, "grid": made.grid}
+        shifts = [pair.as_json() for pair in made.registration] if check else None
+        console.data({**values, "splits": made.splits, "registration": shifts})
+    elif check:
+        registration_table.show(made.registration)
 
 
 def _numbers(text: str) -> list[int]:

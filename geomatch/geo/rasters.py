@@ -663,7 +663,8 @@ def _close(opened: Opened) -> None:
 class GridReader:
     """Reads cells of a grid, in one CRS, from the rasters of one year.
 
-    Rasters are read in the order given; each fills the pixels that earlier ones left invalid.
+    Rasters are read in the order given, or those whose centre is nearer to the cell's first; each
+    fills the pixels that earlier ones left invalid.
 
     Args:
         rasters: all of the same bands and dtype.
@@ -672,6 +673,7 @@ class GridReader:
         stretch: to uint8, for rasters of another dtype.
         unreadable: takes the paths of rasters that cannot be read, with the reason, and reading
             goes on without them; None makes them an error.
+        by_centre: read rasters in the order of their distance.
     """
 
     def __init__(
@@ -683,8 +685,10 @@ class GridReader:
         nearest: bool = False,
         stretch: Callable[[NDArray[Any]], Pixels] | None = None,
         unreadable: dict[str, str] | None = None,
+        by_centre: bool = False,
     ) -> None:
         self._unreadable = unreadable
+        self._by_centre = by_centre
         self._grid = grid
         self._crs = crs
         self._resampling = Resampling.nearest if nearest else Resampling.bilinear
@@ -699,12 +703,16 @@ class GridReader:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all rasters; they are opened again when they are read."""
         for opened in self._open.values():
             _close(opened)
         self._open.clear()
 
-    def read(self, col: int, row: int) -> tuple[Pixels, NDArray[np.bool_], str]:
-        """One cell: pixels (size, size, bands), valid (size, size), name of its first raster.
+    def read(self, col: int, row: int) -> tuple[Pixels, NDArray[np.bool_], list[Raster]]:
+        """One cell: pixels (size, size, bands), valid (size, size), the rasters seen, in order.
 
         Raises:
             GeomatchError: a raster is damaged.
@@ -712,11 +720,8 @@ class GridReader:
         size, bands = self._grid.size, self._rasters[0].bands
         pixels = np.zeros((size, size, bands), np.uint8)
         valid = np.zeros((size, size), bool)
-        first = ""
-        left, bottom, right, top = self._grid.bounds(np.asarray(col), np.asarray(row))
-        for i, box in enumerate(self._bounds):
-            if box[0] >= right or box[2] <= left or box[1] >= top or box[3] <= bottom:
-                continue
+        seen: list[Raster] = []
+        for i in self._touching(col, row):
             try:
                 values, mask = self._window(i, col, row)
             except BadFileError as error:
@@ -728,10 +733,24 @@ class GridReader:
             if fill.any():
                 pixels[fill] = values[fill]
                 valid |= mask
-                first = first or self._rasters[i].name
+                seen.append(self._rasters[i])
             if valid.all():
                 break
-        return pixels, valid, first
+        return pixels, valid, seen
+
+    def _touching(self, col: int, row: int) -> list[int]:
+        """Indices of the rasters that share ground with a cell, in the order of reading."""
+        left, bottom, right, top = self._grid.bounds(np.asarray(col), np.asarray(row)).tolist()
+        found = [
+            i
+            for i, box in enumerate(self._bounds)
+            if box[0] < right and box[2] > left and box[1] < top and box[3] > bottom
+        ]
+        if self._by_centre:
+            x, y = left + right, bottom + top
+            centres = {i: np.add(self._bounds[i][:2], self._bounds[i][2:]) for i in found}
+            found.sort(key=lambda i: math.hypot(centres[i][0] - x, centres[i][1] - y))
+        return found
 
     def _window(self, i: int, col: int, row: int) -> tuple[Pixels, NDArray[np.bool_]]:
         raster, grid = self._rasters[i], self._grid

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from geomatch.geo import labels, rasters
 from geomatch.geo.labels import ClassMap, Layer, RasterLayer
 from geomatch.geo.rasters import Raster
 from geomatch.progress import ProgressCallback
-from geomatch.tiling import bdtopo
+from geomatch.tiling import bdtopo, files
 from geomatch.tiling.usable import Unreadable, usable
 
 MOST = 255
@@ -51,6 +51,7 @@ def collect(
     years = [source.year for source in settings.source]
     tables, known = list[config.LabelsConfig](), list[str]()
     plain: dict[str, YearLabels] = {}
+    paths: dict[str, list[str]] = {}
     for source in settings.source:
         if source.labels.startswith(config.BDTOPO):
             known = [*bdtopo.CLASSES]
@@ -59,7 +60,10 @@ def collect(
                 progress(f"labels of {source.year}: no layer of {', '.join(sorted(missing))}")
             tables += [replace(table, year=source.year) for table in found]
         elif source.labels:
-            plain[source.year] = _plain(source, unreadable)
+            named = labels.find(source.labels, f"labels of {source.year}")
+            if of_year := files.others(source, named):
+                paths[source.year] = of_year
+                plain[source.year] = _plain(source.year, of_year, unreadable)
     for table in settings.labels:
         _check(table, years)
         tables.append(table)
@@ -71,12 +75,12 @@ def collect(
                 f"labels of {year} are greys or colours, but other labels have classes",
                 "Give these files a class too, in a [[labels]] table of geomatch.toml.",
             )
-    tables += [
-        config.LabelsConfig(file=source.labels, year=source.year)
+    wide = {
+        config.LabelsConfig(file=source.labels, year=source.year): paths[source.year]
         for source in settings.source
         if source.year in plain
-    ]
-    return _by_class(tables, years, known, unreadable, progress)
+    }
+    return _by_class([*tables, *wide], wide, years, known, unreadable, progress)
 
 
 def _check(table: config.LabelsConfig, years: Sequence[str]) -> None:
@@ -89,10 +93,9 @@ def _check(table: config.LabelsConfig, years: Sequence[str]) -> None:
         )
 
 
-def _plain(source: config.SourceConfig, unreadable: Unreadable) -> YearLabels:
+def _plain(year: str, paths: Sequence[str], unreadable: Unreadable) -> YearLabels:
     """Labels that name no class: rasters as they are, the layers of a vector file in greys."""
-    what = f"labels of {source.year}"
-    paths = labels.find(source.labels, what)
+    what = f"labels of {year}"
     if labels.is_vector(paths[0]):
         if len(paths) > 1:
             raise GeomatchError(
@@ -124,6 +127,7 @@ def _is_wide(found: YearLabels) -> bool:
 
 def _by_class(
     tables: Sequence[config.LabelsConfig],
+    paths: Mapping[config.LabelsConfig, list[str]],
     years: Sequence[str],
     known: Sequence[str],
     unreadable: Unreadable,
@@ -132,23 +136,24 @@ def _by_class(
     """The layers of tables; classes are numbered in the order in which they are named.
 
     Args:
+        paths: the files of tables that take but some of what their `file` matches.
         known: names of the first classes.
     """
     tables = [each for table in tables for each in _by_attribute(table)]
     # A table without a class has those of its values, in their order, over all such tables.
-    found = {table: labels.find(table.file, _name(table)) for table in tables}
-    drawn = {table: labels.is_vector(paths[0]) for table, paths in found.items()}
+    found = {table: paths.get(table) or labels.find(table.file, _name(table)) for table in tables}
+    drawn = {table: labels.is_vector(first) for table, (first, *_) in found.items()}
     images = {
-        table: _rasters(paths, _name(table), unreadable)
-        for table, paths in found.items()
+        table: _rasters(matched, _name(table), unreadable)
+        for table, matched in found.items()
         if not drawn[table]
     }
     own: set[int] = set()
-    for table, files in images.items():
+    for table, matched in images.items():
         if not (table.class_ or table.classes):
-            for done, raster in enumerate(files, 1):
+            for done, raster in enumerate(matched, 1):
                 own.update(labels.values_of([raster]))
-                progress("reading the values of label rasters", done, len(files))
+                progress("reading the values of label rasters", done, len(matched))
     rules = {table: _rules(table, drawn[table], sorted(own)) for table in tables}
     names = list(dict.fromkeys([*known, *(name for rule in rules.values() for _, _, name in rule)]))
     if not names:

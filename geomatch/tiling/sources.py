@@ -17,7 +17,7 @@ from geomatch.geo.labels import Layer, RasterLayer
 from geomatch.geo.rasters import Raster, Stretch
 from geomatch.geo.views import Reading
 from geomatch.progress import ProgressCallback
-from geomatch.tiling import label_layers
+from geomatch.tiling import files, label_layers
 from geomatch.tiling.label_layers import YearLabels
 from geomatch.tiling.usable import Unreadable, usable
 
@@ -33,6 +33,8 @@ class YearSource:
         placement: "real", or "fictitious" where coordinates are made up.
         changed: masks of changed ground.
         unreadable: paths of files that are left out, with the reason.
+        overlap: which image is seen where several overlap. They are in this order already, unless
+            it differs from place to place.
     """
 
     year: str
@@ -42,6 +44,12 @@ class YearSource:
     placement: str
     changed: tuple[Raster, ...] = ()
     unreadable: dict[str, str] = field(default_factory=dict)
+    overlap: config.Overlap = "first"
+
+    @property
+    def by_centre(self) -> bool:
+        """Whether the image whose centre is nearest is seen."""
+        return self.overlap == "nearest-centre"
 
 
 def collect(settings: config.Config, masks: Path, progress: ProgressCallback) -> list[YearSource]:
@@ -54,6 +62,9 @@ def collect(settings: config.Config, masks: Path, progress: ProgressCallback) ->
         GeomatchError: a file is missing or damaged, or files of a year differ in bands or dtype.
         UsageError: a year is invalid, has no images or is given twice, or a stretch is missing.
     """
+    overlap = settings.grid.overlap
+    found = [each for source in settings.source for each in files.by_year(source, overlap)]
+    settings = config.with_sources(settings, [source for source, _ in found])
     years = [source.year for source in settings.source]
     for source in settings.source:
         if not source.year or re.search(r"[@/\\\s]", source.year):
@@ -65,12 +76,17 @@ def collect(settings: config.Config, masks: Path, progress: ProgressCallback) ->
             raise UsageError(f"source {source.year} has no images", f"Add {source.year}=PATH.")
     if len(set(years)) != len(years):
         raise UsageError("a year is given twice", "Give each year one folder or glob.")
-    by_year = {source.year: source for source in settings.source}
+    by_year = {source.year: (source, paths) for source, paths in found}
     unreadable: Unreadable = {} if settings.grid.skip_bad else None
-    found = label_layers.collect(settings, unreadable, progress)
+    known = label_layers.collect(settings, unreadable, progress)
     year_sources = [
         _inspect(
-            by_year[year], found.get(year, YearLabels()), settings.grid, masks, unreadable, progress
+            *by_year[year],
+            known.get(year, YearLabels()),
+            settings.grid,
+            masks,
+            unreadable,
+            progress,
         )
         for year in in_time_order(years)
     ]
@@ -91,13 +107,13 @@ def reading(settings: config.GridConfig) -> Reading:
 
 def _inspect(
     source: config.SourceConfig,
-    found: YearLabels,
+    paths: list[str],
+    known: YearLabels,
     grid: config.GridConfig,
     masks: Path,
     unreadable: Unreadable,
     progress: ProgressCallback,
 ) -> YearSource:
-    paths = rasters.find(source.images, f"year {source.year}")
     read = itertools.count(1)
 
     def inspect(path: str) -> Raster:
@@ -124,18 +140,19 @@ def _inspect(
     return YearSource(
         source.year,
         tuple(images),
-        found,
+        known,
         measured,
         source.placement,
         _masks(source, unreadable),
         unreadable or {},
+        grid.overlap,
     )
 
 
 def _masks(source: config.SourceConfig, unreadable: Unreadable) -> tuple[Raster, ...]:
     if not source.changed:
         return ()
-    paths = rasters.find(source.changed, f"changed {source.year}")
+    paths = files.others(source, rasters.find(source.changed, f"changed {source.year}"))
     found = usable(paths, rasters.inspect, unreadable)
     for mask in found:
         if (mask.bands, mask.dtype) != (1, "uint8"):
@@ -199,6 +216,7 @@ def identity(source: YearSource) -> Any:
         source.stretch and asdict(source.stretch),
         source.year,
         source.placement,
+        *(["nearest-centre"] if source.by_centre else []),
     ]
 
 
