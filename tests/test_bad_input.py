@@ -49,7 +49,7 @@ def check_error(stderr, words):
     lines = stderr.splitlines()
     assert 1 <= len(lines) <= 2, stderr
     assert lines[0].startswith("error: ")
-    assert "unexpected" not in lines[0], stderr
+    assert "unforeseen" not in lines[0], stderr
     assert len(lines[0]) < 600
     assert all(line.startswith("hint: ") for line in lines[1:])
     for word in words:
