@@ -55,7 +55,7 @@ def outcome(project, capfd, path, *given):
     lines = result.stderr.splitlines()
     assert 1 <= len(lines) <= 2, result.stderr
     assert lines[0].startswith("error: "), result.stderr
-    assert "unexpected" not in lines[0], result.stderr
+    assert "unforeseen" not in lines[0], result.stderr
     assert len(lines) == 2, "a hint names the remedy"
     assert path.name in lines[0] or "year 2010" in lines[0] or "no tile" in lines[0]
     assert not project.catalogue.exists()
