@@ -1,10 +1,15 @@
 """`python -m geomatch` and the `geomatch` command."""
 
+import sys
+from io import TextIOWrapper
+
 from geomatch.cli.commands import app
 
 
 def main() -> None:
     """Run the command line."""
+    if isinstance(sys.stdout, TextIOWrapper):  # else names that are not UTF-8 cannot be printed
+        sys.stdout.reconfigure(errors="backslashreplace")
     app()
 
 

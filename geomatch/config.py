@@ -7,6 +7,8 @@ import dataclasses
 import difflib
 import json
 import math
+import os
+import re
 import tomllib
 import types
 import typing
@@ -33,10 +35,17 @@ Trunk = Literal[
     "efficientnet_lite0",
     "convnet",
 ]
+Overlap = Literal["first", "newest", "nearest-centre"]
 Engine = Literal["auto", "jax", "openvino", "onnxruntime"]
 EmbedDtype = Literal["auto", "float32", "bfloat16", "int8"]
 Database = Literal["split", "all", "train"]
 ProjectionMethod = Literal["pca", "tsne"]
+
+
+BDTOPO = "bdtopo:"
+"""Marks labels as a delivery of BD TOPO, whose layers have classes of their own."""
+GDAL_NAME = re.compile(r"/vsi|[A-Za-z][\w+]*:")
+"""The beginning of what GDAL opens and no folder holds: archives, subdatasets, databases, URLs."""
 
 
 def _key(default: Any, doc: str, least: float | None = None) -> Any:
@@ -53,6 +62,13 @@ class GridConfig:
     stride: int | None = _key(None, "pixels between tiles; unset: the tile side, no overlap")
     min_valid: float = _key(0.99, "least share of valid pixels of a tile", least=0)
     stretch: str = _key("", 'to uint8, for other dtypes: "MIN,MAX" or "2%,98%"')
+    skip_bad: bool = _key(False, "leave out rasters that cannot be used, and list them")
+    bands: tuple[int, ...] = _key((), "numbers of the image bands, from 1; empty: all but alpha")
+    nodata: float | None = _key(None, "value of invalid pixels, for files that declare none")
+    collar: bool = _key(False, "black or white connected to the border of a file is invalid")
+    overlap: Overlap = _key(
+        "first", 'sheet seen where several overlap: "newest" by the dates in their names'
+    )
 
 
 @dataclass(frozen=True)
@@ -62,6 +78,20 @@ class SourceConfig:
     labels: str = ""
     changed: str = ""
     placement: Literal["real", "fictitious"] = "real"
+    year_from: str = ""
+    asset: str = ""
+
+
+@dataclass(frozen=True)
+class LabelsConfig:
+    file: str = ""
+    class_: str = ""  # in TOML "class", a word that Python keeps for itself
+    year: str = ""
+    layer: str = ""
+    where: str = ""
+    attribute: str = ""
+    buffer: float = _key(0.0, "metres around lines and points", least=0)
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,7 +152,13 @@ class ModelConfig:
     normalise: bool = _key(False, "L2-normalise descriptors inside the network")
     centre: bool = _key(False, "embed subtracts each year's mean training descriptor")
     label_classes: int = _key(
-        0, "number of classes of a one-band label, one-hot encoded; 0: labels as an image", least=0
+        0,
+        "number of classes of a one-band label; 0: as many as the tiles name, else labels as an "
+        "image",
+        least=0,
+    )
+    labels: Literal["one-hot", "grey", "colour"] = _key(
+        "one-hot", "how the classes of labels enter: a plane, a grey or a colour for each"
     )
 
 
@@ -263,6 +299,7 @@ class Config:
 
     grid: GridConfig = GridConfig()
     source: tuple[SourceConfig, ...] = ()
+    labels: tuple[LabelsConfig, ...] = ()
     images: ImagesConfig = ImagesConfig()
     split: SplitConfig = SplitConfig()
     model: ModelConfig = ModelConfig()
@@ -311,6 +348,11 @@ def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
         parts = name.strip().split(".")
         if parts[0] == "source":
             raise UsageError(f"--set {override}: sources are not set", "Name imagery as YEAR=PATH.")
+        if parts[0] == "labels":
+            raise UsageError(
+                f"--set {override}: labels are not set",
+                "Write [[labels]] tables in geomatch.toml, or name labels as YEAR:labels=PATH.",
+            )
         if not equals or len(parts) != 2:
             raise UsageError(f"--set {override}: not of the form table.key=value")
         table, key = parts
@@ -324,7 +366,12 @@ def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
 
 def as_dict(config: Any) -> dict[str, Any]:
     """A dataclass as values for JSON (tuples as lists)."""
-    result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+
+    def named(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {_key_of(name): value for name, value in items}
+
+    values = dataclasses.asdict(config, dict_factory=named)
+    result: dict[str, Any] = json.loads(json.dumps(values))
     return result
 
 
@@ -339,25 +386,39 @@ def with_sources(config: Config, sources: Iterable[SourceConfig]) -> Config:
 
 
 def located(config: Config, root: Path) -> Config:
-    """`config` with the relative paths of sources and split areas resolved against `root`."""
+    """`config` with the relative paths of sources, labels and split areas against `root`."""
     base = root.absolute()
     sources = tuple(
         dataclasses.replace(
             source,
             images=str(base / source.images) if source.images else "",
-            labels=str(base / source.labels) if source.labels else "",
+            labels=placed(source.labels, base) if source.labels else "",
             changed=str(base / source.changed) if source.changed else "",
         )
         for source in config.source
+    )
+    labels = tuple(
+        dataclasses.replace(table, file=placed(table.file, base) if table.file else "")
+        for table in config.labels
     )
     split = config.split
     if split.by == "file":
         split = dataclasses.replace(
             split,
-            validation=tuple(str(base / path) for path in split.validation),
-            test=tuple(str(base / path) for path in split.test),
+            validation=tuple(placed(path, base) for path in split.validation),
+            test=tuple(placed(path, base) for path in split.test),
         )
-    return dataclasses.replace(config, source=sources, split=split)
+    return dataclasses.replace(config, source=sources, labels=labels, split=split)
+
+
+def placed(path: str, base: Path) -> str:
+    """`path` against the folder `base`, unless it is a name that only GDAL understands."""
+    path = os.path.expanduser(path)
+    if path.startswith(BDTOPO):
+        return BDTOPO + placed(path.removeprefix(BDTOPO), base)
+    if GDAL_NAME.match(path) and not os.path.exists(base / path):
+        return path
+    return str(base / path)
 
 
 def differences(old: Config, new: Config, tables: Iterable[str]) -> list[str]:
@@ -388,8 +449,21 @@ def _template_lines(config: Config, given: Iterable[str]) -> Iterator[str]:
     yield '# labels = "landcover/2015.tif"   # a raster, or a vector file'
     yield '# changed = "changed/2015.tif"      # a mask of changed ground, for evaluation'
     yield '# placement = "real"              # "fictitious": no errors in metres are reported'
+    yield ""
+    yield "# Labels by class; a later table covers an earlier one."
+    yield "# [[labels]]"
+    yield '# file = "roads.gpkg"             # a vector file or a class raster'
+    yield '# class = "road"'
+    yield '# year = "2015"                   # unset: every year'
+    yield '# layer = "motorways"             # unset: all layers'
+    yield "# where = \"kind = 'main'\"        # a condition on attributes"
+    yield "# buffer = 4                      # metres, for lines and points"
+    yield '# classes = ["1=water", "2..4=forest", "#ff0000=road"]   # of a raster, instead of class'
+    yield '# attribute = "landuse"           # whose values are classes, or have those of classes'
+    yield "# year_from = '_(\\d{4})_'          # in place of year: many years, told by file names"
+    yield '# asset = "image"                 # of a STAC item collection, whose dates tell the year'
     for table in dataclasses.fields(Config):
-        if table.name == "source":
+        if isinstance(table.default, tuple):
             continue
         yield ""
         yield f"[{table.name}]"
@@ -472,14 +546,16 @@ def literal(text: str) -> Any:
 def _build(cls: type, values: Mapping[str, Any], where: str, table: str = "") -> Any:
     if not isinstance(values, Mapping):
         raise UsageError(f"{where}: [{table}] is not a table")
-    hints = typing.get_type_hints(cls)
+    types_of = typing.get_type_hints(cls)
+    fields = {_key_of(name): name for name in types_of}
+    hints = {key: types_of[name] for key, name in fields.items()}
     for key in values:
         if key not in hints:
             prefix = f"{table}." if table else ""
             raise _unknown(prefix + key, [prefix + known for known in hints], where)
     built = cls(
         **{
-            key: _convert(value, hints[key], where, f"{table}.{key}" if table else key)
+            fields[key]: _convert(value, hints[key], where, f"{table}.{key}" if table else key)
             for key, value in values.items()
         }
     )
@@ -515,6 +591,11 @@ def _convert(value: Any, hint: Any, where: str, name: str) -> Any:
             f"{where}: {name} = {value!r}", f"Expected a value of type {hint.__name__}."
         )
     return value
+
+
+def _key_of(field: str) -> str:
+    """The key of a field, "class" of `class_`."""
+    return field.rstrip("_")
 
 
 def _unknown(name: str, known: Iterable[str], where: str) -> UsageError:

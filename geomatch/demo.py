@@ -126,7 +126,7 @@ def _check_settings(project: Project, text: str) -> None:
         UsageError: some differ.
     """
     there, wanted = config.load(project.config), config.from_dict(tomllib.loads(text), MARK)
-    tables = [table for table in config.as_dict(wanted) if table != "source"]
+    tables = [table for table in config.as_dict(wanted) if table not in ("source", "labels")]
     if changed := config.differences(there, wanted, tables):
         raise UsageError(
             f"{project.root} holds the demo with other settings: {', '.join(changed)}",

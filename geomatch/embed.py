@@ -38,11 +38,12 @@ PART = 4096
 
 @dataclass(frozen=True)
 class Embedded:
-    """The result of `embed`: the file, and the number of tiles in it."""
+    """The result of `embed`: the file, the number of tiles in it, and `Encoding.remark`."""
 
     name: str
     path: Path
     tiles: int
+    remark: str
 
 
 def embed(
@@ -100,7 +101,7 @@ def embed(
         if _up_to_date(path, made_from):
             path.touch()  # later stages take the latest
             progress(f"embeddings {name} are up to date")
-            return Embedded(name, path, manifest.tiles)
+            return Embedded(name, path, manifest.tiles, encoding.remark)
         tiles = TileTable.load(project.catalogue)
         parts = project.embeddings / f"{name}.partial"
         _prepare(parts, made_from)
@@ -108,7 +109,7 @@ def embed(
         digest = _join(parts, path, tiles, encoding, made_from)
         shutil.rmtree(parts)
         progress(f"embeddings {name}: {len(tiles)} tiles, fingerprint {digest}")
-        return Embedded(name, path, len(tiles))
+        return Embedded(name, path, len(tiles), encoding.remark)
 
 
 def _up_to_date(path: Path, made_from: dict[str, str]) -> bool:

@@ -16,7 +16,7 @@ class GeomatchError(Exception):
         self.message = message
         self.hint = hint
 
-    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+    def __reduce__(self) -> tuple[type, tuple[str, ...]]:
         # Worker processes pickle errors, which would drop the hint.
         return type(self), (self.message, self.hint)
 
@@ -25,6 +25,24 @@ class UsageError(GeomatchError):
     """A command line or configuration that makes no sense: exit code 2."""
 
     exit_code = 2
+
+
+class BadFileError(GeomatchError):
+    """A file that cannot be used.
+
+    Args:
+        path: of the file, with which the message begins.
+        reason: the rest of the message.
+        hint: see `GeomatchError`.
+    """
+
+    def __init__(self, path: str, reason: str, hint: str) -> None:
+        super().__init__(f"{path} {reason}", hint)
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, ...]]:
+        return type(self), (self.path, self.reason, self.hint)
 
 
 class StaleError(GeomatchError):

@@ -24,10 +24,11 @@ from geomatch.runs import Encoding, load_encoder, read_run
 
 @dataclass(frozen=True)
 class Exported:
-    """The files that were written, and the name of the checkpoint."""
+    """The files that were written, the name of the checkpoint, and `Encoding.remark`."""
 
     name: str
     files: tuple[Path, ...]
+    remark: str
 
 
 def export(
@@ -70,7 +71,7 @@ def export(
         card = safetensors.with_suffix(".json")
         write_json(card, _card(project, encoding))
         files += [safetensors, card]
-    return Exported(encoding.name, tuple(files))
+    return Exported(encoding.name, tuple(files), encoding.remark)
 
 
 def _card(project: Project, encoding: Encoding) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from geomatch.errors import GeomatchError, StaleError
 from geomatch.geo import rasters
 from geomatch.geo.grid import Grid
+from geomatch.geo.rasters import Raster, Stretch
+from geomatch.geo.views import Reading
 from geomatch.manifests import DescriptorManifest, TileManifest
 from geomatch.nn import backend
 from geomatch.nn.describe import describe
@@ -61,28 +64,70 @@ def encoder_of(
     return encoding
 
 
-def cut(path: str, encoding: Encoding, tiles: TileManifest) -> Cut:
-    """Cut a tile from an image file.
+def cut(path: str, encoding: Encoding, tiles: TileManifest, year: str | None = None) -> Cut:
+    """Cut a tile from an image file, read as the imagery of the tiles was.
 
     From a georeferenced image, the grid cell at its centre; if the image does not cover that cell,
     a square of the same size around its centre. From any other image, and if the project's tiles
     have no georeference, the centre square, resized.
 
+    Args:
+        year: whose stretch to uint8 is used for an image of another dtype; by default that of the
+            newest year that has one.
+
     Raises:
-        GeomatchError: the image cannot be read, or has other bands or another dtype than the tiles.
+        GeomatchError: the image cannot be read, or has other bands than the tiles, or another dtype
+            and no year has a stretch.
     """
     channels = encoding.form.image_channels
+    reading = _reading(tiles)
     if tiles.crs is None or tiles.gsd is None or tiles.stride is None:
-        return _centre_square(path, encoding.form.size, channels, "like all tiles")
-    grid = Grid(tiles.crs, tiles.size, tiles.gsd, tiles.stride)
-    if rasters.is_georeferenced(path):
-        return _georeferenced(path, grid, channels)
-    if channels not in (1, 3):
+        size, why = encoding.form.size, "like all tiles"
+    elif rasters.is_georeferenced(path):
+        grid = Grid(tiles.crs, tiles.size, tiles.gsd, tiles.stride)
+        with tempfile.TemporaryDirectory() as masks:
+            raster = rasters.inspect(path, reading, Path(masks))
+            return _georeferenced(raster, grid, channels, tiles, year)
+    else:
+        size, why = tiles.size, "because it has no georeference"
+    dtype = image_files.inspect(Path(path), reading).dtype
+    stretch, how = _stretch(path, dtype, tiles, year)
+    pixels = image_files.read(Path(path), size, channels, reading, stretch)
+    remark = f"{path}: centre square, resized to {size} px, {why}{how}"
+    return Cut(pixels, None, 0.0, 0.0, remark)
+
+
+def _reading(tiles: TileManifest) -> Reading:
+    """How the imagery of tiles was read."""
+    recorded = tiles.reading or {}
+    return Reading(
+        tuple(recorded.get("bands", ())), recorded.get("nodata"), recorded.get("collar", False)
+    )
+
+
+def _stretch(
+    path: str, dtype: str, tiles: TileManifest, year: str | None
+) -> tuple[Stretch | None, str]:
+    """The stretch of an image to uint8, and the end of the remark that tells of it.
+
+    Raises:
+        GeomatchError: the image needs one, but all imagery of the tiles was uint8.
+    """
+    recorded = {label: of_year.stretch for label, of_year in tiles.years.items()}
+    recorded = recorded or {"": tiles.stretch}
+    used = {label: stretch for label, stretch in recorded.items() if stretch}
+    if dtype == "uint8":
+        is_like_tiles = not all(recorded.values())
+        return None, "" if is_like_tiles else "; 8 bits as they are, the tiles were stretched"
+    if not used:
         raise GeomatchError(
-            f"{path} is not georeferenced, and the model takes {channels} bands",
-            "Give a georeferenced image with those bands.",
+            f"{path} has values of {dtype}, but the tiles are of 8-bit imagery",
+            "Convert it as that was: gdal_translate -ot Byte -scale MIN MAX 0 255 IN OUT",
         )
-    return _centre_square(path, grid.size, channels, "because it has no georeference")
+    label = year if year in used else list(used)[-1]
+    chosen = used[label]
+    text = f"; {dtype} stretched as the tiles{label and f' of {label}'}"
+    return Stretch(tuple(chosen["low"]), tuple(chosen["high"])), text
 
 
 def describe_cuts(
@@ -104,20 +149,16 @@ def describe_cuts(
     return vectors - (centres.mean(axis=0) if year is None else centres[year])
 
 
-def _centre_square(path: str, size: int, channels: int, why: str) -> Cut:
-    pixels = image_files.read(Path(path), size, channels)
-    remark = f"{path}: centre square, resized to {size} px, {why}"
-    return Cut(pixels, None, 0.0, 0.0, remark)
-
-
-def _georeferenced(path: str, grid: Grid, channels: int) -> Cut:
-    raster = rasters.inspect(path)
-    if raster.bands != channels or raster.dtype != "uint8":
+def _georeferenced(
+    raster: Raster, grid: Grid, channels: int, tiles: TileManifest, year: str | None
+) -> Cut:
+    path = raster.path
+    if raster.bands != channels:
         raise GeomatchError(
-            f"{path} has {raster.bands} bands of {raster.dtype}, but the model takes {channels} of "
-            "uint8",
-            "Convert it with gdal_translate (-b, -ot Byte -scale).",
+            f"{path} has {raster.bands} bands, but the model takes {channels}",
+            "Give an image with those bands: gdal_translate -b",
         )
+    stretch, how = _stretch(path, raster.dtype, tiles, year)
     crs = rasters.utm_crs(raster) if grid.crs == "utm" else grid.crs
     left, bottom, right, top = rasters.project_bounds(raster.crs, raster.bounds, crs)
     if right - left < grid.side or top - bottom < grid.side:
@@ -133,11 +174,11 @@ def _georeferenced(path: str, grid: Grid, channels: int) -> Cut:
         half = grid.side / 2
         box = np.array([x - half, y - half, x + half, y + half])
         where = "a square around its centre, off the grid"
-    values = rasters.read_extent(path, crs, (box[0], box[1], box[2], box[3]), grid.gsd)
+    extent = (box[0], box[1], box[2], box[3])
     return Cut(
-        pixels=np.moveaxis(values[:channels], 0, -1),
+        pixels=rasters.read_extent(raster, crs, extent, grid.gsd, stretch),
         epsg=int(crs.removeprefix("EPSG:")),
         x=(box[0] + box[2]) / 2,
         y=(box[1] + box[3]) / 2,
-        remark=f"{path}: {where}, {grid.side:g} m at {grid.gsd:g} m per pixel",
+        remark=f"{path}: {where}, {grid.side:g} m at {grid.gsd:g} m per pixel{how}",
     )

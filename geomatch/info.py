@@ -35,7 +35,9 @@ def info(project: Project) -> dict[str, Any]:
         return found
     tiles = project.tile_manifest()
     keys = ("grid", "channels", "placement", "years", "tiles", "splits", "fingerprint", "classes")
-    found["tiles"] = {key: tiles.as_json()[key] for key in keys}
+    values = tiles.as_json()
+    found["tiles"] = {key: values[key] for key in keys}
+    found["tiles"] |= {key: values.get(key) for key in ("label_classes", "broken")}
     found["runs"] = [_run(project, name, tiles) for name in project.run_names()]
     found["embeddings"] = [_embeddings(project, name) for name in project.embedding_names()]
     found["indexes"] = [_index(project, name) for name in project.index_names()]

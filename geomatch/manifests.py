@@ -22,13 +22,18 @@ class YearOfTiles(Record):
 
     Attributes:
         files: number of images.
-        labels: number of label rasters, or path of a vector file.
+        labels: number of label rasters and layers, or path of a vector file.
         stretch: fields of `geo.rasters.Stretch` to uint8; None for imagery that is uint8.
+        overlap: `grid.overlap`, which sheet is seen where several overlap; None without
+            georeference.
+        seams: number of tiles that are filled from several sheets; None without georeference.
     """
 
     files: int
     labels: int | str
     stretch: dict[str, Any] | None
+    overlap: str | None = field(default=None, metadata=OPTIONAL)
+    seams: int | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,11 @@ class TileManifest(Record):
         request: the sources and overrides that were requested.
         fingerprint: of the tiles.
         unreadable: images that were left out, with the reason.
+        label_classes: share of the pixels of all planned tiles of each class of the labels, whose
+            pixels are 1, 2, ... in this order; None if labels have no classes.
+        broken: number of label shapes that were left out, by layer.
+        stretch: that of images without years, as in `YearOfTiles`.
+        reading: fields of `geo.views.Reading`; None if all were read as their files say.
         geomatch: version that wrote the tiles.
     """
 
@@ -84,6 +94,10 @@ class TileManifest(Record):
     placement: Literal["real", "fictitious", "none"]
     years: dict[str, YearOfTiles]
     unreadable: dict[str, str] | None = field(default=None, metadata=OPTIONAL)
+    label_classes: dict[str, float] | None = field(default=None, metadata=OPTIONAL)
+    broken: dict[str, int] | None = field(default=None, metadata=OPTIONAL)
+    stretch: dict[str, Any] | None = field(default=None, metadata=OPTIONAL)
+    reading: dict[str, Any] | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def on_ground(self) -> bool:
@@ -107,6 +121,7 @@ class RunManifest(Record):
         id: random; differs between runs of the same name.
         gsd: metres per pixel of its tiles; None without georeference.
         tiles: fingerprint of the tiles.
+        label_classes: names of the classes of their labels; None if these have none.
     """
 
     geomatch: str
@@ -116,6 +131,7 @@ class RunManifest(Record):
     id: str
     gsd: float | None
     tiles: str
+    label_classes: tuple[str, ...] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)

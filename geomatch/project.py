@@ -64,6 +64,10 @@ class Project:
         return self.tiles / "manifest.json"
 
     @property
+    def preview(self) -> Path:
+        return self.tiles / "preview.png"
+
+    @property
     def pixels(self) -> Path:
         return self.tiles / "pixels.zarr"
 
@@ -93,6 +97,10 @@ class Project:
     @property
     def reports(self) -> Path:
         return self.root / "reports"
+
+    @property
+    def registration_map(self) -> Path:
+        return self.reports / "registration.png"
 
     def tile_manifest(self) -> TileManifest:
         """The manifest of the tiles.

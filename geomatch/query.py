@@ -139,7 +139,7 @@ def query(
         target: a tile id, "LON,LAT", or the path of an image.
         years: the years to search; by default all but the query's own.
         same_year: also search the query's own year (its tile is never an answer).
-        from_year: year of the tile to take at a point; by default the newest.
+        from_year: year of the tile to take at a point, and of an image; by default the newest.
         index: name of the index; by default the latest.
         sheet: PNG to draw the query and its answers in.
 
@@ -238,7 +238,8 @@ def _image_query(
     from geomatch import image_input
 
     encoding = image_input.encoder_of(project, index.manifest, index.tiles, "index")
-    cut = image_input.cut(path, encoding, index.tiles)
+    label = None if year is None else index.manifest.years[year]
+    cut = image_input.cut(path, encoding, index.tiles, label)
     progress(cut.remark)
     if encoding.form.label_channels:
         progress("the query has no labels: its label channels are set to unknown")

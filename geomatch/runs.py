@@ -28,6 +28,8 @@ class Encoding:
         dimension: of the descriptors.
         fingerprint: of the weights, the model settings and the tile form.
         gsd: metres per pixel of the tiles it was trained on; None without georeference.
+        label_classes: names of the classes of their labels; None if these have none.
+        remark: which better checkpoints are damaged, for the user; empty if none is.
     """
 
     name: str
@@ -37,13 +39,15 @@ class Encoding:
     settings: config.Config
     form: TileForm
     gsd: float | None
+    label_classes: tuple[str, ...] | None
     model: Siamese
     variables: dict[str, Any]
     dimension: int
     fingerprint: str
+    remark: str = ""
 
     def check_tiles(self, tiles: TileManifest) -> None:
-        """Check that tiles have the size, channels and gsd that the encoder was trained on.
+        """Check that tiles have the size, channels, gsd and label classes of those trained on.
 
         Raises:
             GeomatchError: one of them differs.
@@ -61,6 +65,15 @@ class Encoding:
                     f"the tiles have {got}, but {self.name} was trained on {needed}",
                     "Cut such tiles, or train a run on these: geomatch train --run NEW",
                 )
+        classes = None if tiles.label_classes is None else tuple(tiles.label_classes)
+        if classes != self.label_classes:
+            here, there = (", ".join(c) if c else "none" for c in (classes, self.label_classes))
+            raise GeomatchError(
+                f"the labels of the tiles have the classes {here}, but {self.name} was trained on "
+                f"{there}",
+                "Name the same classes in the same order, or train a run on these tiles: "
+                "geomatch train --run NEW",
+            )
 
 
 def read_run(folder: Path) -> tuple[config.Config, TileForm, RunManifest]:
@@ -77,6 +90,8 @@ def load_encoder(
     step: int | None = None,
 ) -> Encoding:
     """Load the encoder of a run from its best checkpoint, or from the given one.
+
+    If the best one is damaged, it is the newest that is not.
 
     Args:
         run: "NAME" or "NAME@STEP"; by default the latest run.
@@ -104,8 +119,11 @@ def load_encoder(
     if not (folder / "checkpoints").exists():
         raise GeomatchError(f"run {name} has no checkpoint yet", "Run: geomatch train")
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        chosen = _step(at if step is None else str(step), checkpoints, name)
-        variables = checkpoints.restore_model(chosen, shapes)
+        chosen, remark = _step(at if step is None else str(step), checkpoints, name), ""
+        if chosen is None:
+            chosen, variables, remark = checkpoints.restore_best(shapes)
+        else:
+            variables = checkpoints.restore_model(chosen, shapes)
     tile = jax.ShapeDtypeStruct((1, form.size, form.size, form.channels), np.uint8)
     output = jax.eval_shape(network.apply, variables, tile)
     leaves = [fingerprint(np.asarray(leaf).tobytes()) for leaf in jax.tree.leaves(variables)]
@@ -117,10 +135,12 @@ def load_encoder(
         settings=settings,
         form=form,
         gsd=manifest.gsd,
+        label_classes=manifest.label_classes,
         model=network,
         variables=variables,
         dimension=output.shape[1],
         fingerprint=fingerprint([leaves, manifest.settings["model"], manifest.form]),
+        remark=remark,
     )
 
 
@@ -136,8 +156,8 @@ def _run_folder(model: Path) -> Path:
     )
 
 
-def _step(text: str, checkpoints: Checkpoints, run: str) -> int:
-    """Parse the step of a checkpoint; "" is the best one.
+def _step(text: str, checkpoints: Checkpoints, run: str) -> int | None:
+    """Parse the step of a checkpoint; "" is None, which stands for the best one.
 
     Raises:
         GeomatchError: the run has no such checkpoint, or none at all.
@@ -145,7 +165,7 @@ def _step(text: str, checkpoints: Checkpoints, run: str) -> int:
     if checkpoints.best is None:
         raise GeomatchError(f"run {run} has no checkpoint yet", "Run: geomatch train")
     if not text:
-        return checkpoints.best
+        return None
     if not text.isdigit() or int(text) not in checkpoints.steps:
         raise GeomatchError(
             f"run {run} has no checkpoint {text}",

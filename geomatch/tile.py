@@ -16,6 +16,7 @@ import shutil
 import signal
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -26,18 +27,26 @@ from typing import Any
 import numpy as np
 
 from geomatch import config
+from geomatch.data.registration import YearPair
 from geomatch.data.store import shard_rows
 from geomatch.data.tiles import TileTable
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.geo import labels, rasters
 from geomatch.geo.grid import Grid, Ints
+from geomatch.geo.labels import Layer, VectorLayer
 from geomatch.geo.rasters import GridReader, Raster
+from geomatch.geo.views import Reading
 from geomatch.manifests import Channels, TileRequest, YearOfTiles
 from geomatch.progress import ProgressCallback, silent
-from geomatch.project import Project, fingerprint, replace_folder
-from geomatch.tiling import image_folders, shards, sources
+from geomatch.project import Project, fingerprint, replace_folder, replacing
+from geomatch.report.preview import preview as draw_preview
+from geomatch.tiling import image_folders, registration, shards, sources
 from geomatch.tiling.plan import TilePlan, choose_grid, make_plan
 from geomatch.tiling.sources import YearSource
+from geomatch.tiling.usable import Unreadable
+
+RECORD = 2
+"""Version of the records of shards; shards with records of another one are cut again."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +58,16 @@ class Tiled:
         skipped: cells or images that are not in the catalogue, having too few valid pixels or none
             that can be read.
         splits: number of tiles by split.
+        unreadable: files or images that were left out, with the reason.
+        registration: the shift between each two years, if `check` was asked for.
     """
 
     table: TileTable
     grid: str
     skipped: int
     splits: dict[str, int]
+    unreadable: dict[str, str]
+    registration: tuple[YearPair, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +81,7 @@ class CellShard(shards.Shard):
     row: Ints
     year: Ints
     year_sources: dict[int, YearSource]
+    skip_bad: bool
 
     def __len__(self) -> int:
         return len(self.col)
@@ -76,7 +90,8 @@ class CellShard(shards.Shard):
     def key(self) -> str:
         cells = [a.tolist() for a in (self.epsg, self.col, self.row, self.year)]
         used = {year: sources.identity(source) for year, source in self.year_sources.items()}
-        return fingerprint([cells, used, asdict(self.grid), self.channels])
+        leaving = ["skip bad"] if self.skip_bad else []
+        return fingerprint([cells, used, asdict(self.grid), self.channels, RECORD, *leaving])
 
 
 def tile(
@@ -86,6 +101,8 @@ def tile(
     overrides: Sequence[str] = (),
     workers: int | None = None,
     force: bool = False,
+    preview: int = 0,
+    check: bool = False,
     progress: ProgressCallback = silent,
 ) -> Tiled:
     """Cut the tiles of `settings.source` or `settings.images`.
@@ -98,6 +115,9 @@ def tile(
             hold; they are recorded with the sources, so that the request can be repeated.
         workers: processes (threads for images without georeference); by default one per core.
         force: cut tiles again even if they are up to date.
+        preview: number of places to draw as `Project.preview`.
+        check: measure how far the years are shifted against each other, and draw it as
+            `reports/registration.png`.
 
     Raises:
         GeomatchError: a source is missing or damaged, or does not fit the others.
@@ -109,10 +129,53 @@ def tile(
             "no imagery is named",
             "Run: geomatch tile 2010=PATH 2020=PATH, or --folders DIR, or add [[source]].",
         )
-    cut = image_folders.tile if images else _tile_ground
-    table = cut(project, settings, overrides, workers, force, progress)
+    if check and images:
+        raise UsageError(
+            "--check compares years of georeferenced imagery",
+            "Leave out --check, or name the imagery as YEAR=PATH.",
+        )
+    pairs: Sequence[YearPair] = ()
+    if images:
+        table = image_folders.tile(project, settings, overrides, workers, force, progress)
+    else:
+        table, pairs = _tile_ground(project, settings, overrides, workers, force, check, progress)
     manifest = project.tile_manifest()
-    return Tiled(table, manifest.grid, manifest.planned - len(table), manifest.splits)
+    if preview:
+        draw_preview(project, preview, project.preview)
+    return Tiled(
+        table,
+        manifest.grid,
+        manifest.planned - len(table),
+        manifest.splits,
+        manifest.unreadable or {},
+        tuple(pairs),
+    )
+
+
+def _check(
+    project: Project,
+    table: TileTable,
+    year_sources: Sequence[YearSource],
+    unreadable: Unreadable,
+    progress: ProgressCallback,
+) -> Sequence[YearPair]:
+    """Measure how far the years are shifted, and draw a map.
+
+    Raises:
+        UsageError: there is only one year.
+    """
+    from geomatch.report.registration_map import draw
+
+    in_metres = project.tile_manifest().in_metres
+    pairs = registration.measure(year_sources, table, in_metres, unreadable, progress)
+    if not pairs:
+        raise UsageError(
+            f"--check compares years, but there is only {year_sources[0].year}",
+            "Leave out --check, or name imagery of another year too.",
+        )
+    with replacing(project.registration_map) as temporary:
+        draw(pairs, temporary)
+    return pairs
 
 
 def _tile_ground(
@@ -121,13 +184,14 @@ def _tile_ground(
     overrides: Sequence[str],
     workers: int | None,
     force: bool,
+    check: bool,
     progress: ProgressCallback,
-) -> TileTable:
+) -> tuple[TileTable, Sequence[YearPair]]:
     """Cut the tiles of `settings.source`, as `image_folders.tile` does those of folders."""
     settings = config.located(settings, project.root)
     partial = project.root / "tiles.partial"
     with project.lock("tiles"):
-        year_sources = sources.collect(settings, progress)
+        year_sources = sources.collect(settings, partial / "collars", progress)
         channels = sources.channels(year_sources)
         grid = choose_grid(settings.grid, year_sources)
         request_fingerprint = fingerprint(
@@ -137,6 +201,7 @@ def _tile_ground(
                 sources.area_stamps(settings.split),
                 settings.grid.min_valid,
                 [sources.identity(c) for c in year_sources],
+                *(["skip bad"] if settings.grid.skip_bad else []),
             ]
         )
         if not force and shards.are_made(project, request_fingerprint):
@@ -146,11 +211,21 @@ def _tile_ground(
             named = tuple(config.as_dict(settings)["source"])
             request = TileRequest(source=named, set=tuple(overrides))
             shards.prepare(partial, [len(plan.col), grid.size, sum(channels)], request, force)
-            work = _shards(plan, partial, channels, year_sources)
+            work = _shards(plan, partial, channels, year_sources, settings.grid.skip_bad)
             cut = functools.partial(_cut, workers or os.cpu_count() or 1)
             records = shards.cut(work, cut, "cutting tiles", progress)
             table = _catalogue(plan, year_sources, records, settings.grid.min_valid)
-            described = _description(grid, year_sources, channels)
+            described = _description(grid, year_sources, channels, settings.grid, table, records)
+            for layer, count in (described["broken"] or {}).items():
+                progress(f"labels: {count} broken shapes left out of {layer}")
+            for name, share in (described["label_classes"] or {}).items():
+                if not share:
+                    progress(f"labels: no pixel of any tile is {name}")
+            if settings.grid.skip_bad:
+                found = [c.unreadable for c in year_sources] + [r["unreadable"] for r in records]
+                described["unreadable"] = {
+                    path: why for part in found for path, why in part.items()
+                }
             shards.finish(
                 partial / "tiles",
                 table,
@@ -160,16 +235,24 @@ def _tile_ground(
                 **described,
             )
             replace_folder(partial / "tiles", project.tiles)
-        shutil.rmtree(partial, ignore_errors=True)
-        return TileTable.load(project.catalogue)
+        try:
+            table = TileTable.load(project.catalogue)
+            unreadable: Unreadable = {} if settings.grid.skip_bad else None
+            pairs = _check(project, table, year_sources, unreadable, progress) if check else ()
+        finally:  # masks of collars are in it, which the check reads as well
+            shutil.rmtree(partial, ignore_errors=True)
+        return table, pairs
 
 
 def _shards(
-    plan: TilePlan, folder: Path, channels: tuple[int, int], year_sources: Sequence[YearSource]
+    plan: TilePlan,
+    folder: Path,
+    channels: tuple[int, int],
+    year_sources: Sequence[YearSource],
+    skip_bad: bool,
 ) -> list[CellShard]:
     rows = shard_rows(plan.grid.size, sum(channels))
-    # Boxes of the images, labels and masks of each year, by zone.
-    boxes: list[tuple[Boxes, Boxes, Boxes]] = [({}, {}, {}) for _ in year_sources]
+    boxes: list[Boxes] = [defaultdict(dict) for _ in year_sources]
     found = []
     for number, start in enumerate(range(0, len(plan.col), rows)):
         part = slice(start, start + rows)
@@ -177,35 +260,55 @@ def _shards(
         bounds = plan.grid.bounds(col, row)
         needed = {}
         for code in np.unique(year).tolist():
-            source, mine = year_sources[code], year == code
-            needed[code] = replace(
-                source,
-                images=_near(source.images, boxes[code][0], epsg[mine], bounds[mine]),
-                labels=_near(source.labels, boxes[code][1], epsg[mine], bounds[mine]),
-                changed=_near(source.changed, boxes[code][2], epsg[mine], bounds[mine]),
-            )
+            mine = year == code
+
+            near = functools.partial(_near, boxes[code], epsg[mine], bounds[mine])
+            needed[code] = _reduced(year_sources[code], near)
+        cells = epsg, col, row, year
         found.append(
-            CellShard(number, start, folder, plan.grid, channels, epsg, col, row, year, needed)
+            CellShard(number, start, folder, plan.grid, channels, *cells, needed, skip_bad)
         )
     return found
 
 
-Boxes = dict[int, np.ndarray]
-"""(n, 4) left, bottom, right, top of n rasters, by EPSG code."""
+Near = Callable[[int | str, tuple[Raster, ...]], tuple[Raster, ...]]
+
+
+def _reduced(source: YearSource, near: Near) -> YearSource:
+    """A source with those of its rasters that are near some cells.
+
+    Args:
+        near: chooses them; its first argument tells lists of rasters apart.
+    """
+    layers: list[Layer] = []
+    for i, layer in enumerate(source.labels.layers):
+        if isinstance(layer, VectorLayer):
+            layers.append(layer)
+        elif files := near(i, layer.rasters):
+            layers.append(replace(layer, rasters=files))
+    known = replace(
+        source.labels, rasters=near("labels", source.labels.rasters), layers=tuple(layers)
+    )
+    images, changed = near("images", source.images), near("changed", source.changed)
+    return replace(source, images=images, labels=known, changed=changed)
+
+
+Boxes = defaultdict[int | str, dict[int, np.ndarray]]
+"""(n, 4) left, bottom, right, top of the n rasters of each list, by EPSG code."""
 
 
 def _near(
-    files: tuple[Raster, ...], boxes: Boxes, epsg: Ints, bounds: np.ndarray
+    boxes: Boxes, epsg: Ints, bounds: np.ndarray, what: int | str, files: tuple[Raster, ...]
 ) -> tuple[Raster, ...]:
-    """The rasters whose box intersects that of some cells, in any of their zones."""
-    wanted = np.zeros(len(files), bool)
+    """The rasters of the list `what` whose box intersects that of some cells, in any zone."""
+    wanted, known = np.zeros(len(files), bool), boxes[what]
     for zone in np.unique(epsg).tolist():
-        if zone not in boxes:
-            projected = [rasters.project_bounds(f.crs, f.bounds, f"EPSG:{zone}") for f in files]
-            boxes[zone] = np.asarray(projected, np.float64).reshape(-1, 4)
+        if zone not in known:
+            projected = [rasters.bounds_in(f, f"EPSG:{zone}") for f in files]
+            known[zone] = np.asarray(projected, np.float64).reshape(-1, 4)
         cells = bounds[epsg == zone]
         low, high = cells[:, :2].min(axis=0), cells[:, 2:].max(axis=0)
-        wanted |= ((boxes[zone][:, :2] < high) & (boxes[zone][:, 2:] > low)).all(axis=1)
+        wanted |= ((known[zone][:, :2] < high) & (known[zone][:, 2:] > low)).all(axis=1)
     return tuple(itertools.compress(files, wanted))
 
 
@@ -270,24 +373,48 @@ def _cut_shard(shard: CellShard) -> shards.ShardRecord:
     pixels = np.zeros((len(shard.col), size, size, bands + drawn), np.uint8)
     valid = np.zeros(len(shard.col), np.float32)
     names = [""] * len(shard.col)
+    sheets = [0] * len(shard.col)
     changed: list[float | None] = [None] * len(shard.col)
+    broken: Broken = {}
+    unreadable: Unreadable = {} if shard.skip_bad else None
     for (code, epsg), rows in _groups(shard):
         source, crs = shard.year_sources[code], f"EPSG:{epsg}"
         with contextlib.ExitStack() as stack:
             images = stack.enter_context(
-                GridReader(source.images, shard.grid, crs, stretch=source.stretch)
+                GridReader(
+                    source.images,
+                    shard.grid,
+                    crs,
+                    stretch=source.stretch,
+                    unreadable=unreadable,
+                    by_centre=source.by_centre,
+                )
             )
-            read_labels = _label_reader(stack, source, shard, rows, crs)
-            read_share = _share_reader(stack, source, shard, crs)
+            read_labels = _label_reader(stack, source, shard, rows, crs, broken, unreadable)
+            read_share = _share_reader(stack, source, shard, crs, unreadable)
             for i in rows:
                 col, row = int(shard.col[i]), int(shard.row[i])
-                values, mask, names[i] = images.read(col, row)
+                values, mask, seen = images.read(col, row)
+                names[i] = seen[0].name if seen else ""
+                sheets[i] = len({raster.path for raster in seen})
                 pixels[i, ..., :bands] = values
                 valid[i] = mask.mean()
                 if read_labels is not None:
                     pixels[i, ..., bands:] = read_labels(col, row)
                 changed[i] = read_share(col, row)
-    return shard.write(pixels, valid=valid.tolist(), source=names, changed=changed)
+    left_out = {} if unreadable is None else {"unreadable": unreadable}
+    # How many pixels have each class.
+    classes = np.bincount(pixels[..., -1].reshape(-1), minlength=256).tolist() if drawn else []
+    return shard.write(
+        pixels,
+        valid=valid.tolist(),
+        source=names,
+        sheets=sheets,
+        changed=changed,
+        broken=broken,
+        classes=classes,
+        **left_out,
+    )
 
 
 def _groups(shard: CellShard) -> Iterator[tuple[tuple[int, int], Ints]]:
@@ -297,34 +424,70 @@ def _groups(shard: CellShard) -> Iterator[tuple[tuple[int, int], Ints]]:
 
 
 def _label_reader(
-    stack: contextlib.ExitStack, source: YearSource, shard: CellShard, rows: Ints, crs: str
+    stack: contextlib.ExitStack,
+    source: YearSource,
+    shard: CellShard,
+    rows: Ints,
+    crs: str,
+    broken: Broken,
+    unreadable: Unreadable,
 ) -> Callable[[int, int], rasters.Pixels] | None:
-    """A function of column and row that reads the labels of a cell, 0 where there are none."""
-    if source.vector is not None:
+    """A function of column and row that reads the labels of a cell, 0 where there are none.
+
+    Args:
+        broken: takes up features that could not be drawn; see `labels.LayerReader`.
+    """
+    known = source.labels
+    if known.layers:
         bounds = shard.grid.bounds(shard.col[rows], shard.row[rows])
         low, high = bounds[:, :2].min(axis=0), bounds[:, 2:].max(axis=0)
         box = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
-        return labels.VectorReader(source.vector, shard.grid, crs, box).read
-    if source.labels:
-        reader = stack.enter_context(GridReader(source.labels, shard.grid, crs, nearest=True))
+        drawn = stack.enter_context(
+            labels.LayerReader(known.layers, shard.grid, crs, box, unreadable)
+        )
+        _take_up(broken, drawn.broken)
+        return drawn.read
+    if known.rasters:
+        reader = stack.enter_context(
+            GridReader(known.rasters, shard.grid, crs, nearest=True, unreadable=unreadable)
+        )
         return lambda col, row: reader.read(col, row)[0]
     return None
 
 
+Broken = dict[str, list[int]]
+"""Ids of features that could not be drawn, by layer."""
+
+
+def _take_up(broken: Broken, found: Broken) -> None:
+    for layer, ids in found.items():
+        broken[layer] = sorted({*broken.get(layer, ()), *ids})
+
+
 def _share_reader(
-    stack: contextlib.ExitStack, source: YearSource, shard: CellShard, crs: str
+    stack: contextlib.ExitStack,
+    source: YearSource,
+    shard: CellShard,
+    crs: str,
+    unreadable: Unreadable,
 ) -> Callable[[int, int], float | None]:
     """A function of column and row: the share of changed ground in a cell, None if unknown."""
     if not source.changed:
         return lambda col, row: None
-    reader = stack.enter_context(GridReader(source.changed, shard.grid, crs, nearest=True))
-    boxes = np.asarray([rasters.project_bounds(m.crs, m.bounds, crs) for m in source.changed])
+    reader = stack.enter_context(
+        GridReader(source.changed, shard.grid, crs, nearest=True, unreadable=unreadable)
+    )
+    boxes = np.asarray([rasters.bounds_in(mask, crs) for mask in source.changed])
 
     def share(col: int, row: int) -> float | None:
         cell = shard.grid.bounds(np.asarray(col), np.asarray(row))
-        covered = ((boxes[:, :2] < cell[2:]) & (boxes[:, 2:] > cell[:2])).all(axis=1).any()
+        covered = ((boxes[:, :2] < cell[2:]) & (boxes[:, 2:] > cell[:2])).all(axis=1)
+        if not covered.any():
+            return None
         # If the nodata value of a mask is 0, unchanged ground is not valid.
-        return float((reader.read(col, row)[0] > 0).mean()) if covered else None
+        found = float((reader.read(col, row)[0] > 0).mean())
+        readable = np.asarray([mask.path not in (unreadable or {}) for mask in source.changed])
+        return found if (covered & readable).any() else None
 
     return share
 
@@ -367,9 +530,24 @@ def _catalogue(
 
 
 def _description(
-    grid: Grid, year_sources: Sequence[YearSource], channels: tuple[int, int]
+    grid: Grid,
+    year_sources: Sequence[YearSource],
+    channels: tuple[int, int],
+    settings: config.GridConfig,
+    table: TileTable,
+    records: Sequence[shards.ShardRecord],
 ) -> dict[str, Any]:
+    reading = sources.reading(settings)
+    sheets = np.concatenate([record["sheets"] for record in records])[table.store_row]
     fictitious = any(c.placement == "fictitious" for c in year_sources)
+    broken: Broken = {}
+    for record in records:
+        _take_up(broken, record["broken"])
+    shares: dict[str, float] = {}
+    if classes := year_sources[0].labels.classes:
+        pixels = np.sum([record["classes"] for record in records], axis=0)
+        counted = zip(classes, pixels[1 : len(classes) + 1], strict=True)
+        shares = {name: float(f"{count / pixels.sum():.3g}") for name, count in counted}
     return {
         "grid": grid.id,
         "crs": grid.crs,
@@ -378,12 +556,17 @@ def _description(
         "stride": grid.stride,
         "channels": Channels(*channels),
         "placement": "fictitious" if fictitious else "real",
+        "reading": asdict(reading) if reading != Reading() else None,
         "years": {
             c.year: YearOfTiles(
                 files=len(c.images),
-                labels=c.vector or len(c.labels),
+                labels=len(c.labels.rasters) + len(c.labels.layers),
                 stretch=asdict(c.stretch) if c.stretch else None,
+                overlap=c.overlap,
+                seams=int(((sheets > 1) & (table.year == i)).sum()),
             )
-            for c in year_sources
+            for i, c in enumerate(year_sources)
         },
+        "label_classes": shares or None,
+        "broken": {layer: len(ids) for layer, ids in broken.items()} or None,
     }

@@ -142,7 +142,7 @@ def _open_run(
     before, old = None, None
     if path.exists():
         before, _, old = read_run(project.run(name))
-    settings = setup.resolve_settings(settings, project.root, before)
+    settings = setup.resolve_settings(setup.of_tiles(settings, tiles), project.root, before)
     manifest = setup.manifest(settings, form, tiles)
     if before is not None and old is not None:
         requested = config.from_dict(manifest.settings, str(path))
@@ -239,12 +239,17 @@ def _loop(
 
     with Checkpoints(folder / "checkpoints") as checkpoints, contextlib.ExitStack() as stack:
         # Restore, or begin.
-        last = checkpoints.last
+        last, restored = checkpoints.last, None
+        if last is not None and last < total:
+            restored = checkpoints.restore_last(abstract_state(model, settings, form))
+            last = restored.step
+            if restored.remark:
+                progress(restored.remark)
         log = MetricsLog(folder, -1 if last is None else last)
         if last is not None and (last >= total or _patience_is_over(log.scores, settings)):
             progress(f"run {name} is finished: {last} steps ({last // per_epoch} epochs)")
             return _finish(folder, name, checkpoints, log.scores)
-        if last is None:
+        if restored is None:
             if not settings.train.init and training.dated:
                 progress(
                     "training begins with random weights; `geomatch init DIR --preset pretrained` "
@@ -253,8 +258,7 @@ def _loop(
             step = 0
             state = setup.initial(model, settings, form, project.root, training, store, progress)
         else:
-            step = last
-            state = checkpoints.restore(step, abstract_state(model, settings, form))
+            step, state = restored.step, restored.value
             (folder / "finished.json").unlink(missing_ok=True)
             progress(f"run {name}: resuming from step {step} of {total}")
         stack.enter_context(log)

@@ -28,8 +28,8 @@ SETTINGS = """\
 
 The tables of `geomatch.toml`. `--set table.key=value` beats the file, and the file beats these
 defaults; the value is TOML or a bare word. Later stages take those of the run.
-A `[[source]]` table, which `--set` cannot change, names the imagery of a year; see
-[tiling](tiling.md#sources-in-geomatchtoml).
+A `[[source]]` table names the imagery of a year and a `[[labels]]` table a class of labels, which
+`--set` cannot change; see [tiling](tiling.md#sources-in-geomatchtoml).
 """
 
 
@@ -63,7 +63,7 @@ def _sections(root: Any, context: Any) -> Iterator[str]:
 
 def _tables() -> Iterator[str]:
     for table in dataclasses.fields(config.Config):
-        if table.name == "source":
+        if isinstance(table.default, tuple):
             continue
         hints = typing.get_type_hints(type(table.default))
         rows = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,9 +107,16 @@ def tile_sources(
     *overrides: str,
     labels: dict[str, str | Path] | None = None,
     changed: dict[str, str | Path] | None = None,
+    tables: Sequence[dict[str, Any]] = (),
     workers: int = 1,
+    **options: Any,
 ) -> TileTable:
-    """Tile imagery by year; 32 px at 1 m, all in train, unless `overrides` say otherwise."""
+    """Tile imagery by year; 32 px at 1 m, all in train, unless `overrides` say otherwise.
+
+    Args:
+        tables: of `[[labels]]`.
+        options: further arguments of `tile`.
+    """
     sources = tuple(
         config.SourceConfig(
             year=year,
@@ -119,8 +127,9 @@ def tile_sources(
         for year, path in images.items()
     )
     wanted = ("grid.size=32", "grid.gsd=1.0", "split.by=source", *overrides)
-    settings = config.with_overrides(config.Config(source=sources), wanted)
-    return tile(project, settings, workers=workers).table
+    known = config.from_dict({"labels": tables}, "tables").labels
+    settings = config.with_overrides(config.Config(source=sources, labels=known), wanted)
+    return tile(project, settings, workers=workers, **options).table
 
 
 def retile(

@@ -27,7 +27,7 @@ DEVELOPERS = {"test", "benchmark", "lint", "dev"}
 STAGES = ("tile", "train", "embed", "index", "query", "evaluate")
 FURTHER = ("compare", "export", "import_weights", "info", "project2d", "tune", "demo")
 """Commands beside the pipeline's; each is one module, as a stage is."""
-SHOWING = ("console", "eval_tables")
+SHOWING = ("console", "eval_tables", "registration_table")
 """Modules of the command line that print results; a command imports them when it runs."""
 HEAVY = {"jax", "numpy", "rasterio", "sklearn", "faiss", "orbax", "pyarrow", "tensorstore"}
 
@@ -50,7 +50,7 @@ ROOMS = {
     "training": "errors manifests progress config project data search nn report",
     "evaluation": "errors manifests progress project geo data search nn runs training.setup",
     "image_input": "errors manifests project geo nn runs tiling.image_files",
-    "tile": "errors manifests progress config project geo data tiling",
+    "tile": "errors manifests progress config project geo data report tiling",
     "train": "errors manifests progress config project data nn report runs training",
     # An encoder that needs no training is a run of no steps, which `training.setup` begins.
     "embed": "errors manifests progress config project geo data nn runs training.setup",
@@ -67,7 +67,12 @@ ROOMS = {
     "demo": "errors progress config project geo data report tile train embed index query evaluate",
     "api": " ".join(("project", *STAGES, "compare", "export", "tune")),
     "cli": " ".join(
-        ("errors progress config project init data.eval_report tiling.request", *STAGES, *FURTHER)
+        (
+            "errors progress config project init data.eval_report data.registration",
+            "tiling.request",
+            *STAGES,
+            *FURTHER,
+        )
     ),
     "__main__": "cli",
 }

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -97,13 +100,13 @@ def averaged_state_of(value):
     return state._replace(average={"params": half.params, "batch_stats": half.batch_stats})
 
 
-def test_the_last_and_the_best_checkpoint_are_kept(tmp_path):
+def test_the_last_two_and_the_best_checkpoint_are_kept(tmp_path):
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.last is checkpoints.best is None
-        for step, metric in ((0, 0.1), (5, 0.9), (7, None), (10, 0.4)):
+        for step, metric in ((0, 0.1), (5, 0.9), (7, None), (9, 0.2), (10, 0.4)):
             checkpoints.save(step, state_of(step), metric)
     with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
-        assert checkpoints.steps == [5, 10]
+        assert checkpoints.steps == [5, 9, 10]
         assert (checkpoints.last, checkpoints.best) == (10, 5)
         assert (checkpoints.metric(5), checkpoints.metric(10)) == (0.9, 0.4)
         found = checkpoints.restore(5, state_of(0))
@@ -148,6 +151,106 @@ def test_a_checkpoint_of_another_shape_is_reported(tmp_path):
         pytest.raises(StaleError, match="checkpoint 2 of"),
     ):
         checkpoints.restore_model(2, other)
+
+
+def damage(checkpoint, item):
+    """Cut the largest file of an item ("model", "optimizer") of a checkpoint short."""
+    files = [path for path in (checkpoint / item / "d").iterdir() if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder with the checkpoints 5, the best, and 10."""
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(5, state_of(5), 0.9)
+        checkpoints.save(10, state_of(10), 0.4)
+    return tmp_path / "checkpoints"
+
+
+@pytest.mark.parametrize("item", ["model", "optimizer"])
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(saved, item):
+    damage(saved / "10", item)
+    with Checkpoints(saved) as checkpoints:
+        step, state, remark = checkpoints.restore_last(state_of(0))
+        assert (step, int(state.optimizer[0])) == (5, 5)
+        np.testing.assert_array_equal(state.params["dense"]["kernel"], np.full((2, 3), 5))
+        assert remark.startswith("checkpoint 10 of ")
+        assert remark.endswith(" Checkpoint 5 is used.")
+        assert checkpoints.steps == [5]
+        checkpoints.save(10, state_of(11), 0.5)
+    with Checkpoints(saved) as checkpoints:
+        step, state, remark = checkpoints.restore_last(state_of(0))
+    assert (step, int(state.optimizer[0]), remark) == (10, 11, "")
+
+
+def test_another_model_stands_for_a_damaged_best(saved):
+    """What is damaged stays, since reading changes nothing."""
+    with Checkpoints(saved, read_only=True) as checkpoints:
+        assert checkpoints.restore_best(state_of(0))[::2] == (5, "")
+    damage(saved / "5", "model")
+    with Checkpoints(saved, read_only=True) as checkpoints:
+        step, model, remark = checkpoints.restore_best(state_of(0))
+        assert checkpoints.steps == [5, 10]
+    assert step == 10
+    np.testing.assert_array_equal(model["params"]["dense"]["kernel"], np.full((2, 3), 10))
+    assert remark.startswith("checkpoint 5 of ")
+
+
+def test_an_untrained_model_does_not_stand_for_a_damaged_one(tmp_path):
+    """But training goes on from it."""
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(0, state_of(0), 0.1)
+        checkpoints.save(5, state_of(5), 0.9)
+    damage(tmp_path / "checkpoints" / "5", "model")
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        with pytest.raises(StaleError, match="checkpoint 5 of"):
+            checkpoints.restore_best(state_of(0))
+        assert checkpoints.restore_last(state_of(0)).step == 0
+
+
+def test_damaged_checkpoints_alone_are_an_error_and_stay(saved):
+    for step in (5, 10):
+        damage(saved / str(step), "model")
+    with Checkpoints(saved) as checkpoints:
+        for restore in (checkpoints.restore_last, checkpoints.restore_best):
+            with pytest.raises(StaleError, match=r"checkpoint (10|5) of .* cannot be restored"):
+                restore(state_of(0))
+        assert checkpoints.steps == [5, 10]
+
+
+def test_damaged_metrics_of_a_checkpoint_are_named(saved):
+    path = saved / "10" / "metrics" / "metrics"
+    path.write_bytes(path.read_bytes()[:5])
+    with pytest.raises(StaleError, match="10/metrics/metrics is damaged") as caught:
+        Checkpoints(saved, read_only=True)
+    assert caught.value.hint.endswith(f"rm -r {path.parent}")
+    shutil.rmtree(path.parent)
+    with Checkpoints(saved, read_only=True) as checkpoints:
+        assert (checkpoints.best, checkpoints.last) == (5, 10)
+
+
+def test_a_damaged_checkpoint_is_one_error_or_a_remark(trained, copied):
+    """In a process of its own, where what libraries print would show."""
+    project = copied(trained)
+    command = [sys.executable, "-m", "geomatch", "embed", "-p", str(project.root), "-q"]
+    command += ["--engine", "jax"]
+    before, best = sorted((project.run("run1") / "checkpoints").iterdir())
+    damage(best, "model")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = done.stderr.splitlines()
+    assert len(said) == 2, done.stderr
+    assert said[0].startswith(f"checkpoint {best.name} of ")
+    assert said[0].endswith(f" Checkpoint {before.name} is used.")
+    assert f"run1@{before.name}" in said[1]
+    damage(before, "model")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    error, hint = done.stderr.splitlines()
+    assert error.startswith(f"error: checkpoint {best.name} of ")
+    assert "--run NEW" in hint
 
 
 def test_a_file_takes_its_place_whole_or_not_at_all(tmp_path):

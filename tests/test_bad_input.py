@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import subprocess
 import sys
+import warnings
 
 import geopandas
 import numpy as np
@@ -12,9 +15,14 @@ import pytest
 import rasterio
 import shapely
 from command_line import run_command
+from rasterio.control import GroundControlPoint
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
+from rasterio.rpc import RPC
 from rasterio.transform import from_origin
 
+from geomatch.data.store import TileStore
 from geomatch.data.tiles import TileTable
 
 LEFT, TOP = 500_000, 5_000_000
@@ -41,7 +49,7 @@ def check_error(stderr, words):
     lines = stderr.splitlines()
     assert 1 <= len(lines) <= 2, stderr
     assert lines[0].startswith("error: ")
-    assert "unexpected" not in lines[0], stderr
+    assert "unforeseen" not in lines[0], stderr
     assert len(lines[0]) < 600
     assert all(line.startswith("hint: ") for line in lines[1:])
     for word in words:
@@ -87,6 +95,74 @@ def test_an_image_without_georeference(project, tmp_path):
     done = shell(project, f"2010={tmp_path / 'photo.png'}")
     assert done.returncode == 1
     check_error(done.stderr, ("photo.png", "CRS"))
+
+
+def unplaced(path, crs="EPSG:32631", **tags):
+    """A raster without a geotransform; `tags` are set on it."""
+    form = {"driver": "GTiff", "count": 3, "height": 64, "width": 64, "dtype": "uint8"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path, "w", crs=crs, **form) as target:
+            for name, value in tags.items():
+                setattr(target, name, value)
+            target.write(plain())
+    return path
+
+
+CORNERS = [
+    GroundControlPoint(row, col, LEFT + col, TOP - row) for row in (0, 64) for col in (0, 64)
+]
+
+
+def test_a_crs_without_a_geotransform(project, good, tmp_path):
+    """It is not taken as lying at 0, 0 with pixels of one metre."""
+    bad = unplaced(tmp_path / "bad.tif")
+    refused(project, f"2010={good}", f"2020={bad}", names=("bad.tif", "geotransform", "-a_ullr"))
+
+
+@pytest.mark.parametrize("crs", [None, "EPSG:32631"])
+def test_ground_control_points_alone(project, good, tmp_path, crs):
+    bad = unplaced(tmp_path / "bad.tif", crs, gcps=(CORNERS, CRS.from_epsg(32631)))
+    names = ("bad.tif", "4 ground control points", "gdalwarp", "EPSG:32631")
+    refused(project, f"2010={good}", f"2020={bad}", names=names)
+
+
+def test_rpcs_alone(project, good, tmp_path):
+    line = [0.0, 0.0, -1.0, *[0.0] * 17]
+    sample = [0.0, 1.0, *[0.0] * 18]
+    one = [1.0, *[0.0] * 19]
+    rpcs = RPC(0.0, 100.0, 45.0, 0.1, one, line, 32.0, 32.0, 3.0, 0.1, one, sample, 32.0, 32.0)
+    bad = unplaced(tmp_path / "bad.tif", None, rpcs=rpcs)
+    refused(project, f"2010={good}", f"2020={bad}", names=("bad.tif", "RPCs", "gdalwarp", "-rpc"))
+
+
+LOCAL = 'LOCAL_CS["building site",UNIT["metre",1]]'
+
+
+@pytest.mark.parametrize("crs", [LOCAL, "IAU_2015:30100"])
+def test_a_crs_that_is_nowhere_on_the_earth(write_raster, project, good, crs):
+    """A local (engineering) one, or the Moon's."""
+    bad = write_raster("bad.tif", plain(), crs=crs, origin=(30, 40), gsd=0.1)
+    refused(project, f"2010={good}", f"2020={bad}", names=("bad.tif", "Earth", "-a_srs"))
+    done = shell(project, f"2010={good}", f"2010:labels={bad}")
+    check_error(done.stderr, ("bad.tif", "Earth", "-a_srs"))
+
+
+@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:32631"])
+def test_coordinates_of_another_crs(write_raster, project, good, crs):
+    """Metres called degrees; and what no zone reaches, which PROJ would take for ever to wrap."""
+    origin = (LEFT, TOP) if crs == "EPSG:4326" else (1e30, 1e30)
+    bad = write_raster("bad.tif", plain(), crs=crs, origin=origin, gsd=origin[0] / 1e6)
+    refused(project, f"2010={good}", f"2020={bad}", names=("bad.tif", "outside", "-a_srs"))
+
+
+@pytest.mark.parametrize("name", ["PROJ_LIB", "PROJ_DATA"])
+def test_a_proj_database_of_another_program(project, good, tmp_path, monkeypatch, name):
+    (tmp_path / "proj.db").write_bytes(b"")
+    monkeypatch.setenv(name, str(tmp_path))
+    done = shell(project, f"2010={good}")
+    assert done.returncode == 1
+    check_error(done.stderr, (f"{name}={tmp_path}", f"unset {name}"))
 
 
 def test_no_common_ground(write_raster, project, good):
@@ -137,6 +213,14 @@ def test_nothing_there(project, good, tmp_path, path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("nothing")
     refused(project, f"2010={good}", f"2020={tmp_path / path}", names=("2020", path, "glob"))
+
+
+def test_a_folder_of_folders(write_raster, project, tmp_path):
+    """The hint names the glob that takes their files, and does take them."""
+    path = write_raster("y/sheets/a.TIF", plain(), origin=(LEFT, TOP))
+    glob = f"{tmp_path / 'y'}/**/*.TIF"
+    refused(project, f"2010={path.parents[1]}", names=("2010", "folders", f"'{glob}'"))
+    assert len(accepted(project, f"2010={glob}")) == 4
 
 
 def truncated(path, dtype="uint8"):
@@ -198,15 +282,148 @@ def test_a_file_that_is_not_a_raster(project, tmp_path, content):
     assert not project.catalogue.exists()
 
 
-@pytest.mark.parametrize("name", ["a.tif", "b.tif"])
-def test_a_colour_table(write_raster, project, tmp_path, name):
-    """Its indices cannot be interpolated; on the first sheet or on a later one."""
-    for i, each in enumerate(("a.tif", "b.tif")):
+@pytest.fixture
+def mixed(write_raster, tmp_path):
+    """A folder of sheets: cut short, not a raster, without CRS; only "d.tif" is good."""
+    folder = tmp_path / "y"
+    write_raster("y/d.tif", plain(), origin=(LEFT + 256, TOP))
+    whole = truncated(folder / "a.tif")
+    (folder / "a.tif").write_bytes(whole[: len(whole) * 3 // 4])
+    (folder / "b.tif").write_bytes(b"not a raster")
+    write_raster("y/c.tif", plain(), crs=None)
+    return folder
+
+
+def test_bad_files_are_left_out_on_request_and_listed(project, mixed):
+    refused(project, f"2010={mixed}", names=("b.tif", "opened"))
+    result = run_command(*arguments(project, f"2010={mixed}", "--skip-bad"))
+    assert result.exit_code == 0, result.stderr
+    table = TileTable.load(project.catalogue)
+    assert set(table.sources) == {"a.tif", "d.tif"}, "what could be read of a.tif is kept"
+    assert np.sum(table.col >= (LEFT + 256) // 32) == 4
+    reasons = {"a.tif": "damaged", "b.tif": "opened", "c.tif": "CRS"}
+    unreadable = project.tile_manifest().unreadable
+    assert set(unreadable) == {str(mixed / name) for name in reasons}
+    assert "left out (3)" in result.stderr
+    for name, reason in reasons.items():
+        assert reason in unreadable[str(mixed / name)]
+        assert f"  {mixed / name} {unreadable[str(mixed / name)]}" in result.stderr
+
+
+def test_left_out_files_are_listed_again_and_taken_once_they_are_whole(project, mixed):
+    whole = truncated(mixed / "a.tif")
+    command = arguments(project, f"2010={mixed}", "--skip-bad")
+    run_command(*command)
+    made = project.tile_manifest()
+    again = run_command("tile", "-p", project.root, "--workers", "1")
+    assert "up to date" in again.stderr
+    assert "left out (3)" in again.stderr
+    for name in ("b.tif", "c.tif"):
+        (mixed / name).unlink()
+    without = run_command(*arguments(project, f"2010={mixed}"))
+    assert without.exit_code == 1
+    assert "a.tif is damaged" in without.stderr
+    assert project.tile_manifest() == made
+    (mixed / "a.tif").write_bytes(whole)
+    result = run_command(*command)
+    assert result.exit_code == 0, result.stderr
+    assert "left out" not in result.stderr
+    assert len(TileTable.load(project.catalogue)) == 64 + 4
+
+
+def test_a_year_of_bad_files_alone_is_an_error(project, good, mixed):
+    (mixed / "a.tif").unlink()
+    (mixed / "d.tif").unlink()
+    refused(project, f"2010={good}", f"2020={mixed}", "--skip-bad", names=("b.tif", "opened"))
+
+
+def test_a_damaged_sheet_is_left_out_of_a_stretch(write_raster, project, tmp_path):
+    values = plain(dtype="uint16")
+    values[0, :32] = 190
+    write_raster("y/b.tif", values, origin=(LEFT + 256, TOP))
+    truncated(tmp_path / "y" / "a.tif", "uint16")
+    table = accepted(project, f"2010={tmp_path / 'y'}", "--stretch", "0%,100%", "--skip-bad")
+    assert len(table) == 4
+    manifest = project.tile_manifest()
+    assert manifest.years["2010"].stretch["high"] == [190, 90, 90]
+    assert list(manifest.unreadable) == [str(tmp_path / "y" / "a.tif")]
+
+
+def test_damaged_labels_and_masks_are_unknown_on_request(write_raster, project, good, tmp_path):
+    for name in ("labels.tif", "changed.tif"):
+        path = write_raster(name, plain(1), origin=(LEFT, TOP))
+        path.write_bytes(path.read_bytes()[:1000])
+    given = (f"2010={good}", f"2010:labels={tmp_path}/labels.tif")
+    given += (f"2010:changed={tmp_path}/changed.tif",)
+    refused(project, *given, names=("tif is damaged",))
+    table = accepted(project, *given, "--skip-bad")
+    assert len(table) == 4
+    assert table.changed is None
+    assert (TileStore.open(project.pixels).read(table.store_row)[..., 3] == 0).all()
+    assert len(project.tile_manifest().unreadable) == 2
+
+
+def test_colour_tables_beside_grey_sheets(write_raster, project, tmp_path):
+    """They are read as colours, which the other sheets do not have."""
+    for i, each in enumerate(("a.tif", "b.tif", "c.tif")):
         path = write_raster(f"y/{each}", plain(1), origin=(LEFT + 64 * i, TOP))
-        if each == name:
-            with rasterio.open(path, "r+") as target:
-                target.write_colormap(1, {90: (1, 2, 3, 255)})
-    refused(project, f"2010={tmp_path / 'y'}", names=(name, "-expand"))
+    with rasterio.open(path, "r+") as target:
+        target.write_colormap(1, {90: (1, 2, 3, 255)})
+    said = ("2010: 1 band of uint8 in a.tif, b.tif, but 3 bands of uint8 in c.tif", "--bands")
+    refused(project, f"2010={tmp_path / 'y'}", names=said)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_near_infrared_that_is_tagged_alpha(write_raster, project, dtype):
+    """Half of it is black, as water is; a mask of ragged edges passes."""
+    values = np.random.default_rng(0).integers(1, 255, (4, 64, 64)).astype(dtype)
+    values[3, :, :32] = 0
+    path = write_raster("a.tif", values, origin=(LEFT, TOP))
+    with rasterio.open(path, "r+") as target:
+        target.colorinterp = [ColorInterp[name] for name in ("red", "green", "blue", "alpha")]
+        said = ("a.tif", "band 4 is alpha", "--bands 1,2,3,4, or --bands 1,2,3 without")
+    given = (f"2010={path}", "--stretch", "0,255")
+    refused(project, *given, names=said)
+    with rasterio.open(path, "r+") as target:
+        target.write(np.where(values[3] > 60, values[3] // 8 + 220, values[3] // 8), 4)
+    accepted(project, *given, "--set", "grid.min_valid=0")
+
+
+def test_a_damaged_alpha_band(write_raster, project):
+    """It is read before anything else, to tell a mask from near infrared."""
+    values = np.random.default_rng(0).integers(0, 255, (4, 256, 256)).astype(np.uint8)
+    path = write_raster("a.tif", values, origin=(LEFT, TOP))
+    with rasterio.open(path, "r+") as target:
+        target.colorinterp = [ColorInterp[name] for name in ("red", "green", "blue", "alpha")]
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    refused(project, f"2010={path}", names=("a.tif", "is damaged"))
+
+
+def test_bands_that_are_not_there(write_raster, project):
+    path = write_raster("a.tif", plain(), origin=(LEFT, TOP))
+    refused(project, f"2010={path}", "--bands", "1,4", names=("a.tif", "no band 4", "has 3"))
+    for text in ("0", "1;2", "1,", "red", "-1"):
+        refused(project, f"2010={path}", "--bands", text, code=2, names=("--bands",))
+
+
+def test_nodata_that_no_image_can_contain(write_raster, project):
+    path = write_raster("a.tif", plain(), origin=(LEFT, TOP))
+    for value in ("-9999", "7.5", "nan"):
+        given = (f"2010={path}", "--nodata", value)
+        refused(project, *given, code=2, names=("--nodata", value, "uint8"))
+
+
+def test_complex_numbers(write_raster, project):
+    path = write_raster("a.tif", plain(1, "complex64"), origin=(LEFT, TOP))
+    refused(project, f"2010={path}", "--stretch", "0,1", names=("a.tif", "complex"))
+
+
+def test_a_band_without_a_valid_pixel_under_a_stretch_in_percent(write_raster, project):
+    values = plain(dtype="uint16")
+    values[1] = 0
+    path = write_raster("a.tif", values, origin=(LEFT, TOP), nodata=0)
+    given = (f"2010={path}", "--stretch", "2%,98%")
+    refused(project, *given, names=("a.tif", "band 2", "no valid pixel", "MIN,MAX"))
 
 
 def test_no_tile_is_valid_enough(write_raster, project):
@@ -221,10 +438,17 @@ def test_a_raster_smaller_than_a_tile(write_raster, project):
     refused(project, f"2010={path}", names=("valid",))
 
 
+def test_all_tiles_between_splits(write_raster, project, good):
+    """Each place is in a file of the test split and in one of training."""
+    other = write_raster("other.tif", plain(), origin=(LEFT, TOP))
+    given = (f"2010={good}", f"2020={other}", "--test", "other.tif")
+    refused(project, *given, names=("no tile", "between splits"))
+
+
 # Labels
 
 
-@pytest.mark.parametrize(("bands", "dtype"), [(1, "uint16"), (1, "float32"), (2, "uint8")])
+@pytest.mark.parametrize(("bands", "dtype"), [(3, "uint16"), (1, "float32"), (2, "uint8")])
 def test_a_label_raster_of_another_form(write_raster, project, good, bands, dtype):
     bad = write_raster("labels.tif", plain(bands, dtype), origin=(LEFT, TOP))
     refused(project, f"2010={good}", f"2010:labels={bad}", names=("labels.tif", dtype, "Byte"))
@@ -244,7 +468,7 @@ def test_labels_that_are_not_there(project, good):
     refused(
         project,
         *(f"2010={good}", f"2010:labels={good.parent / 'none.gpkg'}"),
-        names=("labels of 2010", "none.gpkg"),
+        names=("labels of 2010", "none.gpkg", "vector file"),
     )
 
 
@@ -261,6 +485,22 @@ def test_vector_labels_without_crs(project, good, tmp_path):
     assert done.returncode == 1
     check_error(done.stderr, ("bad.gpkg", "CRS", "-a_srs"))
     assert not project.catalogue.exists()
+
+
+def test_vector_labels_that_are_nowhere_on_the_earth(project, good, tmp_path):
+    """As software without a CRS at hand writes a GeoPackage: srs_id -1."""
+    path = tmp_path / "bad.gpkg"
+    shape = geopandas.GeoDataFrame(
+        geometry=[shapely.box(LEFT, TOP - 20, LEFT + 20, TOP)], crs=32631
+    )
+    shape.to_file(path)
+    with contextlib.closing(sqlite3.connect(path)) as table:
+        for name in ("gpkg_geometry_columns", "gpkg_contents"):
+            table.execute(f"update {name} set srs_id = -1")
+        table.commit()
+    done = shell(project, f"2010={good}", f"2010:labels={path}")
+    assert done.returncode == 1
+    check_error(done.stderr, ("bad.gpkg", "Earth", "-a_srs"))
 
 
 def test_a_file_that_is_not_a_vector_file(project, good, tmp_path):

@@ -372,3 +372,14 @@ def test_areas_need_a_split_that_takes_them(project, imagery):
     code, _, stderr = invoke("tile", "-p", project.root, f"2010={imagery}", "--test", "a*")
     assert code == 2
     assert "--split source" in stderr
+
+
+def test_a_name_that_is_not_utf_8_is_printed(tmp_path):
+    """Whatever the terminal's encoding does not hold is spelled out."""
+    folder = os.fsencode(tmp_path) + b"/\xe9"
+    command = [sys.executable, "-m", "geomatch"]
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    for arguments in (["init", folder], ["info", "-p", folder]):
+        done = subprocess.run([*command, *arguments], capture_output=True, env=strict, check=False)
+        assert done.returncode == 0, done.stderr
+    assert b"udce9" in done.stdout

@@ -159,14 +159,14 @@ def test_template_shows_every_key_with_its_default():
     lines = []
     for line in config.template().splitlines():
         text = line.removeprefix("# ")
-        if line.startswith(("# A geomatch", "# One table")):
+        if line.startswith(("# A geomatch", "# One table", "# Labels by class")):
             continue
         lines.append("" if " = ..." in text else text)
     values = tomllib.loads("\n".join(lines))
-    del values["source"]
+    del values["source"], values["labels"]
     assert config.from_dict(values, "template") == Config()
     for table in dataclasses.fields(Config):
-        if table.name == "source":
+        if table.name in LISTS:
             continue
         for key in dataclasses.fields(getattr(Config(), table.name)):
             assert f"# {key.name} = " in config.template()
@@ -293,6 +293,10 @@ def values_of(hint, least):
     }[hint]
 
 
+LISTS = {"source": config.SourceConfig, "labels": config.LabelsConfig}
+"""Tables of which a file may hold several."""
+
+
 def tables(cls):
     hints = typing.get_type_hints(cls)
     keys = {
@@ -303,31 +307,31 @@ def tables(cls):
 
 
 def configurations():
-    """The defaults but for the sources or one other table."""
-    sources = st.lists(tables(config.SourceConfig), max_size=2).map(tuple)
+    """The defaults but for the sources, the labels or one other table."""
+    lists = {name: st.lists(tables(kind), max_size=2).map(tuple) for name, kind in LISTS.items()}
     others = {
         table.name: tables(type(table.default))
         for table in dataclasses.fields(Config)
-        if table.name != "source"
+        if table.name not in LISTS
     }
     return st.one_of(
-        st.builds(Config, **{name: values})
-        for name, values in {"source": sources, **others}.items()
+        st.builds(Config, **{name: values}) for name, values in {**lists, **others}.items()
     )
 
 
 def keys_of(table):
     """The keys that are set, as TOML."""
-    values = {key.name: getattr(table, key.name) for key in dataclasses.fields(table)}
+    values = config.as_dict(table)
     return {key: config.toml(value) for key, value in values.items() if value is not None}
 
 
 def as_toml(wanted):
     lines = []
-    for source in wanted.source:
-        lines += ["[[source]]", *(f"{key} = {value}" for key, value in keys_of(source).items())]
+    for name in LISTS:
+        for table in getattr(wanted, name):
+            lines += [f"[[{name}]]", *(f"{key} = {value}" for key, value in keys_of(table).items())]
     for table in dataclasses.fields(Config):
-        if table.name != "source":
+        if table.name not in LISTS:
             keys = keys_of(getattr(wanted, table.name))
             lines += [f"[{table.name}]", *(f"{key} = {value}" for key, value in keys.items())]
     return "\n".join(lines)
@@ -351,7 +355,8 @@ def test_any_configuration_can_be_set_key_by_key(wanted):
     overrides = [
         f"{table.name}.{key}={value}"
         for table in dataclasses.fields(Config)
-        if table.name != "source"
+        if table.name not in LISTS
         for key, value in keys_of(getattr(wanted, table.name)).items()
     ]
-    assert config.with_overrides(Config(source=wanted.source), overrides) == wanted
+    lists = {name: getattr(wanted, name) for name in LISTS}
+    assert config.with_overrides(Config(**lists), overrides) == wanted

@@ -290,7 +290,7 @@ def test_a_full_disk_is_reported(imagery, tmp_path):
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert lines[0].startswith("error: ")
-    assert "unexpected" not in lines[0]
+    assert "unforeseen" not in lines[0]
     assert "large" in lines[0] or "space" in lines[0], "names the system's reason"
     assert lines[1].startswith("hint: Free space")
     assert len(lines) == 2, done.stderr
@@ -309,7 +309,7 @@ def test_a_disk_that_fills_with_the_catalogue_is_reported(tmp_path):
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert lines[0].startswith("error: ")
-    assert "unexpected" not in lines[0]
+    assert "unforeseen" not in lines[0]
     assert lines[1].startswith("hint: Free space")
     assert len(lines) == 2, done.stderr
     assert not project.catalogue.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from colorsys import hsv_to_rgb
 from functools import partial
 
 import flax.linen as nn
@@ -347,6 +348,22 @@ def test_classes_are_described_as_planes_fed_by_hand():
     assert_near(found, wanted, 1e-5)
     other = described(by_hand, variables, np.concatenate([some[..., :3], 0 * planes], axis=-1))
     assert np.abs(other - wanted).max() > 0.01 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("form", ["grey", "colour"])
+def test_classes_are_described_as_an_image_fed_by_hand(form):
+    """Greys evenly up to 255, or colours evenly around the circle; black where unknown."""
+    network, variables, some = drawn(4, 1, label_classes=CLASSES, labels=form, preprocessing="none")
+    codes = some[..., -1] = classes()
+    values = np.zeros((256, 1 if form == "grey" else 3), np.float32)
+    for code in range(1, CLASSES + 1):
+        hue = (code - 1) / CLASSES
+        values[code] = (
+            255 * code / CLASSES if form == "grey" else 255 * np.array(hsv_to_rgb(hue, 1, 1))
+        )
+    kernel, bias = (variables["params"]["fusion"][name] for name in ("kernel", "bias"))
+    fused = np.concatenate([some[..., :3], values[codes]], axis=-1) @ np.asarray(kernel)
+    assert_near(seen_by_trunk(network, variables, some), fused + np.asarray(bias), 1e-4)
 
 
 # Preprocessing.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import warnings
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,10 +14,13 @@ import geopandas
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import rasterio
 from command_line import run_command
 from hand_made import hand_made_classes, hand_made_embedding_manifest, hand_made_tile_manifest
 from image_sets import class_folders, draw_noise, tile_folders
 from PIL import Image
+from rasterio.enums import ColorInterp
+from rasterio.errors import NotGeoreferencedWarning
 from small_project import SIZE, new_project, settings
 
 from geomatch import image_input, index, query
@@ -215,12 +219,129 @@ def test_channels(tmp_path, project):
         np.testing.assert_array_equal(after[name], values.repeat(3, axis=2))
 
 
-def test_more_than_eight_bits_are_refused_with_the_remedy(tmp_path, project):
-    root = class_folders(tmp_path / "set", {"a": 3})
-    Image.fromarray(np.full((12, 12), 5000, np.uint16)).save(root / "a" / "deep.png")
-    with pytest.raises(GeomatchError, match=r"deep\.png has more than 8 bits") as raised:
-        tile_folders(project, root)
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_images_are_upright_as_their_exif_orientation_says(tmp_path, project, suffix, dtype):
+    """What is stored, by orientation, is the definition of the tag: where row 0, column 0 lie."""
+    upright = np.random.default_rng(0).integers(0, 256, (12, 15)).astype(dtype)
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.T,
+        6: upright.T[::-1],
+        7: upright.T[::-1, ::-1],
+        8: upright.T[:, ::-1],
+    }
+    (tmp_path / "set" / "a").mkdir(parents=True)
+    for orientation, values in stored.items():
+        exif = Image.Exif()
+        exif[0x112] = orientation
+        path = tmp_path / "set" / "a" / f"{orientation}.{suffix}"
+        Image.fromarray(np.ascontiguousarray(values)).save(path, exif=exif)
+    said = {"grid.size": 12} | ({"grid.stretch": "0,255"} if dtype == "uint16" else {})
+    held = pixels(project, tile_folders(project, tmp_path / "set", **said))
+    assert len(held) == 8
+    for name, values in held.items():
+        np.testing.assert_array_equal(values[..., 0], upright[:, 1:13], name)
+
+
+def write_deep(path, values, *kinds):
+    """An image of any bands and dtype, as GDAL writes them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    form = {"count": len(values), "height": values.shape[1], "width": values.shape[2]}
+    driver = {"png": "PNG", "tif": "GTiff", "jp2": "JP2OpenJPEG"}[path.suffix[1:]]
+    lossless = {"quality": 100, "reversible": True} if driver == "JP2OpenJPEG" else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        target = rasterio.open(path, "w", driver=driver, dtype=values.dtype, **form, **lossless)
+    with target:
+        if kinds:
+            target.colorinterp = [ColorInterp[kind] for kind in kinds]
+        target.write(values)
+    return values
+
+
+@pytest.mark.parametrize("bands", [1, 3])
+@pytest.mark.parametrize(
+    ("suffix", "dtype"),
+    [("png", "uint16"), ("tif", "uint16"), ("jp2", "uint16"), ("tif", "int16"), ("tif", "float32")],
+)
+def test_deep_images_are_stretched(tmp_path, project, suffix, dtype, bands):
+    """Between two values; the stretch is in the manifest, for queries."""
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        values = rng.integers(0, 5000, (bands, 12, 12)).astype(dtype)
+        write_deep(tmp_path / "set" / "a" / f"{i}.{suffix}", values)
+    table = tile_folders(project, tmp_path / "set", **{"grid.stretch": "1000,4000"})
+    got = pixels(project, table)[f"a/2.{suffix}"]
+    wanted = np.clip((values - 1000.0) / 3000 * 255, 0, 255)
+    assert got.shape == (12, 12, bands)
+    np.testing.assert_allclose(np.moveaxis(got, -1, 0), wanted, atol=0.501)
+    assert project.tile_manifest().stretch == {"low": [1000] * bands, "high": [4000] * bands}
+    again = tile_folders(project, tmp_path / "set", **{"grid.stretch": "0,5000"})
+    assert not np.array_equal(pixels(project, again)[f"a/2.{suffix}"], got)
+
+
+def test_deep_pairs_are_stretched_by_year(tmp_path, project):
+    """One year may be of 8 bits, and grey images become colour beside those that are."""
+    for name in "abc":
+        draw_noise(tmp_path / "2020" / f"{name}.png")
+        values = np.arange(144, dtype=np.uint16).reshape(1, 12, 12) * 100
+        write_deep(tmp_path / "2010" / f"{name}.tif", values)
+    folders = [tmp_path / "2010", tmp_path / "2020"]
+    table = tile_folders(project, pairs=folders, **{"grid.stretch": "0%,100%"})
+    years = project.tile_manifest().years
+    assert years["2010"].stretch == {"low": [0] * 3, "high": [14300] * 3}
+    assert years["2020"].stretch is None
+    held = pixels(project, table)["a@2010"]
+    np.testing.assert_allclose(held[..., 1], np.arange(144).reshape(12, 12) * 255 / 143, atol=0.51)
+
+
+def test_deep_images_without_a_stretch_or_beside_others(tmp_path, project):
+    values = np.full((3, 12, 12), 5000, np.uint16)
+    write_deep(tmp_path / "set" / "a" / "deep.png", values)
+    with pytest.raises(UsageError, match=r"deep\.png has values of uint16") as raised:
+        tile_folders(project, tmp_path / "set", least=1)
+    assert "--stretch" in raised.value.hint
+    class_folders(tmp_path / "set", {"b": 7})
+    said = r"uint16 \(a/deep\.png\), but others of uint8 \(b/b_000\.png, .* and 2 more\)"
+    with pytest.raises(GeomatchError, match=said) as raised:
+        tile_folders(project, tmp_path / "set", least=1, **{"grid.stretch": "0,5000"})
     assert "gdal_translate" in raised.value.hint
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_alpha_of_an_image_is_dropped_wherever_it_is(tmp_path, project, dtype):
+    values = np.random.default_rng(0).integers(0, 256, (4, 12, 12)).astype(dtype)
+    values[0] = 255
+    colours = ("red", "green", "blue")
+    write_deep(tmp_path / "set" / "a" / "0.tif", values, "alpha", *colours)
+    write_deep(tmp_path / "set" / "a" / "1.tif", values[[1, 2, 3, 0]], *colours, "alpha")
+    said = {"grid.stretch": "0,255"} if dtype == "uint16" else {}
+    for held in pixels(project, tile_folders(project, tmp_path / "set", **said)).values():
+        np.testing.assert_array_equal(held, np.moveaxis(values[1:], 0, -1))
+
+
+def test_bands_of_images_are_chosen_by_number(tmp_path, project):
+    values = np.random.default_rng(0).integers(0, 256, (5, 12, 12)).astype(np.uint8)
+    for i in range(2):
+        write_deep(tmp_path / "set" / "a" / f"{i}.tif", values)
+    for bands in ([5, 1, 2], [4]):
+        table = tile_folders(project, tmp_path / "set", **{"grid.bands": bands})
+        held = pixels(project, table)["a/1.tif"]
+        np.testing.assert_array_equal(np.moveaxis(held, -1, 0), values[np.array(bands) - 1])
+        assert project.tile_manifest().reading["bands"] == bands
+    with pytest.raises(GeomatchError, match=r"none .* can be read; a/0\.tif: .* no band 7"):
+        tile_folders(project, tmp_path / "set", **{"grid.bands": [1, 2, 7]})
+
+
+@pytest.mark.parametrize("option", [{"grid.collar": True}, {"grid.nodata": 0.0}])
+def test_validity_is_of_georeferenced_imagery(tmp_path, project, option):
+    root = class_folders(tmp_path / "set", {"a": 2})
+    with pytest.raises(UsageError, match="for georeferenced imagery"):
+        tile_folders(project, root, **option)
 
 
 def test_small_and_ignored_classes_are_left_out_and_listed(tmp_path, project):
@@ -260,6 +381,16 @@ def test_unreadable_images_are_left_out_and_named(tmp_path, project):
     np.testing.assert_array_equal(
         held["b/b_003.png"], np.asarray(Image.open(root / "b" / "b_003.png"))
     )
+
+
+def test_names_that_are_not_utf_8(tmp_path, project):
+    root = class_folders(tmp_path / "set", {"a": 8, "b": 4}, height=40, width=40)
+    os.rename(root / "a", os.fsencode(root) + b"/\xe9")
+    os.rename(root / "b" / "b_003.png", os.fsencode(root) + b"/b/\xe8.png")
+    table = tile_folders(project, root)
+    assert table.classes == (r"\xe9", "b") or table.classes == ("b", r"\xe9")
+    assert len(table) == 12
+    assert {r"\xe9/a_000.png", r"b/\xe8.png"} <= set(table.ids())
 
 
 def test_only_the_first_unreadable_images_are_named(tmp_path, project):
@@ -526,11 +657,11 @@ def test_after_a_break_it_goes_on_to_the_same_tiles(tmp_path, monkeypatch):
     expected = tile_folders(whole, root)
     read, count = image_files.read, Counter()
 
-    def counted(path, size, channels):
+    def counted(*how):
         count["read"] += 1
         if count["read"] > count["allowed"] > 0:
             raise KeyboardInterrupt
-        return read(path, size, channels)
+        return read(*how)
 
     monkeypatch.setattr(image_files, "read", counted)
     count["allowed"] = 40

@@ -36,7 +36,10 @@ TILES = hand_made_tile_manifest(
     Grid("EPSG:2154", 256, 0.5, 256),
     12,
     request=TileRequest(source=({"year": "2010", "images": "é"},), set=("grid.gsd=0.5",)),
-    years={"2010": YearOfTiles(2, "roads.gpkg", None), "2020": YearOfTiles(1, 0, STRETCH)},
+    years={
+        "2010": YearOfTiles(2, "roads.gpkg", None),
+        "2020": YearOfTiles(1, 0, STRETCH, "newest", 3),
+    },
 )
 ORIGIN = {"name": "r@6", "tiles": "t", "model": "m", "run": "runs/r", "run_id": "i", "step": 6}
 MANIFESTS = [
@@ -46,6 +49,11 @@ MANIFESTS = [
         geomatch="0", jax="0", settings={"model": {"stage": 5}}, form={"size": 8}, id="a",
         gsd=None, tiles="t",
     ),
+    RunManifest(
+        geomatch="0", jax="0", settings={}, form={}, id="a", gsd=0.5, tiles="t",
+        label_classes=("road", "sport ground"),
+    ),
+    dataclasses.replace(TILES, label_classes={"road": 0.25, "sea": 0.0}, broken={"a.gpkg": 3}),
     hand_made_embedding_manifest(5, centres=[[0.5, 1.0], [2.0, -1.0]]),
     IndexManifest(
         **ORIGIN, metric="euclidean", centres=None, years=("a", "b"), counts=(3, 4), embeddings="e"
@@ -106,7 +114,11 @@ def test_split_metrics_are_read_as_they_were_written(tmp_path):
 def test_the_json_of_tiles_is_what_other_programs_read():
     written = json.loads(json.dumps(TILES.as_json()))
     assert written["channels"] == {"image": 3, "label": 0}
-    assert written["years"]["2020"] == {"files": 1, "labels": 0, "stretch": STRETCH}
+    # Tiles of the previous version do not say how sheets overlap.
+    assert written["years"] == {
+        "2010": {"files": 2, "labels": "roads.gpkg", "stretch": None},
+        "2020": {"files": 1, "labels": 0, "stretch": STRETCH, "overlap": "newest", "seams": 3},
+    }
     assert written["asked"]["set"] == ["grid.gsd=0.5"]
     assert "unreadable" not in written
 

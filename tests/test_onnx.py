@@ -107,7 +107,8 @@ def test_every_preprocessing(preprocessing, labels):
     )
 
 
-def test_classes_as_planes():
+@pytest.mark.parametrize("labels", ["one-hot", "grey", "colour"])
+def test_classes_of_labels(labels):
     form = TileForm(16, 3, 1)
 
     def labelled(count):
@@ -115,7 +116,9 @@ def test_classes_as_planes():
         some[..., -1] //= 50
         return some
 
-    siamese, variables = network(form, trunk="convnet", stage=1, head="pool", label_classes=4)
+    siamese, variables = network(
+        form, trunk="convnet", stage=1, head="pool", label_classes=4, labels=labels
+    )
     check(partial(siamese.apply, variables), (16, 16, 4), labelled)
 
 

@@ -13,6 +13,7 @@ from small_project import tile_sources
 
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS
+from geomatch.errors import GeomatchError
 from geomatch.manifests import Channels
 
 
@@ -104,17 +105,45 @@ def test_buildings_are_drawn_on_their_ground(data, project):
     )
     assert project.tile_manifest().channels == Channels(3, 1)
     shapes = geopandas.read_file(buildings).to_crs(26915).geometry
+    check_drawn(project, table, [(shape, 255) for shape in shapes])
+
+
+def check_drawn(project, table, shapes):
+    """Labels are what rasterio draws of (shape, value) pairs on one canvas of 0.6 m."""
     left, _, _, _ = table.bounds().min(axis=0)
     top = table.bounds()[:, 3].max()
-    canvas = rasterize(
-        shapes, out_shape=(2048, 2048), fill=0, default_value=255,
-        transform=from_origin(left, top, 0.6, 0.6), dtype="uint8",
-    )  # fmt: skip
+    place = from_origin(left, top, 0.6, 0.6)
+    canvas = rasterize(shapes, out_shape=(2048, 2048), transform=place, dtype="uint8")
     assert (canvas > 0).mean() > 0.05
     for name, bounds in zip(table.ids(), table.bounds(), strict=True):
         x, y = round((bounds[0] - left) / 0.6), round((top - bounds[3]) / 0.6)
         got = read(project, table, name)[..., 3]
         assert (got != canvas[y : y + 128, x : x + 128]).mean() < 0.001, name
+
+
+def test_buildings_by_class(data, project):
+    """joplin's large and small buildings in yards of 5 m."""
+    buildings = geopandas.read_file(data / "joplin" / "buildings_joplin.geojson").to_crs(26915)
+    area = buildings.geometry.area
+    buildings["size"] = np.where(area > 200, "large", "small")
+    path = project.root / "buildings.gpkg"
+    buildings.to_file(path)
+    table = tile_sources(
+        project,
+        {"pre": data / "joplin" / "pre"},
+        *("grid.crs=EPSG:26915", "grid.gsd=0.6", "grid.size=128", "split.by=source"),
+        tables=[
+            {"file": str(path), "class": "yard", "buffer": 5},
+            {"file": str(path), "attribute": "size", "classes": ["small=house", "large=hall"]},
+        ],
+    )
+    shares = project.tile_manifest().label_classes
+    assert list(shares) == ["yard", "house", "hall"]
+    assert all(share > 0.01 for share in shares.values())
+    shapes = [(shape, 1) for shape in buildings.geometry.buffer(5)]
+    for value, chosen in ((2, area <= 200), (3, area > 200)):
+        shapes += [(shape, value) for shape in buildings.geometry[chosen]]
+    check_drawn(project, table, shapes)
 
 
 def test_jpeg_2000_of_16_bits_in_degrees(data, project):
@@ -162,6 +191,26 @@ def test_four_bands_of_two_years(data, project):
                 )
             got = np.moveaxis(read(project, table, f"{cell}@{year}"), -1, 0).astype(int)
             assert np.abs(got - wanted).max() <= 2, (year, cell)
+
+
+@pytest.mark.parametrize("year", ["2009", "2012", "2016", "2020"])
+def test_near_infrared_tagged_alpha_is_noticed(data, project, tmp_path, year):
+    """naip, tagged as gdal_translate tags four bands of 8 bits; its mask as alpha passes."""
+    with rasterio.open(next((data / "naip").glob(f"*_{year}*.tif"))) as source:
+        values, form = source.read(), source.profile
+    form.update(photometric="RGB", alpha="YES", nodata=None)
+    with rasterio.open(tmp_path / "a.tif", "w", **form) as target:
+        target.write(values)
+    sources, size = {year: tmp_path / "a.tif"}, "grid.size=32"
+    with pytest.raises(GeomatchError, match="band 4 is alpha"):
+        tile_sources(project, sources, size, "grid.gsd=5")
+    tile_sources(project, sources, size, "grid.gsd=5", "grid.bands=[4,1,2,3]")
+    assert project.tile_manifest().channels == Channels(4, 0)
+    values[3] = np.where(values.any(axis=0), 255, 0)
+    with rasterio.open(tmp_path / "a.tif", "w", **form) as target:
+        target.write(values)
+    tile_sources(project, sources, size, "grid.gsd=5")
+    assert project.tile_manifest().channels == Channels(3, 0)
 
 
 def test_scenes_are_set_apart_by_file(data, project):

@@ -54,6 +54,49 @@ def test_a_year_named_twice_is_refused(project):
         tile_arguments(project, ["2010=a", "2010=b"])
 
 
+def test_years_told_by_names_need_no_year(project, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    given = ["ortho=new/*.tif", ":labels=a", ":changed=/c"]
+    request = tile_arguments(project, given, year_from=r"_(\d{4})_")
+    assert request.settings.source == (
+        config.SourceConfig(
+            images=f"{tmp_path}/ortho=new/*.tif",
+            labels=f"{tmp_path}/a",
+            changed="/c",
+            year_from=r"_(\d{4})_",
+        ),
+    )
+
+
+def test_a_stac_collection_tells_the_years_itself(project, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    items = f"{tmp_path}/items.json"
+    request = tile_arguments(project, ["stac=items.json", "2030=a"], asset="image")
+    assert request.settings.source == (
+        config.SourceConfig(images=items, year_from=r"\d{4}", asset="image"),
+        config.SourceConfig("2030", f"{tmp_path}/a"),
+    )
+    request = tile_arguments(project, ["stac=items.json"], year_from=r"\d{4}-\d\d")
+    assert request.settings.source == (config.SourceConfig(images=items, year_from=r"\d{4}-\d\d"),)
+
+
+@pytest.mark.parametrize(
+    ("sources", "options", "named"),
+    [
+        ([], {"year_from": "x"}, "need georeferenced imagery"),
+        ([], {"asset": "x"}, "need georeferenced imagery"),
+        (["test=a"], {"folders": "train=b", "year_from": "x"}, "need georeferenced imagery"),
+        (["2010=a"], {"asset": "x"}, "STAC"),
+        (["a", "b"], {"year_from": "x"}, "b: imagery is named twice"),
+        (["a", ":lables=b"], {"year_from": "x"}, ":lables=b"),
+        (["stac:labels=a"], {}, "named|form"),
+    ],
+)
+def test_what_tells_no_year_is_refused(project, sources, options, named):
+    with pytest.raises(UsageError, match=named):
+        tile_arguments(project, sources, **options)
+
+
 def test_overrides_beat_the_file_and_sources_replace_its_sources(project):
     project.config.write_text(IN_FILE)
     request = tile_arguments(project, overrides=["grid.gsd=1"])

@@ -14,7 +14,7 @@ from command_line import run_command
 from small_project import tile_sources
 
 from geomatch.data.tiles import SPLITS, TileTable
-from geomatch.errors import UsageError
+from geomatch.errors import GeomatchError, UsageError
 
 LEFT, TOP = 500_000, 5_000_000
 
@@ -192,6 +192,39 @@ def test_polygons_of_a_file_set_regions_apart(project, field, tmp_path, crs):
             if inside or apart:
                 expected[c, r] = inside[0] if inside else "train"
     assert got == expected
+
+
+def test_a_polygon_around_the_world_sets_all_apart(project, field, tmp_path):
+    """Most of it has no place in the grid's CRS; it is cut before it is projected."""
+    path = tmp_path / "world.gpkg"
+    geopandas.GeoDataFrame(geometry=[shapely.box(-180, -90, 180, 90)], crs=4326).to_file(path)
+    table = tile_in_splits(project, field, "split.by=file", f"split.test={path}")
+    assert len(table) == 2 * 20 * 20
+    assert (table.split == 2).all()
+
+
+def test_a_polygon_that_crosses_itself_is_mended(project, field, tmp_path):
+    """Two triangles that meet in the middle: the cells at its left and right sides."""
+    corners = [(0, 0), (160, 160), (160, 0), (0, 160)]
+    shape = shapely.Polygon([(LEFT + x, TOP - y) for x, y in corners])
+    path = tmp_path / "bowtie.gpkg"
+    geopandas.GeoDataFrame(geometry=[shape], crs="EPSG:32631").to_file(path)
+    table = tile_in_splits(project, field, "split.by=file", f"split.test={path}")
+    x, y = ((table.bounds()[:, [0, 3]] - [LEFT, TOP]) * [1, -1] + [4, 4]).T
+    away = np.abs(x - 80) - np.abs(y - 80)  # of a centre, in what the diagonals bound
+    np.testing.assert_array_equal(table.split[away > 8], 2)
+    np.testing.assert_array_equal(table.split[away < -8], 0)
+    assert not (np.abs(away) < 8).any(), "the diagonals go through these"
+
+
+def test_a_polygon_beyond_mending_is_an_error(project, field, tmp_path):
+    """Left out, it would let test ground into the training split."""
+    path = tmp_path / "flat.gpkg"
+    flat = shapely.Polygon([(LEFT, TOP - 9), (LEFT + 90, TOP - 9), (LEFT + 30, TOP - 9)])
+    geopandas.GeoDataFrame(geometry=[flat], crs="EPSG:32631").to_file(path)
+    with pytest.raises(GeomatchError, match=r"flat\.gpkg .*feature 1 is broken") as caught:
+        tile_in_splits(project, field, "split.by=file", f"split.test={path}")
+    assert "Draw it again" in caught.value.hint
 
 
 def test_a_file_split_may_have_no_validation(project, field, tmp_path):

@@ -259,7 +259,7 @@ def test_a_run_that_no_longer_gains_stops_and_keeps_its_best(tiled, copied, monk
     assert last_state(project)[0] == 24
     assert (project.run("run1") / "finished.json").exists()
     with Checkpoints(project.run("run1") / "checkpoints", read_only=True) as checkpoints:
-        assert checkpoints.steps == [12, 24]
+        assert checkpoints.steps == [12, 18, 24]
     assert load_encoder(project, None, None).step == 12
     before = (project.run("run1") / "metrics.jsonl").read_bytes()
     assert train(project, wanted, progress=notes) == result
@@ -505,6 +505,19 @@ def test_more_epochs_give_the_run_that_began_with_them(tiled, trained, copied):
     assert result == trained.trained
     assert_same_run(project, "run1", trained.project, "run1")
     assert read_run(project.run("run1"))[0].train.epochs == 3
+
+
+def test_a_run_whose_last_checkpoint_is_damaged_resumes_from_the_one_before(tiled, trained, copied):
+    project, notes = copied(tiled), Notes()
+    train(project, settings("train.epochs=2"))
+    folder = project.run("run1") / "checkpoints"
+    assert {path.name for path in folder.iterdir()} == {"6", "12"}
+    for path in (folder / "12" / "optimizer" / "d").iterdir():
+        path.write_bytes(b"")
+    assert train(project, settings(), progress=notes) == trained.trained
+    assert "run run1: resuming from step 6 of 18" in notes
+    assert any(note.startswith("checkpoint 12 of ") for note in notes)
+    assert_same_run(project, "run1", trained.project, "run1")
 
 
 # What is refused

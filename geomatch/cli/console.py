@@ -211,6 +211,12 @@ def overview(found: Mapping[str, Any]) -> None:
         if tiles["classes"]:
             lines["places" if tiles["years"] else "classes"] = tiles["classes"]
         lines["channels"] = f"{channels['image']} image, {channels['label']} label"
+        if tiles["label_classes"]:
+            lines["labels"] = ", ".join(
+                f"{name} {share:.2%}" for name, share in tiles["label_classes"].items()
+            )
+        for layer, count in (tiles["broken"] or {}).items():
+            lines[f"left out of {layer}"] = f"{count} broken shapes"
         lines["splits"] = ", ".join(f"{name} {n}" for name, n in tiles["splits"].items())
     for run in found["runs"]:
         score = (

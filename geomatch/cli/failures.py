@@ -32,7 +32,7 @@ class Commands(TyperGroup):
         except Exception as error:
             if os.environ.get("GEOMATCH_TRACEBACK"):
                 raise
-            failure = _wrong_use(error) or _unexpected(error)
+            failure = _wrong_use(error) or _unforeseen(error)
         except KeyboardInterrupt:
             failure = GeomatchError(
                 "interrupted", "Finished work is kept: run the same command again to continue."
@@ -52,7 +52,7 @@ def _wrong_use(error: Any) -> UsageError | None:
     return UsageError(message[:1].lower() + message[1:], f"See: {command} --help")
 
 
-def _unexpected(error: Exception) -> GeomatchError:
+def _unforeseen(error: Exception) -> GeomatchError:
     text = (str(error).splitlines() or [""])[0]
     if "No space left" in str(error):
         return _explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
@@ -61,7 +61,7 @@ def _unexpected(error: Exception) -> GeomatchError:
             f"out of memory: {text}", "Lower train.batch, or use smaller tiles or a smaller trunk."
         )
     return GeomatchError(
-        f"unexpected {type(error).__name__}: {text}",
+        f"unforeseen {type(error).__name__}: {text}",
         "This is a bug in geomatch: set GEOMATCH_TRACEBACK=1 to see where, and report it.",
     )
 

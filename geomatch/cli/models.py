@@ -61,4 +61,6 @@ def export_model(
     from geomatch.export import export as stage
 
     made = stage(opened, run=run, model=model, onnx=onnx, safetensors=safetensors)
+    if made.remark:
+        console.note(made.remark)
     console.note(f"{made.name}: {', '.join(map(str, made.files))}")

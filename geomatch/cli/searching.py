@@ -54,6 +54,8 @@ def embed(
 
     with console.progress(quiet) as progress:
         made = stage(opened, run=run, model=model, settings=wanted, progress=progress)
+    if made.remark:
+        console.note(made.remark)
     console.note(f"{made.tiles} descriptors in {made.path}")
 
 
@@ -86,7 +88,10 @@ def query(
     ] = False,
     from_year: Annotated[
         str | None,
-        typer.Option(help="Year of the tile at LON,LAT; by default the newest.", metavar="YEAR"),
+        typer.Option(
+            help="Year of the tile at LON,LAT, or of an image; by default the newest.",
+            metavar="YEAR",
+        ),
     ] = None,
     name: Annotated[
         str | None, typer.Option("--index", help="Index to search; by default the latest.")

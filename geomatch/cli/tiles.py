@@ -7,13 +7,17 @@ from typing import Annotated
 import typer
 
 from geomatch import config
-from geomatch.cli.options import HERE, ProjectFolder, Quiet, Settings, overrides
+from geomatch.cli.options import HERE, Json, ProjectFolder, Quiet, Settings, overrides
+from geomatch.errors import UsageError
 from geomatch.project import Project
 
 Areas = Annotated[
     list[str] | None,
     typer.Option(help="Glob (split source) or polygon file (split file); repeatable."),
 ]
+
+SHOWN = 20
+"""The largest number of files that are named as left out."""
 
 
 def tile(
@@ -22,11 +26,23 @@ def tile(
         typer.Argument(
             metavar="YEAR=PATH ...",
             help="Imagery of a year: a folder, file or quoted glob; YEAR:labels=PATH: labels; "
-            "YEAR:changed=PATH: a mask of changed ground. By default those in geomatch.toml, or "
-            "those of the last time.",
+            "YEAR:changed=PATH: a mask of changed ground. stac=PATH: a STAC item collection. With "
+            "--year-from, PATH and :labels=PATH. By default those in geomatch.toml, or those of "
+            "the last time.",
         ),
     ] = None,
     project: ProjectFolder = HERE,
+    year_from: Annotated[
+        str,
+        typer.Option(
+            help="Regular expression that finds the year in file names, or in the datetime of STAC "
+            "items, such as '_(\\d{4})_'; groups are joined by hyphens.",
+            metavar="REGEX",
+        ),
+    ] = "",
+    asset: Annotated[
+        str, typer.Option(help="The asset of STAC items that is the imagery.", metavar="KEY")
+    ] = "",
     folders: Annotated[
         str | None,
         typer.Option(
@@ -59,6 +75,22 @@ def tile(
         str | None,
         typer.Option(help="Conversion to uint8: MIN,MAX or 2%,98%.", metavar="LOW,HIGH"),
     ] = None,
+    skip_bad: Annotated[
+        bool,
+        typer.Option("--skip-bad", help="Go on without rasters that cannot be used; list them."),
+    ] = False,
+    bands: Annotated[
+        str | None,
+        typer.Option(help="Image bands, by number and in order: 1,2,3.", metavar="N,N,..."),
+    ] = None,
+    nodata: Annotated[
+        float | None,
+        typer.Option(help="Value of invalid pixels, for files that declare none.", metavar="V"),
+    ] = None,
+    collar: Annotated[
+        bool | None,
+        typer.Option("--collar", help="Black or white that touches a file's border is invalid."),
+    ] = None,
     split: Annotated[
         config.SplitRule | None, typer.Option(help="How the regions of the splits are chosen.")
     ] = None,
@@ -74,6 +106,21 @@ def tile(
     force: Annotated[
         bool, typer.Option("--force", help="Cut tiles again even if they are up to date.")
     ] = False,
+    preview: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Draw N places, their years side by side with the labels, as tiles/preview.png.",
+            metavar="N",
+        ),
+    ] = 0,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Measure how far the years are shifted, and draw it on a map."
+        ),
+    ] = False,
+    as_json: Json = False,
     settings: Settings = None,
     quiet: Quiet = False,
 ) -> None:
@@ -88,6 +135,10 @@ def tile(
         "grid.crs": crs,
         "grid.stride": stride,
         "grid.stretch": stretch,
+        "grid.skip_bad": skip_bad or None,
+        "grid.bands": None if bands is None else _numbers(bands),
+        "grid.nodata": nodata,
+        "grid.collar": collar,
         "split.by": split,
         "images.least": least,
         "images.ignore": ignore,
@@ -100,6 +151,8 @@ def tile(
         validation=validation or (),
         test=test or (),
         fictitious=fictitious,
+        year_from=year_from,
+        asset=asset,
         overrides=overrides(settings, options),
     )
     from geomatch.tile import tile as stage
@@ -111,6 +164,8 @@ def tile(
             overrides=chosen.overrides,
             workers=workers,
             force=force,
+            preview=preview,
+            check=check,
             progress=progress,
         )
     table = made.table
@@ -121,3 +176,28 @@ def tile(
         what = f"of {made.grid} in {len(table.classes)} {groups}"
     counts = ", ".join(f"{name} {count}" for name, count in made.splits.items())
     console.note(f"{len(table)} tiles {what}: {counts}")
+    if table.grid and made.unreadable:
+        console.note(f"left out ({len(made.unreadable)}), as listed in {opened.tiles_manifest}:")
+        for path, reason in list(made.unreadable.items())[:SHOWN]:
+            console.note(f"  {path} {reason}")
+    if preview:
+        console.note(f"Preview: {opened.preview}")
+    if check:
+        from geomatch.cli import registration_table
+
+        console.note(f"map of the shifts in {opened.registration_map}")
+        registration_table.warn(made.registration)
+    if as_json:
+        values = {"tiles": len(table), "skipped": made.skipped, "grid": made.grid}
+        shifts = [pair.as_json() for pair in made.registration] if check else None
+        console.data({**values, "splits": made.splits, "registration": shifts})
+    elif check:
+        registration_table.show(made.registration)
+
+
+def _numbers(text: str) -> list[int]:
+    """Band numbers, such as "1,2,3"."""
+    numbers = [part.strip() for part in text.split(",")]
+    if not all(number.isdigit() and int(number) for number in numbers):
+        raise UsageError(f"--bands {text}: not numbers from 1", "For example: --bands 1,2,3")
+    return [int(number) for number in numbers]

@@ -11,8 +11,7 @@ from rasterio.crs import CRS
 
 from geomatch.geo import rasters
 from geomatch.geo.grid import Float64Array, Grid, Ints
-
-CRS84 = "OGC:CRS84"
+from geomatch.geo.rasters import CRS84
 
 
 def rings(epsg: Ints, bounds: Float64Array, target: str) -> Float64Array:

@@ -64,17 +64,24 @@ class Grid:
 
     def touching(self, bounds: tuple[float, float, float, float]) -> tuple[Ints, Ints]:
         """Columns and rows of every cell that shares area with `bounds`."""
-        left, bottom, right, top = bounds
-        tolerance = self.gsd * 1e-3  # a common edge is not a common area
-        first = [math.floor((v + tolerance - self.side) / self.step) + 1 for v in (left, bottom)]
-        last = [math.ceil((v - tolerance) / self.step) for v in (right, top)]
-        cols = np.arange(first[0], last[0], dtype=np.int64)
-        rows = np.arange(first[1], last[1], dtype=np.int64)
+        first_col, first_row, last_col, last_row = self.span(bounds)
+        cols = np.arange(first_col, last_col + 1, dtype=np.int64)
+        rows = np.arange(first_row, last_row + 1, dtype=np.int64)
         grid_rows, grid_cols = np.meshgrid(rows, cols, indexing="ij")
         return grid_cols.ravel(), grid_rows.ravel()
 
+    def span(self, bounds: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
+        """First column and row, last column and row of the cells that share area with `bounds`."""
+        left, bottom, right, top = bounds
+        tolerance = self.gsd * 1e-3  # a common edge is not a common area
+        first = [math.floor((v + tolerance - self.side) / self.step) + 1 for v in (left, bottom)]
+        last = [math.ceil((v - tolerance) / self.step) - 1 for v in (right, top)]
+        return first[0], first[1], last[0], last[1]
+
 
 def utm_epsg(lon: Float64Array, lat: Float64Array) -> Ints:
-    """EPSG code of the WGS 84 UTM zone of each point in degrees."""
-    zone = np.clip(np.floor((np.asarray(lon) + 180) / 6) + 1, 1, 60).astype(np.int64)
+    """EPSG code of the WGS 84 UTM zone of each point in degrees; longitudes wrap past 180."""
+    lon = np.asarray(lon, np.float64)
+    lon = np.where(np.abs(lon) > 180, (lon + 180) % 360 - 180, lon)
+    zone = np.minimum(np.floor((lon + 180) / 6) + 1, 60).astype(np.int64)
     return np.where(np.asarray(lat) >= 0, 32600, 32700) + zone

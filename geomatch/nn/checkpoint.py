@@ -1,4 +1,4 @@
-"""Checkpoints of a run, through Orbax: the last one, and the best on validation.
+"""Checkpoints of a run, through Orbax: the last two, and the best on validation.
 
 Orbax 0.12 has its v1 API only under `experimental`, "subject to change without notice", and that
 API's `Checkpointer` has no read-only mode (opening makes the folder); so this is the older API.
@@ -6,10 +6,14 @@ API's `Checkpointer` has no read-only mode (opening makes the folder); so this i
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,22 +26,41 @@ from geomatch.nn.step import State
 METRIC = "map@5"
 
 
+class Restored(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        step: of the checkpoint.
+        value: what was asked for.
+        remark: which checkpoints were passed over as damaged, for the user; empty if none was.
+    """
+
+    step: int
+    value: Any
+    remark: str
+
+
 class Checkpoints:
     """The checkpoints of one run; a context manager, since saving goes on in the background.
 
     The model and the optimizer are items of their own, so that descriptors need the model alone.
+
+    Raises:
+        StaleError: the folder is damaged.
     """
 
     def __init__(self, folder: Path, read_only: bool = False) -> None:
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        for name in ("absl", "asyncio"):  # what they log as an error, Orbax raises as well
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         policies = [
-            checkpoint_managers.LatestN(1),
+            checkpoint_managers.LatestN(2),  # one to go on from if the last is damaged
             checkpoint_managers.BestN(
                 get_metric_fn=lambda metrics: metrics[METRIC],
                 n=1,
                 keep_checkpoints_without_metrics=False,
             ),
         ]
+        _check_metrics(folder)
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
@@ -104,6 +127,31 @@ class Checkpoints:
         params, batch_stats, optimizer = found.optimizer
         return State(params, batch_stats, optimizer, found.model, teacher)
 
+    def restore_last(self, like: State) -> Restored:
+        """The state of the newest checkpoint that can be restored; newer ones are removed.
+
+        Raises:
+            StaleError: none can be restored.
+        """
+        found = _first(self.steps[::-1], lambda step: self.restore(step, like))
+        for step in self.steps:
+            if step > found.step:  # else Orbax would not save that step again
+                self._manager.delete(step)
+        return found
+
+    def restore_best(self, like: State) -> Restored:
+        """The model of the best checkpoint, or of the newest one that can be restored.
+
+        The untrained model of step 0 does not stand in for another.
+
+        Raises:
+            StaleError: none can be restored.
+        """
+        best = self.best
+        others = (step for step in self.steps[::-1] if step not in (best, 0))
+        steps = [*([] if best is None else [best]), *others]
+        return _first(steps, lambda step: self.restore_model(step, like))
+
     def restore_model(self, step: int, like: State) -> dict[str, Any]:
         """Parameters and BatchNorm statistics of `step`, without the optimizer."""
         model: dict[str, Any] = self._restore(step, {"model": like.variables}).model
@@ -115,6 +163,7 @@ class Checkpoints:
             name: jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
             for name, tree in like.items()
         }
+        _ignore_closed_loops()
         try:
             return self._manager.restore(
                 step,
@@ -128,6 +177,52 @@ class Checkpoints:
                 f"{str(error).splitlines()[0]}",
                 "Use another --run, or train again with --run NEW.",
             ) from error
+
+
+def _first(steps: Iterable[int], restore: Callable[[int], Any]) -> Restored:
+    """The first of some checkpoints that can be restored."""
+    failures: list[StaleError] = []
+    for step in steps:
+        try:
+            value = restore(step)
+        except StaleError as error:
+            failures.append(error)
+        else:
+            passed = "".join(f"{failure}. " for failure in failures)
+            return Restored(step, value, f"{passed}Checkpoint {step} is used." if passed else "")
+    raise failures[0]
+
+
+def _check_metrics(folder: Path) -> None:
+    """Check the files that Orbax reads first, and whose damage it does not explain.
+
+    Raises:
+        StaleError: one is damaged.
+    """
+    for path in sorted(folder.glob("*/metrics/metrics")):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise StaleError(
+                f"{path} is damaged: {error}",
+                f"Remove it, and the checkpoint counts as not validated: rm -r {path.parent}",
+            ) from error
+
+
+@functools.cache
+def _ignore_closed_loops() -> None:
+    """Do not print what Orbax's reads say after one of them has failed.
+
+    Orbax closes its event loop at the first failure. Each read that is still under way then reports
+    a RuntimeError to Python's hook, from a thread of tensorstore.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _items(state: State) -> dict[str, Any]:

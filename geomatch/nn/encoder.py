@@ -56,7 +56,9 @@ class Encoder(nn.Module):
     shared: SharedSettings = SharedSettings()
 
     def setup(self) -> None:
-        model, labels = self.model, self.model.label_classes or self.label_channels
+        model, labels = self.model, self.label_channels
+        if model.label_classes:
+            labels = _class_values(model.label_classes, model.labels).shape[1]
         if (self.image_channels, labels) != (3, 0):
             init = fusion_init(self.image_channels, labels)
             self.fusion = nn.Dense(3, kernel_init=init)
@@ -87,13 +89,28 @@ class Encoder(nn.Module):
     def feature_map(self, tiles: jax.Array, train: bool = False) -> jax.Array:
         """(b, h, w, c) uint8 to the trunk's feature map (b, h', w', c')."""
         x = tiles.astype(jnp.float32)
-        if self.model.label_classes:
-            planes = jax.nn.one_hot(tiles[..., -1], self.model.label_classes + 1)[..., 1:]
+        if classes := self.model.label_classes:
+            planes = jax.nn.one_hot(tiles[..., -1], classes + 1)[..., 1:]
+            if self.model.labels != "one-hot":
+                planes = planes @ _class_values(classes, self.model.labels)
             x = jnp.concatenate([x[..., : self.image_channels], 255 * planes], axis=-1)
         if hasattr(self, "fusion"):
             x = self.fusion(x)
         x = PREPROCESSING[self.model.preprocessing](x)
         return self.trunk(x.astype(self.shared.dtype), train)
+
+
+def _class_values(classes: int, form: str) -> np.ndarray:
+    """(classes, channels) values from 0 to 1 of each class, in a form of `model.labels`."""
+    if form == "grey":
+        return np.arange(1, classes + 1, dtype=np.float32)[:, None] / np.float32(classes)
+    return np.eye(classes, dtype=np.float32) if form == "one-hot" else _hues(classes)
+
+
+def _hues(count: int) -> np.ndarray:
+    """(count, 3) colours from 0 to 1, evenly around the colour circle."""
+    hues = [colorsys.hsv_to_rgb(i / count, 1, 1) for i in range(count)]
+    return np.array(hues, np.float32).reshape(count, 3)
 
 
 def _standardise(mean: Any, deviation: Any) -> Callable[[jax.Array], jax.Array]:
@@ -195,8 +212,7 @@ def fusion_init(image: int, label: int) -> Callable[..., jax.Array]:
     if label == 1:
         weights[image:] = 0.5
     else:
-        hues = [colorsys.hsv_to_rgb(i / label, 1, 1) for i in range(label)]
-        weights[image:] = 0.5 * np.array(hues, np.float32).reshape(label, 3)
+        weights[image:] = 0.5 * _hues(label)
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         del key

@@ -14,6 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 RIGHT, WRONG, UNKNOWN, QUERY = "#1a7f37", "#cf222e", "#8c959f", "#0969da"
 PAPER, INK = "#ffffff", "#24292f"
 EDGE, GAP, LINES = 4, 10, 34
+ENTRY, LINE = 150, 18
+"""Width of an entry of a legend, and height of a line of them."""
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
@@ -33,22 +35,41 @@ class Thumbnail:
     right: bool | None = None
 
 
-def sheet(rows: Sequence[Sequence[Thumbnail]], path: Path | IO[bytes], side: int = 128) -> None:
-    """Draw rows of thumbnails, each a query followed by its answers, as a PNG."""
+def sheet(
+    rows: Sequence[Sequence[Thumbnail]],
+    path: Path | IO[bytes],
+    side: int = 128,
+    *,
+    first: str = QUERY,
+    legend: Sequence[tuple[str, tuple[int, int, int]]] = (),
+) -> None:
+    """Draw rows of thumbnails, each a query followed by its answers, as a PNG.
+
+    Args:
+        first: colour of the frames of the first column.
+        legend: names and colours, listed below the rows.
+    """
     cell_width, cell_height = side + 2 * EDGE + GAP, side + 2 * EDGE + GAP + LINES
     width = max(len(row) for row in rows) * cell_width + GAP
-    canvas = Image.new("RGB", (width, len(rows) * cell_height + GAP), PAPER)
-    draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(12)
+    columns = max(1, (width - GAP) // ENTRY)
+    height = len(rows) * cell_height + GAP
+    below = LINE * -(-len(legend) // columns)
+    canvas = Image.new("RGB", (width, height + below + (GAP if legend else 0)), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for k, (name, colour) in enumerate(legend):
+        x, y = GAP + k % columns * ENTRY, height + k // columns * LINE
+        draw.rectangle((x, y, x + 11, y + 11), fill=colour)
+        draw.text((x + 18, y - 1), _fitting(name, font, ENTRY - 24), INK, font)
     for i, row in enumerate(rows):
         for j, thumbnail in enumerate(row):
             x, y = GAP + j * cell_width, GAP + i * cell_height
-            colour = {None: UNKNOWN, True: RIGHT, False: WRONG}[thumbnail.right] if j else QUERY
-            draw.rectangle((x, y, x + side + 2 * EDGE - 1, y + side + 2 * EDGE - 1), fill=colour)
+            frame = {None: UNKNOWN, True: RIGHT, False: WRONG}[thumbnail.right] if j else first
+            draw.rectangle((x, y, x + side + 2 * EDGE - 1, y + side + 2 * EDGE - 1), fill=frame)
             canvas.paste(picture(thumbnail.pixels, side), (x + EDGE, y + EDGE))
             lines = [_fitting(line, font, side + 2 * EDGE) for line in thumbnail.caption]
-            below = (x, y + side + 2 * EDGE + 2)
-            draw.multiline_text(below, "\n".join(lines), INK, font)
+            under = (x, y + side + 2 * EDGE + 2)
+            draw.multiline_text(under, "\n".join(lines), INK, font)
     canvas.save(path, format="PNG")
 
 
@@ -81,10 +102,14 @@ def _fitting(text: str, font: Font, width: int) -> str:
     return kept
 
 
+def rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(h, w, 3) the first three channels, or the first in grey."""
+    return pixels[..., :3] if pixels.shape[-1] >= 3 else np.repeat(pixels[..., :1], 3, -1)
+
+
 def picture(pixels: NDArray[np.uint8], side: int) -> Image.Image:
     """An image of the first three channels, or of the first in grey; small tiles stay pixelated."""
-    channels = pixels[..., :3] if pixels.shape[-1] >= 3 else np.repeat(pixels[..., :1], 3, -1)
-    image = Image.fromarray(np.ascontiguousarray(channels))
+    image = Image.fromarray(np.ascontiguousarray(rgb(pixels)))
     small = 2 * max(image.size) < side
     kind = Image.Resampling.NEAREST if small else Image.Resampling.BILINEAR
     return image.resize((side, side), kind)

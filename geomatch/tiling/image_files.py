@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from geomatch.errors import GeomatchError
+from geomatch.geo import rasters
+from geomatch.geo.rasters import Raster, Stretch
+from geomatch.geo.views import Reading
 
 Pixels = NDArray[np.uint8]
 
@@ -31,6 +37,22 @@ UNREADABLE = (
 )
 """What Pillow raises for damaged files."""
 
+AS_IT_IS = Reading()
+SAMPLES_PER_PIXEL = 277
+"""Tag of a TIFF file."""
+LUMA = np.array([0.299, 0.587, 0.114])
+"""Shares of red, green and blue in grey (ITU-R BT.601), as in Pillow."""
+TRANSPOSED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image of an EXIF orientation upright."""
+
 
 class BrokenImageError(GeomatchError):
     """An image file is missing or damaged; `reason` says how."""
@@ -44,11 +66,20 @@ class BrokenImageError(GeomatchError):
 
 @dataclass(frozen=True)
 class ImageShape:
-    """Width and height in pixels, and whether the image is greyscale."""
+    """Width and height in pixels, as stored, and whether the image is greyscale.
+
+    Attributes:
+        raster: of an image that GDAL is to read, not Pillow.
+    """
 
     width: int
     height: int
     grey: bool
+    raster: Raster | None = None
+
+    @property
+    def dtype(self) -> str:
+        return "uint8" if self.raster is None else self.raster.dtype
 
 
 @dataclass(frozen=True)
@@ -77,36 +108,68 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def inspect(path: Path) -> ImageShape:
+def inspect(path: Path, reading: Reading = AS_IT_IS) -> ImageShape:
     """Read an image's header.
 
     Raises:
-        BrokenImageError: it cannot be read.
-        GeomatchError: it has more than 8 bits per channel.
+        BrokenImageError: it cannot be read, or lacks a band that is to be read.
     """
-    with _open(path) as image:
-        if image.mode in ("I", "F") or image.mode.startswith("I;") or ";16" in str(image.tile):
-            raise GeomatchError(
-                f"{path} has more than 8 bits per channel",
-                "Convert it to 8 bits first: gdal_translate -ot Byte -scale IN OUT",
-            )
+    with _open(path, reading) as (image, raster):
+        if raster is not None:
+            width, height = (int(side) for side in raster.bounds[2:])
+            return ImageShape(width, height, raster.bands == 1, raster)
         return ImageShape(image.width, image.height, image.mode in ("1", "L", "LA", "La"))
 
 
-def read(path: Path, size: int, channels: int) -> Pixels:
-    """The centre square of an image, resized to (size, size, channels).
+def read(
+    path: Path,
+    size: int,
+    channels: int,
+    reading: Reading = AS_IT_IS,
+    stretch: Stretch | None = None,
+) -> Pixels:
+    """The centre square of an image, upright and resized to (size, size, channels).
 
     Args:
-        channels: 3, or 1 for grey; alpha is dropped.
+        channels: 3, or 1 for grey, or as many as the image has; alpha is dropped.
+        stretch: to uint8, needed for an image of another dtype.
 
     Raises:
         BrokenImageError: it cannot be read.
+        GeomatchError: it has other bands.
     """
-    with _open(path) as image:
+    with _open(path, reading, channels) as (image, raster):
         try:
-            return _centre_square(image.convert("RGB" if channels == 3 else "L"), size, channels)
+            if raster is None:
+                image.load()  # which makes a TIFF file upright
+                converted = image.convert("RGB" if channels == 3 else "L")
+                return _centre_square(_upright(converted, _orientation(image)), size, channels)
+            orientation = _orientation(image)
+            values = rasters.read_plain(raster)
         except UNREADABLE as error:
             raise _broken_image(path, error) from error
+        except GeomatchError as error:
+            raise BrokenImageError(path, error.message) from error
+    values = _with_channels(values, channels, path)
+    if stretch is not None:
+        values = stretch(values)
+    planes = [_upright(Image.fromarray(plane), orientation) for plane in values]
+    return np.concatenate([_centre_square(plane, size, 1) for plane in planes], axis=-1)
+
+
+def _with_channels(values: NDArray[Any], channels: int, path: Path) -> NDArray[Any]:
+    """Bands (n, h, w) as (channels, h, w): grey as three, or three as grey."""
+    if len(values) == channels:
+        return values
+    if (len(values), channels) == (1, 3):
+        return values.repeat(3, axis=0)
+    if (len(values), channels) == (3, 1):
+        grey = np.tensordot(LUMA, values, 1)[None]
+        return grey if values.dtype.kind == "f" else np.rint(grey).astype(values.dtype)
+    raise GeomatchError(
+        f"{path} has {len(values)} bands, the tiles have {channels}",
+        "Give an image with those bands.",
+    )
 
 
 def centre_square(pixels: Pixels, size: int, channels: int) -> Pixels:
@@ -123,11 +186,49 @@ def _centre_square(image: Image.Image, size: int, channels: int) -> Pixels:
     return np.asarray(resized).reshape(size, size, channels)
 
 
-def _open(path: Path) -> ImageFile.ImageFile:
+@contextlib.contextmanager
+def _open(path: Path, reading: Reading, channels: int = 3) -> Iterator[tuple[Any, Raster | None]]:
+    """An image as Pillow opens it, and as GDAL does if Pillow would not read it right."""
+    image = None
     try:
-        return Image.open(path)
+        image = Image.open(path)
     except UNREADABLE as error:
-        raise _broken_image(path, error) from error
+        if not isinstance(error, UnidentifiedImageError):
+            raise _broken_image(path, error) from error
+        unidentified = error
+    with image or contextlib.nullcontext():
+        raster = None
+        if image is None or reading.bands or channels not in (1, 3) or _is_beyond_pillow(image):
+            try:
+                raster = rasters.inspect_plain(str(path), reading, channels)
+            except GeomatchError as error:
+                if image is None and error.__cause__:  # GDAL cannot open it either
+                    raise _broken_image(path, unidentified) from error
+                raise BrokenImageError(path, error.message) from error
+        yield image, raster
+
+
+def _is_beyond_pillow(image: ImageFile.ImageFile) -> bool:
+    """Whether an image has more than 8 bits, or bands of which Pillow cannot tell which is alpha.
+
+    Pillow reads 16-bit colours as 8-bit ones, and garbles uncompressed TIFF files on their side.
+    """
+    if image.mode in ("I", "F") or image.mode.startswith("I;") or ";16" in str(image.tile):
+        return True
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        is_odd = image.tag_v2.get(SAMPLES_PER_PIXEL, 1) not in (1, 3)
+        return image.mode != "CMYK" and (is_odd or _orientation(image) > 4)
+    return image.format == "JPEG2000"
+
+
+def _orientation(image: ImageFile.ImageFile | None) -> int:
+    """The EXIF orientation of an image, 1 (upright) to 8."""
+    return 1 if image is None else image.getexif().get(ExifTags.Base.Orientation, 1)
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    turn = TRANSPOSED.get(orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 def _broken_image(path: Path, error: Exception) -> BrokenImageError:

@@ -13,7 +13,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,9 @@ from geomatch import config
 from geomatch.data.store import shard_rows
 from geomatch.data.tiles import SPLITS, TileTable, in_time_order
 from geomatch.errors import GeomatchError, UsageError
+from geomatch.geo import rasters
+from geomatch.geo.rasters import Stretch, listed
+from geomatch.geo.views import Reading
 from geomatch.manifests import Channels, TileRequest, YearOfTiles
 from geomatch.progress import ProgressCallback
 from geomatch.project import Project, fingerprint, replace_folder
@@ -63,12 +66,19 @@ ImagesByClass = dict[str, list[SourceImage]]
 
 @dataclass(frozen=True)
 class ImageShard(shards.Shard):
-    """A shard made of `images`; `files` are the array files, already read."""
+    """A shard made of `images`.
+
+    Attributes:
+        files: the array files, already read.
+        stretches: by year, where images are not uint8.
+    """
 
     images: Sequence[SourceImage]
     size: int
     channels: int
     files: Mapping[Path, image_files.ArrayFile]
+    reading: Reading
+    stretches: Mapping[str, Stretch]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -76,7 +86,9 @@ class ImageShard(shards.Shard):
     @property
     def key(self) -> str:
         images = [[p.name, p.stamp] for p in self.images]
-        return fingerprint([images, self.size, self.channels])
+        stretches = [[year, asdict(stretch)] for year, stretch in self.stretches.items()]
+        how = [*self.reading.bands, *stretches]  # empty where files are read as they are
+        return fingerprint([images, self.size, self.channels, *how])
 
     def read(self, image: SourceImage) -> image_files.Pixels | str:
         """The pixels (size, size, channels), or the reason why the image cannot be read."""
@@ -84,7 +96,8 @@ class ImageShard(shards.Shard):
             pixels = self.files[image.path].images[image.index]
             return image_files.centre_square(pixels, self.size, self.channels)
         try:
-            return image_files.read(image.path, self.size, self.channels)
+            stretch = self.stretches.get(image.year)
+            return image_files.read(image.path, self.size, self.channels, self.reading, stretch)
         except image_files.BrokenImageError as error:
             return error.reason
 
@@ -109,6 +122,11 @@ def tile(
             "more than one kind of source is given",
             "Use one of: YEAR=PATH or [[source]]; images.folders; images.pairs.",
         )
+    if settings.grid.collar or settings.grid.nodata is not None:
+        raise UsageError(
+            "--collar and --nodata are for georeferenced imagery",
+            "Images without georeference are taken whole: leave both out.",
+        )
     partial = project.root / "tiles.partial"
     with project.lock("tiles"), ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         files: dict[Path, image_files.ArrayFile] = {}
@@ -120,24 +138,37 @@ def tile(
         size = settings.grid.size
         chosen = [images.least, images.validation, images.test, settings.split.seed, size]
         items = [[p.name, p.label, p.year, p.split, p.stamp] for p in found]
-        request_fingerprint = fingerprint([items, chosen])
+        grid = settings.grid
+        reading = Reading(grid.bands)
+        request_fingerprint = fingerprint(
+            [items, chosen, *filter(None, (grid.bands, grid.stretch))]
+        )
         if not force and shards.are_made(project, request_fingerprint):
             progress("tiles are up to date")
         else:
-            shapes, unreadable = _inspect(found, files, pool, progress)
+            shapes, unreadable = _inspect(found, files, reading, pool, progress)
             readable = [p for p in found if p.name not in unreadable]
             if not images.pairs:
                 readable = _drop_small_classes(readable, images.least, progress)
             if size is None:
                 size = _common_size(shapes[p.name] for p in readable) or config.TILE_SIZE
             channels = 1 if all(shapes[p.name].grey for p in readable) else 3
+            stretches = _stretches(readable, shapes, channels, grid.stretch)
             split = _draw_splits(readable, images, settings.split.seed)
             request = TileRequest(source=(), set=tuple(overrides))
             shards.prepare(partial, [len(readable), size, channels], request, force)
             rows = shard_rows(size, channels)
             work = [
                 ImageShard(
-                    number, start, partial, readable[start : start + rows], size, channels, files
+                    number,
+                    start,
+                    partial,
+                    readable[start : start + rows],
+                    size,
+                    channels,
+                    files,
+                    reading,
+                    stretches,
                 )
                 for number, start in enumerate(range(0, len(readable), rows))
             ]
@@ -149,6 +180,7 @@ def tile(
             years = tuple(dict.fromkeys(p.year for p in found))
             table = _catalogue(readable, years, split, records, unreadable)
             _announce_left_out(progress, "unreadable", unreadable)
+            recorded = {year: asdict(stretch) for year, stretch in stretches.items()}
             described = {
                 "grid": f"{size}px",
                 "crs": None,
@@ -158,10 +190,12 @@ def tile(
                 "channels": Channels(channels, 0),
                 "placement": "none",
                 "years": {
-                    year: YearOfTiles(int((table.year == i).sum()), labels=0, stretch=None)
+                    year: YearOfTiles(int((table.year == i).sum()), 0, recorded.get(year))
                     for i, year in enumerate(years)
                     if year
                 },
+                "stretch": recorded.get(""),
+                "reading": asdict(reading) if reading.bands else None,
                 "unreadable": unreadable,
             }
             shards.finish(
@@ -238,7 +272,7 @@ def _of_folder(root: Path) -> ImagesByClass:
             "Images are expected in DIR/CLASS/, one folder per class.",
         )
     return {
-        folder.name: [
+        _printable(folder.name): [
             _source_image(path, root, folder.name) for path in image_files.list_images(folder)
         ]
         for folder in folders
@@ -305,7 +339,13 @@ def _by_stem(folder: Path, year: str) -> dict[str, SourceImage]:
 
 
 def _source_image(path: Path, root: Path, label: str) -> SourceImage:
-    return SourceImage(path.relative_to(root).as_posix(), label, path, _stamp(path))
+    name = path.relative_to(root).as_posix()
+    return SourceImage(_printable(name), _printable(label), path, _stamp(path))
+
+
+def _printable(name: str) -> str:
+    """A name of a file as text, with what is not UTF-8 in it spelled out, such as "for\\xeat"."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -372,6 +412,7 @@ def _announce_left_out(
 def _inspect(
     found: list[SourceImage],
     files: Mapping[Path, image_files.ArrayFile],
+    reading: Reading,
     pool: ThreadPoolExecutor,
     progress: ProgressCallback,
 ) -> tuple[dict[str, image_files.ImageShape], dict[str, str]]:
@@ -381,7 +422,7 @@ def _inspect(
         if image.index is not None:
             return files[image.path].image_shape
         try:
-            return image_files.inspect(image.path)
+            return image_files.inspect(image.path, reading)
         except image_files.BrokenImageError as error:
             return error.reason
 
@@ -404,6 +445,49 @@ def _none_readable(unreadable: Mapping[str, str]) -> GeomatchError:
         f"none of the images can be read; {name}: {reason}",
         "Check the files, or copy them again.",
     )
+
+
+def _stretches(
+    found: Sequence[SourceImage],
+    shapes: Mapping[str, image_files.ImageShape],
+    channels: int,
+    text: str,
+) -> dict[str, Stretch]:
+    """The stretch to uint8 of each year whose images have another dtype; "" without years.
+
+    Raises:
+        GeomatchError: images of a year differ in dtype.
+        UsageError: no stretch is given, or it has no valid form.
+    """
+    by_year: dict[str, list[SourceImage]] = {}
+    for image in found:
+        by_year.setdefault(image.year, []).append(image)
+    stretches = {}
+    for year, images in by_year.items():
+        names: dict[str, list[str]] = {}
+        for image in images:
+            names.setdefault(shapes[image.name].dtype, []).append(image.name)
+        if len(names) > 1:
+            (some, first), (other, second) = list(names.items())[:2]
+            raise GeomatchError(
+                f"images have values of {some} ({listed(first)}), but others of {other} "
+                f"({listed(second)})",
+                "Convert them alike with gdal_translate -ot, or move some away.",
+            )
+        (dtype,) = names
+        if dtype == "uint8":
+            continue
+        if not text:
+            raise UsageError(
+                f"{images[0].path} has values of {dtype}, tiles are uint8",
+                "Give a stretch: --stretch 2%,98% or --stretch MIN,MAX",
+            )
+        of_year = [raster for p in images if (raster := shapes[p.name].raster)]
+        rasters.common_format(of_year, f"year {year}" if year else "images")
+        measured = rasters.measure_stretch(of_year, text)
+        each = channels // len(measured.low)  # grey images among colour ones of another year
+        stretches[year] = Stretch(measured.low * each, measured.high * each)
+    return stretches
 
 
 def _common_size(shapes: Iterator[image_files.ImageShape]) -> int | None:

@@ -88,6 +88,11 @@ def make_plan(
                     covering.setdefault(cell, set()).add(raster.path)
         cells.append(np.unique(np.concatenate(found), axis=0))
     table = np.concatenate(cells)
+    if not len(table):
+        raise GeomatchError(
+            f"no tile of {grid.side:g} m lies within one UTM zone",
+            "Give smaller tiles with --size, or one grid for all with --crs EPSG:n.",
+        )
     year = np.repeat(np.arange(len(cells)), [len(of_year) for of_year in cells])
     places, place, counts = np.unique(table, axis=0, return_inverse=True, return_counts=True)
     if len(year_sources) > 1 and counts.max() < 2:
@@ -101,6 +106,11 @@ def make_plan(
     split = splits.keep_apart(grid, epsg, col, row, split, buffer)
     progress(f"grid {grid.id}: {len(places)} places, {np.sum(split < 0)} dropped between splits")
     tile_split = split[place.reshape(-1)]
+    if (tile_split < 0).all():
+        raise GeomatchError(
+            f"no tile is left: all {len(places)} places lie between splits",
+            "Choose other splits, or a smaller split.buffer or split.block.",
+        )
     # Tiles of a shard are close together and, where possible, of one year, so that they share open
     # files.
     epsg, col, row = table.T
@@ -121,7 +131,7 @@ def _cells_of(raster: Raster, grid: Grid, buffer: float) -> Ints:
     found = []
     for code in _zones(raster) if grid.crs == "utm" else [int(grid.crs.removeprefix("EPSG:"))]:
         crs = f"EPSG:{code}"
-        box = rasters.project_bounds(raster.crs, raster.bounds, crs)
+        box = rasters.bounds_in(raster, crs)
         count = (box[2] - box[0]) * (box[3] - box[1]) / grid.step**2
         if count > MAX_CELLS:
             raise UsageError(
@@ -132,7 +142,7 @@ def _cells_of(raster: Raster, grid: Grid, buffer: float) -> Ints:
         epsg = np.full(len(col), code, np.int64)
         if grid.crs == "utm":
             grown = grid.bounds(col, row) + buffer * np.array([-1, -1, 1, 1])
-            corners = footprints.rings(epsg, grown, footprints.CRS84)
+            corners = footprints.rings(epsg, grown, rasters.CRS84)
             inside = (utm_epsg(corners[..., 0], corners[..., 1]) == code).all(axis=1)
             epsg, col, row = epsg[inside], col[inside], row[inside]
         found.append(np.stack([epsg, col, row], axis=1))
@@ -141,16 +151,14 @@ def _cells_of(raster: Raster, grid: Grid, buffer: float) -> Ints:
 
 def _zones(raster: Raster) -> list[int]:
     """EPSG codes of the UTM zones that a raster's bounding box touches."""
-    left, bottom, right, top = rasters.project_bounds(raster.crs, raster.bounds, "OGC:CRS84")
-    lon = np.append(np.arange(left, right, 6.0), right)
-    zones = [utm_epsg(lon, np.full(len(lon), lat)) for lat in (bottom, top)]
+    west, south, east, north = raster.lonlat
+    lon = np.append(np.arange(west, east, 3.0), east)  # within each zone, not on borders alone
+    zones = [utm_epsg(lon, np.full(len(lon), lat)) for lat in (south, north)]
     return [int(z) for z in np.unique(zones)]
 
 
 def _extent(source: YearSource) -> str:
-    boxes = np.asarray(
-        [rasters.project_bounds(r.crs, r.bounds, "OGC:CRS84") for r in source.images]
-    )
+    boxes = np.asarray([image.lonlat for image in source.images])
     left, bottom = boxes[:, :2].min(axis=0)
     right, top = boxes[:, 2:].max(axis=0)
     return f"lies within {left:.4f},{bottom:.4f} to {right:.4f},{top:.4f}"
@@ -169,11 +177,13 @@ def _split(
         names = [sorted(covering[tuple(cell)]) for cell in places.tolist()]
         return splits.by_source(names, settings.validation, settings.test)
     crs = footprints.file_crs(grid)
+    rings = footprints.rings(epsg, grid.bounds(col, row), crs)
+    low, high = rings.min(axis=(0, 1)).tolist(), rings.max(axis=(0, 1)).tolist()
     validation, test = (
-        labels.read_areas(sources.area_files(names), crs)
+        labels.read_areas(sources.area_files(names), crs, (*low, *high))
         for names in (settings.validation, settings.test)
     )
-    return splits.by_areas(footprints.rings(epsg, grid.bounds(col, row), crs), validation, test)
+    return splits.by_areas(rings, validation, test)
 
 
 def _buffer(settings: config.SplitConfig, grid: Grid) -> float:

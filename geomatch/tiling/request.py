@@ -11,6 +11,9 @@ from geomatch.errors import UsageError
 from geomatch.manifests import TileRequest
 from geomatch.project import Project, read_json
 
+STAC_YEAR = r"\d{4}"
+"""What tells the year in the datetime of a STAC item."""
+
 
 @dataclass(frozen=True)
 class TileArguments:
@@ -35,6 +38,8 @@ def tile_arguments(
     validation: Sequence[str] = (),
     test: Sequence[str] = (),
     fictitious: bool = False,
+    year_from: str = "",
+    asset: str = "",
     overrides: Sequence[str] = (),
 ) -> TileArguments:
     """Combine the imagery and settings named here with `geomatch.toml`.
@@ -43,13 +48,16 @@ def tile_arguments(
     last `tile` is repeated, with `overrides` applied. Paths are relative to the current folder.
 
     Args:
-        sources: "YEAR=PATH", "YEAR:labels=PATH" and "YEAR:changed=PATH"; with `folders`,
-            "SPLIT=PATH".
+        sources: "YEAR=PATH", "YEAR:labels=PATH" and "YEAR:changed=PATH"; "stac=PATH"; with
+            `year_from`, "PATH", ":labels=PATH" and ":changed=PATH"; with `folders`, "SPLIT=PATH".
         folders: images without georeference: a folder of class folders, an MNIST file, or
             "train=PATH".
         pairs: two folders of images with the same names.
         validation, test: globs of file names (split rule "source") or polygon files ("file").
         fictitious: the placement of `sources` is made up.
+        year_from: a regular expression that finds the year in file names, or in the datetime of
+            STAC items.
+        asset: key of the asset of STAC items that is the imagery.
         overrides: "table.key=value" strings, which override `geomatch.toml`.
 
     Raises:
@@ -57,6 +65,11 @@ def tile_arguments(
     """
     if pairs and (folders or sources):
         raise UsageError("--pairs takes two folders and nothing else")
+    if (year_from or asset) and (folders or pairs or not sources):
+        raise UsageError(
+            "--year-from and --asset need georeferenced imagery",
+            "For example: geomatch tile stac=items.json",
+        )
     in_file = config.load(project.config)
     wanted = list(overrides)
     named = in_file.source
@@ -66,7 +79,8 @@ def tile_arguments(
         wanted.append(f"images.folders={config.toml(given)}")
         wanted.append(f"images.pairs={config.toml([_path(path) for path in pairs or ()])}")
     elif sources:
-        named = _parse_sources(sources, "fictitious" if fictitious else "real")
+        placement = "fictitious" if fictitious else "real"
+        named = _parse_sources(sources, placement, year_from, asset)
     elif not named and not _names_images(config.with_overrides(in_file, wanted)):
         before = last_request(project)
         named = config.from_dict({"source": before.source}, str(project.tiles)).source
@@ -116,23 +130,40 @@ def _absolute(text: str) -> str:
 
 
 def _path(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+    return config.placed(path, Path.cwd())
 
 
-def _parse_sources(texts: Iterable[str], placement: str) -> tuple[config.SourceConfig, ...]:
-    """Sources from YEAR=PATH, YEAR:labels=PATH and YEAR:changed=PATH, in the order given."""
+def _parse_sources(
+    texts: Iterable[str], placement: str, year_from: str, asset: str
+) -> tuple[config.SourceConfig, ...]:
+    """Sources from YEAR=PATH, YEAR:labels=PATH and YEAR:changed=PATH, in the order given.
+
+    With `year_from`, the path of the images stands alone, and YEAR is left out before labels and
+    masks.
+    """
     found: dict[str, dict[str, str]] = {}
     for text in texts:
-        name, equals, path = text.partition("=")
+        if year_from and not text.startswith((":", "stac=")):
+            name, path = "", text
+        else:
+            name, _, path = text.partition("=")
         year, _, kind = name.partition(":")
-        if not (equals and year and path) or kind not in ("", "labels", "changed"):
+        kinds = ("",) if year == "stac" else ("", "labels", "changed")
+        if not (path and (year or year_from)) or kind not in kinds:
             raise UsageError(
                 f"{text} does not have the form YEAR=PATH, YEAR:labels=PATH or YEAR:changed=PATH",
                 "For example: geomatch tile 2010=ortho/2010 2010:labels=landcover.tif",
             )
-        entry = found.setdefault(year, {"year": year, "placement": placement})
+        told = {"year": year} if year else {"year_from": year_from}
+        if name == "stac":
+            year, told = "", {"year_from": year_from or STAC_YEAR, "asset": asset}
+        entry = found.setdefault(year, {**told, "placement": placement})
         key = kind or "images"
         if key in entry:
-            raise UsageError(f"{text}: {name} is named twice", "Use one folder or quoted glob.")
+            raise UsageError(
+                f"{text}: {name or 'imagery'} is named twice", "Use one folder or quoted glob."
+            )
         entry[key] = _path(path)
+    if asset and not any("asset" in entry for entry in found.values()):
+        raise UsageError("--asset is for STAC items", "Name them as stac=PATH.")
     return config.from_dict({"source": list(found.values())}, "command line").source

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from geomatch import config
 from geomatch.data.tiles import in_time_order
-from geomatch.errors import GeomatchError, UsageError
-from geomatch.geo import labels, rasters
+from geomatch.errors import BadFileError, GeomatchError, UsageError
+from geomatch.geo import labels, rasters, views
+from geomatch.geo.labels import Layer, RasterLayer
 from geomatch.geo.rasters import Raster, Stretch
+from geomatch.geo.views import Reading
 from geomatch.progress import ProgressCallback
+from geomatch.tiling import files, label_layers
+from geomatch.tiling.label_layers import YearLabels
+from geomatch.tiling.usable import Unreadable, usable
 
 
 @dataclass(frozen=True)
@@ -22,28 +28,43 @@ class YearSource:
 
     Attributes:
         images: georeferenced rasters, all of the same bands and dtype.
-        labels: label rasters; empty if there are none or they are a `vector` file.
+        labels: what is known of the ground.
         stretch: scales the images to uint8; None if they are uint8.
         placement: "real", or "fictitious" where coordinates are made up.
         changed: masks of changed ground.
+        unreadable: paths of files that are left out, with the reason.
+        overlap: which image is seen where several overlap. They are in this order already, unless
+            it differs from place to place.
     """
 
     year: str
     images: tuple[Raster, ...]
-    labels: tuple[Raster, ...]
-    vector: str | None
+    labels: YearLabels
     stretch: Stretch | None
     placement: str
     changed: tuple[Raster, ...] = ()
+    unreadable: dict[str, str] = field(default_factory=dict)
+    overlap: config.Overlap = "first"
+
+    @property
+    def by_centre(self) -> bool:
+        """Whether the image whose centre is nearest is seen."""
+        return self.overlap == "nearest-centre"
 
 
-def collect(settings: config.Config, progress: ProgressCallback) -> list[YearSource]:
+def collect(settings: config.Config, masks: Path, progress: ProgressCallback) -> list[YearSource]:
     """Inspect the files of every year, in time order.
+
+    Args:
+        masks: folder for masks of collars.
 
     Raises:
         GeomatchError: a file is missing or damaged, or files of a year differ in bands or dtype.
         UsageError: a year is invalid, has no images or is given twice, or a stretch is missing.
     """
+    overlap = settings.grid.overlap
+    found = [each for source in settings.source for each in files.by_year(source, overlap)]
+    settings = config.with_sources(settings, [source for source, _ in found])
     years = [source.year for source in settings.source]
     for source in settings.source:
         if not source.year or re.search(r"[@/\\\s]", source.year):
@@ -55,67 +76,84 @@ def collect(settings: config.Config, progress: ProgressCallback) -> list[YearSou
             raise UsageError(f"source {source.year} has no images", f"Add {source.year}=PATH.")
     if len(set(years)) != len(years):
         raise UsageError("a year is given twice", "Give each year one folder or glob.")
-    by_year = {source.year: source for source in settings.source}
-    return [
-        _inspect(by_year[year], settings.grid.stretch, progress) for year in in_time_order(years)
+    by_year = {source.year: (source, paths) for source, paths in found}
+    unreadable: Unreadable = {} if settings.grid.skip_bad else None
+    known = label_layers.collect(settings, unreadable, progress)
+    year_sources = [
+        _inspect(
+            *by_year[year],
+            known.get(year, YearLabels()),
+            settings.grid,
+            masks,
+            unreadable,
+            progress,
+        )
+        for year in in_time_order(years)
     ]
+    nodata = settings.grid.nodata
+    layouts = [image.layout for source in year_sources for image in source.images]
+    if nodata is not None and not any(views.can_hold(of.dtype, nodata) for of in layouts):
+        raise UsageError(
+            f"--nodata {nodata:g}: no image can contain it, they are {layouts[0].dtype}",
+            "Give the value that their invalid pixels have: gdalinfo -stats FILE",
+        )
+    return year_sources
 
 
-def _inspect(source: config.SourceConfig, stretch: str, progress: ProgressCallback) -> YearSource:
-    paths = rasters.find(source.images, f"year {source.year}")
-    images = []
-    for done, path in enumerate(paths, 1):
-        images.append(rasters.inspect(path))
-        if images[-1].palette:
-            raise GeomatchError(
-                f"{path} contains indices of a colour table",
-                "Expand it first: gdal_translate -expand rgb IN OUT",
-            )
-        progress(f"reading headers of {source.year}", done, len(paths))
+def reading(settings: config.GridConfig) -> Reading:
+    """How imagery is read where its files leave it open."""
+    return Reading(settings.bands, settings.nodata, settings.collar)
+
+
+def _inspect(
+    source: config.SourceConfig,
+    paths: list[str],
+    known: YearLabels,
+    grid: config.GridConfig,
+    masks: Path,
+    unreadable: Unreadable,
+    progress: ProgressCallback,
+) -> YearSource:
+    read = itertools.count(1)
+
+    def inspect(path: str) -> Raster:
+        progress(f"reading headers of {source.year}", next(read), len(paths))
+        return rasters.inspect(path, reading(grid), masks)
+
+    images = usable(paths, inspect, unreadable)
     _, dtype = rasters.common_format(images, f"year {source.year}")
     measured: Stretch | None = None
     if dtype != "uint8":
-        if not stretch:
+        if not grid.stretch:
             raise UsageError(
                 f"year {source.year}: {images[0].name} is {dtype}, tiles are uint8",
                 "Give a stretch: --stretch 2%,98% or --stretch MIN,MAX",
             )
-        measured = rasters.measure_stretch(images, stretch)
-    vector, label_rasters = _labels(source)
+        while measured is None:
+            try:
+                measured = rasters.measure_stretch(images, grid.stretch)
+            except BadFileError as error:
+                images = tuple(image for image in images if image.path != error.path)
+                if unreadable is None or not images:
+                    raise
+                unreadable[error.path] = error.reason
     return YearSource(
         source.year,
         tuple(images),
-        label_rasters,
-        vector,
+        known,
         measured,
         source.placement,
-        _masks(source),
+        _masks(source, unreadable),
+        unreadable or {},
+        grid.overlap,
     )
 
 
-def _labels(source: config.SourceConfig) -> tuple[str | None, tuple[Raster, ...]]:
-    if not source.labels:
-        return None, ()
-    paths = rasters.find(source.labels, f"labels of {source.year}")
-    if labels.is_vector(paths[0]):
-        if len(paths) > 1:
-            raise GeomatchError(
-                f"labels of {source.year}: {len(paths)} vector files match",
-                "Merge them as layers of one GeoPackage: ogr2ogr -update all.gpkg FILE",
-            )
-        labels.check_vector(paths[0])
-        return paths[0], ()
-    found = tuple(labels.inspect_raster(path) for path in paths)
-    rasters.common_format(found, f"labels of {source.year}")
-    return None, found
-
-
-def _masks(source: config.SourceConfig) -> tuple[Raster, ...]:
+def _masks(source: config.SourceConfig, unreadable: Unreadable) -> tuple[Raster, ...]:
     if not source.changed:
         return ()
-    found = tuple(
-        rasters.inspect(p) for p in rasters.find(source.changed, f"changed {source.year}")
-    )
+    paths = files.others(source, rasters.find(source.changed, f"changed {source.year}"))
+    found = usable(paths, rasters.inspect, unreadable)
     for mask in found:
         if (mask.bands, mask.dtype) != (1, "uint8"):
             raise GeomatchError(
@@ -139,11 +177,11 @@ def channels(year_sources: Sequence[YearSource]) -> tuple[int, int]:
             raise GeomatchError(
                 f"{other.name} ({source.year}) has {other.bands} bands, "
                 f"{first.name} ({year_sources[0].year}) has {first.bands}",
-                "Give every year the same bands, for example: gdal_translate -b 1 -b 2 -b 3",
+                "Choose bands that all years have: --bands 1,2,3",
             )
-    label_bands = {
-        1 if c.vector else c.labels[0].bands for c in year_sources if c.vector or c.labels
-    }
+    found = [source.labels for source in year_sources]
+    label_bands = {raster.bands for known in found for raster in known.rasters}
+    label_bands |= {1 for known in found if known.layers}
     if len(label_bands) > 1:
         raise GeomatchError(
             "label layers have one channel in some years and three in others",
@@ -156,8 +194,8 @@ def area_stamps(split: config.SplitConfig) -> list[Any]:
     """Paths, sizes and modification times of the polygon files that define the splits."""
     if split.by != "file":
         return []
-    stats = [(path, os.stat(path)) for path in area_files((*split.validation, *split.test))]
-    return [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+    files = area_files((*split.validation, *split.test))
+    return [[path, labels.stamp(path)] for path in files]
 
 
 def area_files(names: Sequence[str]) -> list[str]:
@@ -166,16 +204,29 @@ def area_files(names: Sequence[str]) -> list[str]:
     Raises:
         GeomatchError: one matches no file.
     """
-    return [path for name in names for path in rasters.find(name, "split")]
+    return [path for name in names for path in labels.find(name, "split")]
 
 
 def identity(source: YearSource) -> Any:
     """What tiles of a year depend on: paths, sizes and times of its files, how they are read."""
-    vector = source.vector and [source.vector, os.stat(source.vector).st_mtime_ns]
+    known = source.labels
     return [
-        [(r.path, r.stamp) for r in (*source.images, *source.labels, *source.changed)],
-        vector,
+        [_identity(raster) for raster in (*source.images, *known.rasters, *source.changed)],
+        [known.classes, *map(_drawn, known.layers)] if known.layers else None,
         source.stretch and asdict(source.stretch),
         source.year,
         source.placement,
+        *(["nearest-centre"] if source.by_centre else []),
     ]
+
+
+def _drawn(layer: Layer) -> Any:
+    """What the pixels of a label layer depend on."""
+    if isinstance(layer, RasterLayer):
+        return [_identity(raster) for raster in layer.rasters], asdict(layer.classes)
+    return asdict(layer)
+
+
+def _identity(raster: Raster) -> tuple[Any, ...]:
+    how = () if raster.layout.as_stored else (asdict(raster.layout),)
+    return raster.path, raster.stamp, *how

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from geomatch import __version__, config
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
-from geomatch.errors import GeomatchError
+from geomatch.errors import GeomatchError, UsageError
 from geomatch.manifests import RunManifest, TileManifest
 from geomatch.nn.augment import flip_and_turn
 from geomatch.nn.checkpoint import Checkpoints
@@ -70,6 +70,21 @@ def resolve_settings(
     return replace(settings, model=resolve(model), train=replace(training, dtype=dtype))
 
 
+def of_tiles(settings: config.Config, tiles: TileManifest) -> config.Config:
+    """`settings` with the number of label classes that the tiles name.
+
+    Raises:
+        UsageError: the settings have fewer classes, so that the last ones would be lost.
+    """
+    known, wanted = len(tiles.label_classes or ()), settings.model.label_classes
+    if 0 < wanted < known:
+        raise UsageError(
+            f"model.label_classes = {wanted}, but the labels of the tiles have {known} classes",
+            "Remove model.label_classes: the tiles say how many there are.",
+        )
+    return replace(settings, model=replace(settings.model, label_classes=wanted or known))
+
+
 def _adopt_values(settings: config.Config, other: config.Config) -> config.Config:
     """`settings` with the values of `other` in place of automatic ones."""
     for table, defaults in AUTO.items():
@@ -103,6 +118,7 @@ def manifest(settings: config.Config, form: TileForm, tiles: TileManifest) -> Ru
         id=secrets.token_hex(8),
         gsd=tiles.gsd,
         tiles=tiles.fingerprint,
+        label_classes=None if tiles.label_classes is None else tuple(tiles.label_classes),
     )
 
 
@@ -219,11 +235,12 @@ def pretrained(
         descriptor=settings.model.descriptor,
         centre=True,
         label_classes=settings.model.label_classes,
+        labels=settings.model.labels,
     )
     encoder_settings = replace(
         settings, model=model, train=config.TrainConfig(epochs=0, init=IMAGENET, dtype="float32")
     )
-    encoder_settings = resolve_settings(encoder_settings, project.root)
+    encoder_settings = resolve_settings(of_tiles(encoder_settings, described), project.root)
     form = form_of(described)
     about = manifest(encoder_settings, form, described)
     folder = project.pretrained / IMAGENET
