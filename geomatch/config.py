@@ -140,6 +140,9 @@ class ModelConfig:
         "max", 'of the trunk\'s feature map, before every head but "conv"'
     )
     bins: int = _key(8, 'side of the grid of "grid" pooling', least=1)
+    instance_norm: bool = _key(
+        False, '"grid" pooling: normalise each tile\'s feature map, against season and sensor'
+    )
     head: Literal["conv", "pool", "dense", "mlp", "pca"] = _key(
         "conv", '"conv": two 3x3 convolutions, Dense; "pool": none; "mlp"; "pca": whitening'
     )
@@ -181,6 +184,11 @@ class TrainConfig:
     loss: Literal[
         "bce", "focal", "contrastive", "cosine", "triplet", "infonce", "multi-similarity"
     ] = _key("bce", "bce and focal use the pair head; infonce compares a whole batch")
+    distil: float = _key(
+        0.0,
+        '"infonce": weight of keeping the similarities that the features had at the start',
+        least=0,
+    )
     margin: float | None = _key(
         None, "margin of distances; unset: 1 contrastive, 0 cosine, 0.1 triplet"
     )

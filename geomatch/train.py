@@ -53,11 +53,13 @@ class Trained:
         run: name of the run.
         best: step of the checkpoint with the best mAP@5 on validation.
         map5: that mAP@5; None without validation queries.
+        untrained: mAP@5 on validation before the first step; None without validation queries.
     """
 
     run: str
     best: int
     map5: float | None
+    untrained: float | None = None
 
 
 ShouldStop = Callable[[int, float | None], bool]
@@ -179,6 +181,12 @@ def _checked_sampler(settings: config.Config, training: TileTable) -> Sampler:
             "has none",
             "--set train.loss=triplet, or --set mining.rule=knn.",
         )
+    if train.distil and (train.loss != "infonce" or settings.model.head == "conv"):
+        raise UsageError(
+            f'train.distil with train.loss = "{train.loss}" and '
+            f'model.head = "{settings.model.head}"',
+            "It needs --set train.loss=infonce and a head that takes pooled features.",
+        )
     if rule == "neighbours" and not training.dated:
         raise UsageError(
             'mining.rule = "neighbours" needs places seen in several years',
@@ -240,8 +248,13 @@ def _loop(
         log = MetricsLog(folder, -1 if last is None else last)
         if last is not None and (last >= total or _patience_is_over(log.scores, settings)):
             progress(f"run {name} is finished: {last} steps ({last // per_epoch} epochs)")
-            return _finish(folder, name, checkpoints)
+            return _finish(folder, name, checkpoints, log.scores)
         if restored is None:
+            if not settings.train.init and training.dated:
+                progress(
+                    "training begins with random weights; `geomatch init DIR --preset pretrained` "
+                    "begins with ImageNet's"
+                )
             step = 0
             state = setup.initial(model, settings, form, project.root, training, store, progress)
         else:
@@ -322,7 +335,15 @@ def _loop(
 
         animate(folder / "figures")
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        return _best(name, checkpoints) if interrupted else _finish(folder, name, checkpoints)
+        if interrupted:
+            return _best(name, checkpoints, log.scores)
+        trained = _finish(folder, name, checkpoints, log.scores)
+    if trained.best == 0 < total:
+        progress(
+            "training did not beat the untrained network, which later stages will use; "
+            "try a lower train.lr, or `geomatch init DIR --preset pretrained`"
+        )
+    return trained
 
 
 def _step(
@@ -355,15 +376,15 @@ def _is_logged(step: int, per_epoch: int) -> bool:
     return step % per_epoch % LOG_STEPS == 0
 
 
-def _best(name: str, checkpoints: Checkpoints) -> Trained:
+def _best(name: str, checkpoints: Checkpoints, scores: list[float]) -> Trained:
     best = checkpoints.best
     assert best is not None
-    return Trained(name, best, checkpoints.metric(best))
+    return Trained(name, best, checkpoints.metric(best), scores[0] if scores else None)
 
 
-def _finish(folder: Path, name: str, checkpoints: Checkpoints) -> Trained:
+def _finish(folder: Path, name: str, checkpoints: Checkpoints, scores: list[float]) -> Trained:
     """Mark a run as finished."""
-    result = _best(name, checkpoints)
+    result = _best(name, checkpoints, scores)
     write_json(folder / "finished.json", asdict(result))
     return result
 

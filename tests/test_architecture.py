@@ -100,7 +100,7 @@ LIBRARIES = {
     "export": "numpy jax safetensors",
     "info": "jax",
     "project2d": "numpy",
-    "tune": "optuna",
+    "tune": "jax optuna",
     "demo": "numpy",
     "cli": "typer rich",
 }

@@ -106,6 +106,14 @@ def test_a_stage_past_the_last_is_refused(trunk, stage):
     assert f"{trunk} has {TRUNKS[trunk].stages} stages" in error.value.hint
 
 
+@pytest.mark.parametrize("pooling", ["mean", "flatten", "rmac"])
+def test_a_normalised_map_of_another_pooling_is_refused(pooling):
+    with pytest.raises(UsageError, match=r"model\.instance_norm") as error:
+        resolve(ModelConfig(pooling=pooling, instance_norm=True))
+    assert "model.pooling=grid" in error.value.hint
+    assert resolve(ModelConfig(pooling="grid", instance_norm=True)).instance_norm
+
+
 # Trunks.
 
 MAPS = {

@@ -16,6 +16,7 @@ from geomatch.nn.losses import (
     contrastive,
     cosine_embedding,
     distance,
+    distillation,
     focal,
     head_penalty,
     info_nce,
@@ -96,6 +97,34 @@ def test_info_nce_matches_plain_loops():
         jnp.array(temperature),
     )
     assert float(found) == pytest.approx(total / 3, rel=1e-5)
+
+
+def test_distillation_matches_plain_loops():
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.uniform(-1, 1, (2, 3, 5))
+    match = [1, 0, 4]
+    neutral = np.zeros((3, 5), bool)
+    neutral[0, 1] = neutral[1, 3] = True
+    total = 0.0
+    for i in range(3):
+        kept = [j for j in range(5) if j == match[i] or not neutral[i, j]]
+
+        def choice(cosines, kept=kept):
+            weights = {j: math.exp(float(cosines[j]) / 0.05) for j in kept}
+            return {j: weight / sum(weights.values()) for j, weight in weights.items()}
+
+        p, q = choice(theirs[i]), choice(ours[i])
+        total += sum(p[j] * math.log(p[j] / q[j]) for j in kept)
+    found = distillation(jnp.array(ours), jnp.array(theirs), jnp.array(match), jnp.array(neutral))
+    assert float(found) == pytest.approx(total / 3, rel=1e-5)
+
+
+def test_distillation_of_a_student_that_agrees_is_zero_and_flat():
+    cosines = jnp.array(np.random.default_rng(0).uniform(-1, 1, (4, 4)).astype(np.float32))
+    neutral = jnp.eye(4, k=1, dtype=bool)
+    value, gradient = jax.value_and_grad(distillation)(cosines, cosines, jnp.arange(4), neutral)
+    assert float(value) == pytest.approx(0, abs=1e-6)
+    np.testing.assert_allclose(gradient, 0, atol=1e-5)
 
 
 def test_info_nce_has_a_finite_gradient_beside_neutral_candidates():

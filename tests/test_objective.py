@@ -72,7 +72,7 @@ def of_devices(values, devices):
     return np.moveaxis(parts, 0, 1)
 
 
-def loss_and_gradient(settings, rows, places, match_rule=DATED, views=0, devices=1):
+def loss_and_gradient(settings, rows, places, match_rule=DATED, views=0, devices=1, features=None):
     """Loss, share of hard triplets and gradient of a batch, by the means of all devices.
 
     The gradient is that of factors of each value of descriptors and of the network's parameters,
@@ -81,9 +81,9 @@ def loss_and_gradient(settings, rows, places, match_rule=DATED, views=0, devices
     model, variables = siamese()
     loss_of_batch = objective(settings, match_rule, AXIS, views)
 
-    def of_device(rows, places):
+    def of_device(rows, places, features):
         def loss(factors, params):
-            return loss_of_batch(Batch(model, params, rows * factors, places))
+            return loss_of_batch(Batch(model, params, rows * factors, places, features))
 
         (value, hard), gradient = jax.value_and_grad(loss, (0, 1), has_aux=True)(
             jnp.ones(D), variables["params"]
@@ -91,7 +91,8 @@ def loss_and_gradient(settings, rows, places, match_rule=DATED, views=0, devices
         return jax.lax.pmean((value, hard, gradient), AXIS)
 
     step = jax.pmap(of_device, axis_name=AXIS, devices=jax.local_devices()[:devices])
-    value, hard, gradient = step(of_devices(rows, devices), of_devices(places, devices))
+    given = (None if x is None else of_devices(x, devices) for x in (rows, places, features))
+    value, hard, gradient = step(*given)
     return float(value[0]), float(hard[0]), jax.tree.map(lambda leaf: np.asarray(leaf[0]), gradient)
 
 
@@ -324,6 +325,42 @@ def test_info_nce_of_several_views(dated, views, roles):
     wanted = info_nce_by_hand(rows, places, dated, views)
     assert value == pytest.approx(wanted, rel=1e-4)
     assert math.isnan(hard)
+
+
+def kept_by_hand(rows, features, places, views):
+    """How far each view's choice among the next one's tiles is from that by its features."""
+    centred = features - features.mean(axis=(0, 1))
+    batch, ways = rows.shape[1], []
+    for view in range(views):
+        answer = (view + 1) % views
+        terms = []
+        for i in range(batch):
+            kept = [
+                j
+                for j in range(batch)
+                if j == i or relation(places[view, i], places[answer, j], True) == "other"
+            ]
+            ours, theirs = (
+                np.array([math.exp(cosine(x[view, i], x[answer, j]) / 0.05) for j in kept])
+                for x in (rows, centred)
+            )
+            ours, theirs = ours / ours.sum(), theirs / theirs.sum()
+            terms.append((theirs * np.log(theirs / ours)).sum())
+        ways.append(np.mean(terms))
+    return np.mean(ways)
+
+
+@pytest.mark.parametrize("views", [2, 3])
+def test_info_nce_keeps_the_similarities_of_features(views):
+    rows, places = descriptors(views, 6), grounds(views, 6, views=views)
+    features = np.random.default_rng(5).normal(1, 1, (views, 6, 9)).astype(np.float32)
+    settings = configured("infonce", {"rule": "none"}, views=views, distil=0.7)
+    value, *_ = loss_and_gradient(settings, rows, places, DATED, views, features=features)
+    wanted = info_nce_by_hand(rows, places, True, views)
+    wanted += 0.7 * kept_by_hand(rows, features, places, views)
+    assert value == pytest.approx(wanted, rel=1e-4)
+    two = loss_and_gradient(settings, rows, places, DATED, views, 2, features)
+    assert two[0] == pytest.approx(wanted, rel=1e-4)
 
 
 # What never counts

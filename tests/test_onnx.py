@@ -81,6 +81,19 @@ def test_every_pooling(pooling, head):
     )
 
 
+def test_a_normalised_map():
+    check_network(
+        TileForm(48, 3, 0),
+        trunk="convnet",
+        stage=2,
+        pooling="grid",
+        bins=5,
+        instance_norm=True,
+        head="pca",
+        descriptor=8,
+    )
+
+
 @pytest.mark.parametrize("head", ["pool", "dense", "mlp", "pca", "conv"])
 def test_every_head_with_fused_labels(head):
     check_network(TileForm(64, 3, 1), trunk="resnet10", head=head, hidden=(12, 8), descriptor=16)

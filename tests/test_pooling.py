@@ -176,6 +176,42 @@ def test_grid_is_the_mean_of_each_bin_at_unit_norm(height, width, bins):
         np.testing.assert_allclose(found[b, i, j], wanted, rtol=1e-5)
 
 
+def normalised_by_hand(x):
+    """Each tile's channels less their mean, over their deviation plus 0.1."""
+    found = np.zeros_like(x, np.float64)
+    for b, c in np.ndindex(len(x), x.shape[-1]):
+        values = x[b, :, :, c].astype(float)
+        mean = values.mean()
+        found[b, :, :, c] = (values - mean) / (math.sqrt(((values - mean) ** 2).mean()) + 0.1)
+    return found
+
+
+def grid_of_normalised(x, bins):
+    return np.asarray(jax.jit(Pool("grid", bins, instance_norm=True).apply)({}, x))
+
+
+def test_a_grid_of_a_normalised_map():
+    x = maps(6, 6, 4)
+    wanted = pooled("grid", normalised_by_hand(x).astype(np.float32), bins=3)
+    np.testing.assert_allclose(grid_of_normalised(x, 3), wanted, atol=1e-4)
+
+
+def test_light_that_shifts_a_channel_of_the_map_changes_no_normalised_grid():
+    x = maps(6, 6, 4)
+    shifted = x + np.float32([3, 0, -2, 1])
+    np.testing.assert_allclose(grid_of_normalised(shifted, 3), grid_of_normalised(x, 3), atol=1e-4)
+    assert np.abs(pooled("grid", shifted, bins=3) - pooled("grid", x, bins=3)).max() > 0.1
+
+
+def test_a_map_without_contrast_has_a_finite_gradient():
+    def total(x):
+        return (Pool("grid", 2, instance_norm=True).apply({}, x) ** 2).sum()
+
+    value, gradient = jax.jit(jax.value_and_grad(total))(jnp.ones((1, 4, 4, 3)))
+    assert float(value) == 0
+    assert np.isfinite(np.asarray(gradient)).all()
+
+
 def test_the_gradient_of_a_maximum_goes_to_one_place_that_has_it():
     # Cut at 1, so that channels have several maxima.
     x = np.minimum(maps(), 1)

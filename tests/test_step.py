@@ -236,6 +236,36 @@ def test_adam_moves_by_the_learning_rate_against_the_gradient():
         np.testing.assert_allclose(m[c], -1e-3 * np.sign(g[c]), rtol=0.01)
 
 
+def test_distillation_keeps_the_similarities_of_the_first_network():
+    """A strong one holds back what a loss alone would change; the teacher stays as it was."""
+    tiles, places = random_batch(2, batch=8)
+    places[..., 1] = np.arange(8) * 10
+
+    def features(model, variables):
+        flat = tiles.reshape(-1, *tiles.shape[2:])
+        apply = partial(one_device(model).apply, method=Siamese.features)
+        rows = np.asarray(jax.jit(apply)(variables, flat)).reshape(2, 8, -1)
+        rows = rows - rows.mean(axis=(0, 1))
+        rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
+        return rows[0] @ rows[1].T
+
+    def trained(distil):
+        settings = configured("infonce", lr=3e-2, distil=distil)
+        model, first, step = prepared(settings)
+        state = first
+        for number in range(12):
+            own = jax.tree.map(np.array, state)
+            state, _ = step(own, shared(tiles, 1), shared(places, 1), np.uint32(number))
+        for ours, theirs in zip(
+            jax.tree.leaves(state.teacher), jax.tree.leaves(first.teacher), strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+        assert bool(first.teacher) == (distil > 0)
+        return np.abs(features(model, state.variables) - features(model, first.variables)).mean()
+
+    assert trained(30.0) < 0.5 * trained(0.0)
+
+
 @pytest.mark.parametrize("devices", [1, 2])
 def test_memory_used_again_changes_nothing(monkeypatch, devices):
     """Batches of two sizes in turn, with all activations kept and with none."""

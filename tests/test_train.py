@@ -222,6 +222,28 @@ def test_a_run_without_frames_draws_none(trained):
     assert not (trained.project.run("run1") / "figures").exists()
 
 
+# Against no training
+
+
+def test_training_never_loses_silently(tiled, copied, monkeypatch):
+    project, notes = copied(tiled), Notes()
+    wanted = settings(*SMALL_NETWORK, "train.epochs=2", "mining.rule=none", "mining.every=1")
+    with monkeypatch.context() as patch:
+        script_validation(patch, [0.5, 0.3, 0.4])
+        result = train(project, wanted, progress=notes)
+    assert (result.best, result.map5, result.untrained) == (0, 0.5, 0.5)
+    assert any("did not beat the untrained network" in note for note in notes)
+    assert load_encoder(project, None, None).step == 0
+
+
+@pytest.mark.parametrize("init", ["", "imagenet"])
+def test_weights_are_recommended_where_none_are_given(tiled, copied, init):
+    notes = Notes()
+    form = ("model.trunk=efficientnet_lite0", "model.stage=1", "model.head=pool")
+    train(copied(tiled), settings(*form, "train.epochs=0", f"train.init={init}"), progress=notes)
+    assert any("--preset pretrained" in note for note in notes) == (not init)
+
+
 # Stopping early
 
 
@@ -232,7 +254,8 @@ def test_a_run_that_no_longer_gains_stops_and_keeps_its_best(tiled, copied, monk
         script_validation(patch, [0.1, 0.3, 0.6, 0.5, 0.59, 0.9])
         result = train(project, wanted)
     # The second round after the best at step 12 is at step 24.
-    assert (result.best, result.map5) == (12, 0.6)
+    assert (result.best, result.map5, result.untrained) == (12, 0.6, 0.1)
+    assert not any("did not beat" in note for note in notes)
     assert last_state(project)[0] == 24
     assert (project.run("run1") / "finished.json").exists()
     with Checkpoints(project.run("run1") / "checkpoints", read_only=True) as checkpoints:
@@ -370,6 +393,7 @@ RULES = {
         "train.views=3",
         "train.optimizer=ranger",
         "train.warmup=0.5",
+        "train.distil=0.5",
         "mining.rule=neighbours",
         "mining.k=3",
         "train.frames=validation",

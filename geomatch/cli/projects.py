@@ -22,12 +22,15 @@ def init(
     settings: Settings = None,
 ) -> None:
     """Make a project folder with a commented geomatch.toml."""
+    from geomatch import config
     from geomatch.cli import console
     from geomatch.init import init as stage
 
     made = stage(folder, preset=preset and preset.value, overrides=settings or ())
+    given = config.load(made.config)
+    names_data = given.source or given.images.folders or given.images.pairs
     then = f"geomatch tile -p {folder}"
-    then = f"put the data where it says, then {then}" if preset else f"{then} YEAR=PATH ..."
+    then = f"put the data where it says, then {then}" if names_data else f"{then} YEAR=PATH ..."
     console.note(f"Made {made.config}. Next: {then}")
 
 

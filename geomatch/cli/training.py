@@ -26,7 +26,9 @@ def train(
 
     with console.progress(quiet) as progress:
         trained = stage(opened, wanted, run=run, progress=progress)
-        score = "" if trained.map5 is None else f" (validation mAP@5 {trained.map5:.3f})"
+        score = ""
+        if trained.map5 is not None and trained.untrained is not None:
+            score = f" (validation mAP@5 {trained.map5:.3f}, untrained {trained.untrained:.3f})"
         progress(f"run {trained.run}: best checkpoint is step {trained.best}{score}")
 
 

@@ -113,8 +113,7 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                model=ocp.args.StandardSave(host["model"]),
-                optimizer=ocp.args.StandardSave(host["optimizer"]),
+                **{name: ocp.args.StandardSave(tree) for name, tree in host.items()}
             ),
             metrics=None if metric is None else {METRIC: metric},
         )
@@ -122,10 +121,11 @@ class Checkpoints:
     def restore(self, step: int, like: State) -> State:
         """The state of `step`; `like` gives shapes and structure."""
         found = self._restore(step, _items(like))
+        teacher = found.teacher if like.teacher else {}
         if not like.average:
-            return State(**found.model, optimizer=found.optimizer, average={})
+            return State(**found.model, optimizer=found.optimizer, average={}, teacher=teacher)
         params, batch_stats, optimizer = found.optimizer
-        return State(params, batch_stats, optimizer, found.model)
+        return State(params, batch_stats, optimizer, found.model, teacher)
 
     def restore_last(self, like: State) -> Restored:
         """The state of the newest checkpoint that can be restored; newer ones are removed.
@@ -228,7 +228,8 @@ def _ignore_closed_loops() -> None:
 def _items(state: State) -> dict[str, Any]:
     """What is kept apart: the weights that describe tiles, and what training alone needs."""
     learning = state.params, state.batch_stats, state.optimizer
-    return {
+    items = {
         "model": state.variables,
         "optimizer": learning if state.average else state.optimizer,
     }
+    return items | ({"teacher": state.teacher} if state.teacher else {})

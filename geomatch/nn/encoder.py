@@ -68,7 +68,7 @@ class Encoder(nn.Module):
             stride_in=model.stride_in,
             outputs=model.descriptor,
         )
-        self.pool = Pool(model.pooling, model.bins)
+        self.pool = Pool(model.pooling, model.bins, model.instance_norm)
         if model.head in HEADS:
             self.head = HEADS[model.head](model, self.shared)
 
@@ -133,9 +133,14 @@ def resolve(model: config.ModelConfig) -> config.ModelConfig:
     """`model` with the trunk's defaults in place of "auto" and unset values.
 
     Raises:
-        UsageError: the trunk has no such stage.
+        UsageError: the trunk has no such stage, or the pooling takes no instance norm.
     """
     trunk = TRUNKS[model.trunk]
+    if model.instance_norm and model.pooling != "grid":
+        raise UsageError(
+            f'model.instance_norm with model.pooling = "{model.pooling}"',
+            "It needs --set model.pooling=grid: the mean of a normalised map is 0.",
+        )
     if model.stage > trunk.stages:
         raise UsageError(
             f"model.stage = {model.stage}", f"{model.trunk} has {trunk.stages} stages."

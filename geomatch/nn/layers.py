@@ -241,6 +241,16 @@ def _bins(n: int, bins: int) -> np.ndarray:
     return rows
 
 
+def instance_norm(x: jax.Array) -> jax.Array:
+    """Feature maps (b, h, w, c) less each map's own mean and over its deviation, by channel.
+
+    After Ulyanov et al. 2016 (arXiv 1607.08022), without parameters. The floor of the deviation
+    keeps channels that are all but constant from being amplified.
+    """
+    mean = x.mean(axis=(1, 2), keepdims=True)
+    return (x - mean) / (jnp.sqrt(((x - mean) ** 2).mean(axis=(1, 2), keepdims=True) + 1e-6) + 0.1)
+
+
 def unit(x: jax.Array) -> jax.Array:
     """Vectors (..., d) scaled to unit L2 norm; zero vectors stay zero."""
     return x / jnp.sqrt(jnp.maximum((x**2).sum(axis=-1, keepdims=True), 1e-12))

@@ -11,6 +11,9 @@ import jax.numpy as jnp
 EPSILON, ALPHA, BETA, BASE = 0.1, 2.0, 50.0, 0.5
 """Of `multi_similarity`: mining margin, positive and negative scales, and similarity threshold."""
 
+TEMPERATURE = 0.05
+"""Of `distillation`."""
+
 
 def binary_cross_entropy(logits: jax.Array, matching: jax.Array) -> jax.Array:
     """Mean binary cross-entropy.
@@ -47,6 +50,28 @@ def info_nce(
     logits = jnp.where(neutral & ~own, -jnp.inf, logits)
     chosen = jnp.take_along_axis(logits, match[:, None], axis=1)[:, 0]
     return jnp.mean(jax.nn.logsumexp(logits, axis=1) - chosen)
+
+
+def distillation(
+    similarity: jax.Array, teacher: jax.Array, match: jax.Array, neutral: jax.Array
+) -> jax.Array:
+    """Mean divergence (Kullback-Leibler) of a teacher's choice of candidates from the student's.
+
+    Choices are softmaxes of cosines over `TEMPERATURE`. After Hinton et al. 2015
+    (arXiv 1503.02531), on similarities as in Park et al. 2019 (arXiv 1904.05068).
+
+    Args:
+        similarity: (n, m) cosines of queries and candidates.
+        teacher: (n, m) the teacher's cosines of the same.
+        match, neutral: as for `info_nce`.
+    """
+    kept = ~neutral | (jnp.arange(similarity.shape[1])[None] == match[:, None])
+    # A finite value, so that an excluded candidate gives 0 * 0 and not 0 * inf.
+    ours, theirs = (
+        jax.nn.log_softmax(jnp.where(kept, cosines / TEMPERATURE, -1e4), axis=1)
+        for cosines in (similarity, teacher)
+    )
+    return jnp.mean((jnp.exp(theirs) * (theirs - ours)).sum(axis=1))
 
 
 def focal(logits: jax.Array, matching: jax.Array, gamma: float, alpha: float) -> jax.Array:

@@ -53,12 +53,14 @@ class Batch(NamedTuple):
         model, params: the network, for its pair head and temperature.
         rows: (roles, b, d) descriptors.
         places: (roles, b, 4) see `MatchRule.relations`.
+        features: (roles, b, f) of the initial network before its head, for `train.distil`.
     """
 
     model: Siamese
     params: Any
     rows: jax.Array
     places: jax.Array
+    features: jax.Array | None = None
 
     def take(self, roles: Iterable[int]) -> tuple[jax.Array, jax.Array]:
         """Descriptors (n, d) and places (n, 4) of the given roles, concatenated."""
@@ -154,6 +156,10 @@ def objective(settings: Config, match_rule: MatchRule, axis: str, views: int) ->
         """Searches each view in the next one, cyclically, among the rows of all devices."""
         temperature: Any = batch.model.apply({"params": batch.params}, method=Siamese.temperature)
         unit_rows = batch._replace(rows=unit(batch.rows))
+        teacher = None
+        if batch.features is not None:
+            mean = jax.lax.pmean(batch.features.mean(axis=(0, 1)), axis)
+            teacher = batch._replace(rows=unit(batch.features - mean))
 
         def one_way(query_roles: list[int], candidate_roles: list[int]) -> jax.Array:
             # A device's candidates start with the matches, in the order of the queries.
@@ -162,7 +168,12 @@ def objective(settings: Config, match_rule: MatchRule, axis: str, views: int) ->
             match = jax.lax.axis_index(axis) * len(candidates) + jnp.arange(len(queries))
             candidates, their_places = gather(candidates), gather(their_places)
             _, negative = match_rule.relations(places, their_places)
-            return losses.info_nce(queries, candidates, match, ~negative, temperature)
+            loss = losses.info_nce(queries, candidates, match, ~negative, temperature)
+            if teacher is None:
+                return loss
+            known = teacher.take(query_roles)[0] @ gather(teacher.take(candidate_roles)[0]).T
+            kept = losses.distillation(queries @ candidates.T, known, match, ~negative)
+            return loss + train.distil * kept
 
         ways = [([view], [(view + 1) % views]) for view in range(views)]
         if len(batch.rows) > views:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from geomatch.nn.layers import mean_pool_to, unit
+from geomatch.nn.layers import instance_norm, mean_pool_to, unit
 
 RMAC_LEVELS = 3
 """Number of scales of R-MAC's regions."""
@@ -25,10 +25,12 @@ class Pool(nn.Module):
             arXiv 1511.05879), "flatten", or "grid" (means over `bins` x `bins` cells, each at unit
             norm, flattened, which keeps the spatial layout).
         bins: of "grid", per side.
+        instance_norm: normalise the map of "grid" first.
     """
 
     kind: str
     bins: int
+    instance_norm: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -56,6 +58,8 @@ class Pool(nn.Module):
             relative = x / largest[:, None, None]
             return largest * (relative**power).mean(axis=(1, 2)) ** (1 / power)
         if self.kind == "grid":
+            if self.instance_norm:
+                x = instance_norm(x)
             return unit(mean_pool_to(x, self.bins))
         return x
 

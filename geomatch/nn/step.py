@@ -25,12 +25,18 @@ MIN_KEPT_BYTES = 2**18
 
 
 class State(NamedTuple):
-    """All that a step changes; `average` has averaged weights and statistics, or is empty."""
+    """All that a step changes, and the teacher.
+
+    Attributes:
+        average: averaged weights and statistics, or empty.
+        teacher: initial weights and statistics with `train.distil`, or empty.
+    """
 
     params: Any
     batch_stats: Any
     optimizer: Any
     average: dict[str, Any]
+    teacher: dict[str, Any] = {}  # noqa: RUF012
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -66,8 +72,10 @@ def _host_state(settings: Config, params: Any, batch_stats: Any) -> State:
 
 
 def _state(settings: Config, params: Any, batch_stats: Any) -> State:
-    average = {"params": params, "batch_stats": batch_stats} if settings.train.ema else {}
-    return State(params, batch_stats, _optimizer(settings).init(params), average)
+    variables = {"params": params, "batch_stats": batch_stats}
+    average = variables if settings.train.ema else {}
+    teacher = variables if settings.train.distil else {}
+    return State(params, batch_stats, _optimizer(settings).init(params), average, teacher)
 
 
 def abstract_state(model: Siamese, settings: Config, form: TileForm) -> State:
@@ -205,6 +213,22 @@ def make_step(
             settings, form, match_rule, views, tiles, places, number, device
         )
 
+        features = None
+        if state.teacher:
+            # Frozen parts are the student's own, so that XLA computes them once for both.
+            initial = jax.tree.map(
+                lambda ours, theirs, s: theirs if s else ours,
+                state.params,
+                state.teacher["params"],
+                scales,
+            )
+            flat: Any = model.apply(
+                {**state.teacher, "params": initial},
+                tiles.reshape(-1, *tiles.shape[2:]),
+                method=Siamese.features,
+            )
+            features = flat.reshape(*tiles.shape[:2], -1)
+
         def loss_of(params: Any) -> tuple[jax.Array, Any]:
             # Frozen parameters need no gradient.
             params = jax.tree.map(lambda p, s: p if s else jax.lax.stop_gradient(p), params, scales)
@@ -217,7 +241,7 @@ def make_step(
                 rngs={"dropout": dropout_key},
             )
             rows = descriptors.reshape(*tiles.shape[:2], -1)
-            loss, hard = loss_of_batch(Batch(model, params, rows, places))
+            loss, hard = loss_of_batch(Batch(model, params, rows, places, features))
             loss = loss + head_penalty(params, form.size)
             return loss, (changed.get("batch_stats", {}), hard)
 
@@ -235,7 +259,8 @@ def make_step(
             average = optax.incremental_update(new, average, 1 - decay)
         metrics = jax.lax.pmean(jnp.stack([loss, hard]), AXIS)
         kept = _activations(pull, tiles.shape[0] * tiles.shape[1]) if layers.use_cpu_ops() else []
-        return State(params, stats, optimizer_state, average), metrics, kept
+        after = State(params, stats, optimizer_state, average, state.teacher)
+        return after, metrics, kept
 
     mapped = jax.pmap(
         step,
