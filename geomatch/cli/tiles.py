@@ -181,7 +181,7 @@ def tile(
         for path, reason in list(made.unreadable.items())[:SHOWN]:
             console.note(f"  {path} {reason}")
     if preview:
-        console.note(f"Preview: {opened.preview}")
+        console.note(f"preview in {opened.preview}")
     if check:
         from geomatch.cli import registration_table
 
