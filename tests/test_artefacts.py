@@ -119,6 +119,23 @@ def test_the_last_two_and_the_best_checkpoint_are_kept(tmp_path):
     np.testing.assert_array_equal(model["params"]["dense"]["kernel"], np.full((2, 3), 10))
 
 
+def test_the_untrained_checkpoint_goes_with_the_first_trained_one(tmp_path):
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(0, state_of(0), 0.5)
+        assert checkpoints.steps == [0]
+        checkpoints.save(5, state_of(5), 0.5)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.steps == [5]
+
+
+def test_an_untrained_checkpoint_that_is_the_best_is_kept(tmp_path):
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        for step, metric in ((0, 0.5), (5, 0.4), (9, 0.3), (12, 0.2)):
+            checkpoints.save(step, state_of(step), metric)
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
+        assert (checkpoints.steps, checkpoints.best) == ([0, 9, 12], 0)
+
+
 def test_averaged_weights_are_kept_as_the_model_and_the_others_beside_them(tmp_path):
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(4, averaged_state_of(4), 0.5)

@@ -10,7 +10,7 @@ import functools
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -40,6 +40,19 @@ class Restored(NamedTuple):
     remark: str
 
 
+class _LatestTrained:
+    """Keeps the last two checkpoints: one to go on from if the other is damaged.
+
+    The untrained one of step 0 is none of them, since a run draws it again from its seed.
+    """
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = [step for step in steps if step > 0][-2:] or steps[-1:]
+        return [step in kept for step in steps]
+
+
 class Checkpoints:
     """The checkpoints of one run; a context manager, since saving goes on in the background.
 
@@ -53,7 +66,7 @@ class Checkpoints:
         for name in ("absl", "asyncio"):  # what they log as an error, Orbax raises as well
             logging.getLogger(name).setLevel(logging.CRITICAL)
         policies = [
-            checkpoint_managers.LatestN(2),  # one to go on from if the last is damaged
+            _LatestTrained(),
             checkpoint_managers.BestN(
                 get_metric_fn=lambda metrics: metrics[METRIC],
                 n=1,
