@@ -145,7 +145,10 @@ class IndexRows:
                 continue
             part = self._file.read_row_group(group, columns=["epsg", "x", "y"])
             # Not `to_numpy`, which imports pandas.
-            epsg, x, y = (np.from_dlpack(column.combine_chunks()) for column in part.columns)
+            columns: list[NDArray[Any]] = [
+                np.from_dlpack(column.combine_chunks()) for column in part.columns
+            ]
+            epsg, x, y = columns
             for code in np.unique(epsg).tolist():
                 px, py = point(code)
                 near = np.maximum(np.abs(x - px), np.abs(y - py)) <= reach
