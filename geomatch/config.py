@@ -283,6 +283,9 @@ class EvalConfig:
     during: tuple[Split, ...] = _key(
         (), "splits measured at every round of training, beside validation"
     )
+    queries: int = _key(
+        20_000, "queries of a split at most, drawn at random; 0 for all of them", least=0
+    )
 
 
 @dataclass(frozen=True)

@@ -148,6 +148,7 @@ def _chain(project: Project, started: float, progress: ProgressCallback) -> Show
             project,
             run=embedded.name,
             database=settings.eval.database,
+            queries=settings.eval.queries,
             html=False,
             progress=progress,
         )

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from geomatch import config
-from geomatch.data.embeddings import Embeddings
+from geomatch.data.embeddings import DescriptorFile
 from geomatch.data.eval_report import Report, RivalMetrics
 from geomatch.data.pair_scores import ScoredPairs
 from geomatch.data.tiles import SPLITS, TileTable
@@ -23,7 +22,7 @@ from geomatch.evaluation.measure import Conditions, Measured, intervals, measure
 from geomatch.evaluation.verification import check_fpr
 from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project, replacing
-from geomatch.search.exact import Metric
+from geomatch.search.exact import Metric, Rows
 
 
 def evaluate(
@@ -33,6 +32,7 @@ def evaluate(
     database: config.Database = "split",
     years: tuple[str, ...] = (),
     same_year: bool = False,
+    queries: int = config.EvalConfig.queries,
     fpr: float = 0.01,
     baselines: bool = False,
     others: Sequence[str] = (),
@@ -48,6 +48,7 @@ def evaluate(
             training split's.
         years: search these years only.
         same_year: search the queries' own year too, as a distraction.
+        queries: of a split at most, drawn at random, among its whole database; 0 for all.
         fpr: share of pairs of other places that may pass as the same one; the threshold for it is
             chosen on the validation split, where there is one.
         baselines: measure an untrained encoder and others beside it; see
@@ -68,7 +69,7 @@ def evaluate(
         )
     in_metres = project.tile_manifest().in_metres
     name = project.embeddings_of(run)
-    described = _load(project, name)
+    described = _open(project, name)
     metric = described.manifest.metric
     rivals = [project.embeddings_of(other) for other in others]
     tiles = TileTable.load(project.catalogue)
@@ -76,17 +77,17 @@ def evaluate(
         raise UsageError(
             f"there are no tiles of {', '.join(unknown)}", f"Available: {', '.join(tiles.years)}."
         )
-    conditions = Conditions(database, years, same_year)
+    conditions = Conditions(database, years, same_year, queries)
     truths = graded.read(grades, tiles) if grades else {}
 
-    def measured(vectors: NDArray[np.float32], metric: Metric) -> Measured:
+    def measured(vectors: Rows, metric: Metric) -> Measured:
         return measure(vectors, metric, tiles, in_metres, conditions, fpr, progress)
 
-    found = measured(described.vectors, metric)
+    found = measured(described, metric)
     beside = []
     for other in rivals:
-        rival = _load(project, other)
-        results = measured(rival.vectors, rival.manifest.metric)
+        rival = _open(project, other)
+        results = measured(rival, rival.manifest.metric)
         beside.append(_rival(other, results, found, tiles))
     if baselines:
         from geomatch.evaluation.baselines import baselines as describe
@@ -98,8 +99,11 @@ def evaluate(
         searched = conditions.searched(tiles, np.unique(tiles.split[list(truths)]))
         if years:
             searched &= np.isin(tiles.year, [tiles.years.index(year) for year in years])
-        graded_metrics = graded.measure(described.vectors, metric, np.flatnonzero(searched), truths)
-    options = [*conditions.unusual, *([f"fpr{fpr:g}"] if fpr != 0.01 else [])]
+        graded_metrics = graded.measure(described, metric, np.flatnonzero(searched), truths)
+    unusual = list(conditions.unusual)
+    if queries != config.EvalConfig.queries:
+        unusual.append(f"queries{queries}")
+    options = [*unusual, *([f"fpr{fpr:g}"] if fpr != 0.01 else [])]
     report = Report(
         embeddings=name,
         database=database,
@@ -111,7 +115,7 @@ def evaluate(
     folder = project.reports / report.name
     with replacing(folder / "queries.parquet") as temporary:
         found.queries.save(temporary, tiles)
-    if not conditions.unusual:
+    if not unusual:
         _keep_pairs(found, described, project.embeddings / f"{name}.parquet")
     report.save(folder / "report.json")
     if html:
@@ -121,8 +125,8 @@ def evaluate(
     return report
 
 
-def _load(project: Project, name: str) -> Embeddings:
-    described = Embeddings.load(project.embeddings / f"{name}.parquet")
+def _open(project: Project, name: str) -> DescriptorFile:
+    described = DescriptorFile(project.embeddings / f"{name}.parquet")
     project.check_fresh(described.manifest)
     return described
 
@@ -143,7 +147,7 @@ def _rival(name: str, other: Measured, measured: Measured, tiles: TileTable) -> 
     return RivalMetrics(name=name, splits=other.splits, differences=differences)
 
 
-def _keep_pairs(found: Measured, described: Embeddings, path: Path) -> None:
+def _keep_pairs(found: Measured, described: DescriptorFile, path: Path) -> None:
     """Keep the scores that `compare` takes its threshold and calibration from."""
     filled = [split for split in ("validation", "train") if len(found.scored[split][0])]
     if filled:

@@ -6,14 +6,13 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from geomatch.data import embeddings
+from geomatch.data import embeddings, index_rows
 from geomatch.data.tiles import TileTable
 from geomatch.geo import footprints
 from geomatch.manifests import IndexManifest
@@ -21,20 +20,6 @@ from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project, replace_folder, write_record
 from geomatch.search import flat
 from geomatch.search.exact import Metric
-
-ROWS = 65_536
-ROW = pa.schema(
-    [
-        ("id", pa.string()),
-        ("year", pa.string()),
-        ("lon", pa.float64()),
-        ("lat", pa.float64()),
-        ("epsg", pa.int64()),
-        ("x", pa.float64()),
-        ("y", pa.float64()),
-        ("store_row", pa.int64()),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -77,7 +62,7 @@ def index(
         for year, label in enumerate(tiles.years):
             flat.write(partial, year, _of_year(source, tiles, year), chosen)
             progress(f"indexed {counts[year]} tiles" + (f" of {label}" if label else ""))
-        _write_rows(partial / "tiles.parquet", tiles)
+        index_rows.write(partial, tiles, footprints.lonlat)
         manifest = IndexManifest(
             name=name,
             tiles=origin.tiles,
@@ -100,33 +85,9 @@ def _of_year(source: Path, tiles: TileTable, year: int) -> Iterator[NDArray[np.f
     """The descriptors of a year, one row group of the file at a time."""
     file, start = pq.ParquetFile(source), 0
     for group in range(file.num_row_groups):
-        column = file.read_row_group(group, columns=["embedding"])["embedding"].combine_chunks()
-        vectors = column.flatten().to_numpy().reshape(len(column), -1)
-        yield vectors[tiles.year[start : start + len(vectors)] == year]
-        start += len(vectors)
-
-
-def _write_rows(path: Path, tiles: TileTable) -> None:
-    """Write id, year, centre and row in the pixel store of each tile, sorted by year.
-
-    Values that a tile lacks are null.
-    """
-    order = np.argsort(tiles.year, kind="stable")
-    writer: Any = None
-    for start in range(0, len(order), ROWS):
-        part = tiles.select(order[start : start + ROWS])
-        columns = {
-            "id": part.ids(),
-            "year": [part.years[code] or None for code in part.year.tolist()],
-            "store_row": part.store_row,
-        }
-        if part.grid is not None:
-            centres = part.centres()
-            lonlat = footprints.lonlat(part.epsg, centres)
-            columns |= {"lon": lonlat[:, 0], "lat": lonlat[:, 1], "epsg": part.epsg}
-            columns |= {"x": centres[:, 0], "y": centres[:, 1]}
-        nulls = pa.nulls(len(part))
-        table = pa.table([columns.get(name, nulls) for name in ROW.names], schema=ROW)
-        writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
-        writer.write_table(table)
-    writer.close()
+        count = file.metadata.row_group(group).num_rows
+        of_year = tiles.year[start : start + count] == year
+        start += count
+        if of_year.any():
+            column = file.read_row_group(group, columns=["embedding"])["embedding"].combine_chunks()
+            yield column.flatten().to_numpy().reshape(count, -1)[of_year]

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from geomatch.data import embeddings
+from geomatch.data.index_rows import IndexRows
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.manifests import IndexManifest, TileManifest
 from geomatch.progress import ProgressCallback, silent
@@ -67,10 +67,10 @@ class Matches:
 
 @dataclass(frozen=True)
 class _Index:
-    """An open index: its vectors, one row of `table` per vector, and the manifests."""
+    """An open index: its vectors, a row for each vector, and the manifests."""
 
     vectors: FlatIndex
-    table: pa.Table
+    rows: IndexRows
     manifest: IndexManifest
     tiles: TileManifest
 
@@ -82,12 +82,7 @@ class _Index:
         project.check_fresh(manifest)
         embeddings.check_index(manifest, project.embeddings / f"{name}.parquet")
         vectors = FlatIndex(folder, manifest.counts, manifest.metric)
-        table = pq.read_table(folder / "tiles.parquet", memory_map=True)
-        return cls(vectors, table, manifest, project.tile_manifest())
-
-    def column(self, name: str) -> NDArray[Any]:
-        values: NDArray[Any] = self.table[name].to_numpy()
-        return values
+        return cls(vectors, IndexRows(folder), manifest, project.tile_manifest())
 
     def year_code(self, year: str) -> int:
         if year not in self.manifest.years:
@@ -105,7 +100,7 @@ class _Query:
 
     Attributes:
         name: id of the tile, or path of the image.
-        position: of the tile in the index.
+        position, store_row: of the tile in the index, and in the pixel store.
         epsg: code of the CRS of its centre (x, y).
         year: code of its year.
         pixels: see `Matches.query_pixels`.
@@ -114,6 +109,7 @@ class _Query:
     name: str
     vector: NDArray[np.float32]
     position: int | None = None
+    store_row: int | None = None
     epsg: int | None = None
     x: float = 0.0
     y: float = 0.0
@@ -170,10 +166,9 @@ def query(
 def _find(
     project: Project, index: _Index, target: str, year: int | None, progress: ProgressCallback
 ) -> _Query:
-    hits = np.flatnonzero(index.column("id") == target)
-    if len(hits):
-        return _tile_query(index, int(hits[0]))
-    example = index.table["id"][0].as_py()
+    if (position := index.rows.find(target)) is not None:
+        return _tile_query(index, position)
+    example = index.rows.take([0])[0]["id"]
     if point := POINT.fullmatch(target):
         if not index.tiles.on_ground:
             raise UsageError(
@@ -190,11 +185,12 @@ def _find(
 
 
 def _tile_query(index: _Index, position: int) -> _Query:
-    (row,) = index.table.slice(position, 1).to_pylist()
+    (row,) = index.rows.take([position])
     return _Query(
         name=row["id"],
         vector=index.vectors.vector(position),
         position=position,
+        store_row=row["store_row"],
         epsg=row["epsg"],
         x=row["x"],
         y=row["y"],
@@ -212,18 +208,22 @@ def _tile_at(index: _Index, lon: float, lat: float, year: int | None) -> int:
             "Give LON,LAT in degrees, longitude first.",
         )
     half = index.tiles.size * (index.tiles.gsd or 0.0) / 2
-    epsg, x, y = (index.column(name) for name in ("epsg", "x", "y"))
-    years = index.column("year")
+
+    @cache
+    def point(epsg: int) -> tuple[float, float]:
+        px, py = project_points("OGC:CRS84", np.array([lon]), np.array([lat]), f"EPSG:{epsg}")
+        return float(px[0]), float(py[0])
+
     best: tuple[int, float, int] | None = None
-    for code in np.unique(epsg):
-        px, py = project_points("OGC:CRS84", np.array([lon]), np.array([lat]), f"EPSG:{code}")
-        away = np.maximum(np.abs(x - px[0]), np.abs(y - py[0]))
-        for i in np.flatnonzero((epsg == code) & (away <= half)):
-            of_year = index.year_code(years[i])
-            if year in (None, of_year):
-                # The newest year first, then the nearest centre.
-                candidate = (of_year, -float(away[i]), int(i))
-                best = max(best, candidate) if best else candidate
+    covering = index.rows.within(point, half)
+    for i, row in zip(covering, index.rows.take(covering), strict=True):
+        of_year = index.year_code(row["year"] or "")
+        if year in (None, of_year):
+            px, py = point(row["epsg"])
+            away = max(abs(row["x"] - px), abs(row["y"] - py))
+            # The newest year first, then the nearest centre.
+            candidate = (of_year, -away, i)
+            best = max(best, candidate) if best else candidate
     if best is None:
         of = "" if year is None else f" of {index.manifest.years[year]}"
         raise GeomatchError(
@@ -250,25 +250,25 @@ def _image_query(
 def _matches(
     index: _Index, query: _Query, scores: NDArray[np.float32], positions: NDArray[np.int64]
 ) -> Matches:
-    answers = index.table.take(positions)
+    answers = index.rows.take(positions.tolist())
     distances: list[float | None] = [None] * len(answers)
     if query.epsg is not None and index.tiles.in_metres:
         from geomatch.geo.footprints import distance
 
         from_xy = np.broadcast_to([[query.x, query.y]], (len(answers), 2))
-        to_xy = np.stack([answers["x"].to_numpy(), answers["y"].to_numpy()], axis=1)
+        to_xy = np.array([(row["x"], row["y"]) for row in answers]).reshape(-1, 2)
         from_epsg = np.full(len(answers), query.epsg)
-        distances = distance(from_epsg, from_xy, answers["epsg"].to_numpy(), to_xy).tolist()
+        to_epsg = np.array([row["epsg"] for row in answers], np.int64)
+        distances = distance(from_epsg, from_xy, to_epsg, to_xy).tolist()
     found = [
         Match(query.name, rank, row["id"], row["year"], score, row["lon"], row["lat"], metres)
         for rank, (score, row, metres) in enumerate(
-            zip(scores.tolist(), answers.to_pylist(), distances, strict=True), 1
+            zip(scores.tolist(), answers, distances, strict=True), 1
         )
     ]
-    rows, position = index.table["store_row"], query.position
     return Matches(
         matches=tuple(found),
-        query_row=None if position is None else rows[position].as_py(),
-        rows=tuple(answers["store_row"].to_pylist()),
+        query_row=query.store_row,
+        rows=tuple(row["store_row"] for row in answers),
         query_pixels=query.pixels,
     )

@@ -94,7 +94,7 @@ LIBRARIES = {
     "train": "numpy jax",
     "embed": "numpy",
     "index": "numpy pyarrow",
-    "query": "numpy pyarrow",
+    "query": "numpy",
     "evaluate": "numpy",
     "compare": "numpy",
     "export": "numpy jax safetensors",

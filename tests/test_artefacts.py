@@ -14,7 +14,7 @@ import pytest
 from hand_made import hand_made_embedding_manifest, hand_made_split_metrics, hand_made_tiles
 from small_project import evaluate, retile, settings
 
-from geomatch.data.embeddings import Embeddings
+from geomatch.data.embeddings import DescriptorFile, Embeddings, write
 from geomatch.data.tiles import TileTable
 from geomatch.embed import embed
 from geomatch.errors import GeomatchError, StaleError, UsageError
@@ -77,6 +77,22 @@ def test_descriptors_are_loaded_as_they_were_saved(tmp_path):
     np.testing.assert_array_equal(found.vectors, vectors)
     assert found.vectors.dtype == np.float32
     assert found.manifest == saved.manifest
+
+
+def test_rows_of_a_file_of_descriptors_are_those_of_the_array(tmp_path):
+    tiles = hand_made_tiles([*range(10)], [0] * 10, [0] * 10)
+    vectors = np.random.default_rng(0).normal(size=(10, 5)).astype(np.float32)
+    manifest, path = hand_made_embedding_manifest(5), tmp_path / "some.parquet"
+    # Three row groups.
+    write(path, [vectors[:4], vectors[4:5], vectors[5:]], tiles, footprint, None, manifest)
+    found = DescriptorFile(path)
+    assert len(found) == 10
+    assert found.manifest == manifest
+    for rows in ([9, 0, 4, 4, 5, 3], [], [7], slice(None), slice(3, 6), slice(8, 99), slice(2, 2)):
+        wanted = vectors[rows if isinstance(rows, slice) else np.array(rows, int)]
+        read = found[rows if isinstance(rows, slice) else np.array(rows, int)]
+        np.testing.assert_array_equal(read, wanted)
+        assert read.dtype == np.float32
 
 
 def test_a_report_is_loaded_as_it_was_saved(tmp_path):

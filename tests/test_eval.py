@@ -16,13 +16,16 @@ from sklearn.metrics import auc
 from small_project import evaluate, make_project, new_project, retile
 
 from geomatch import config
+from geomatch.data.embeddings import DescriptorFile
 from geomatch.data.pair_scores import ScoredPairs
 from geomatch.data.query_results import QueryTable
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import GeomatchError, StaleError, UsageError
 from geomatch.evaluate import Report
+from geomatch.evaluation import measure as measuring
 from geomatch.evaluation.verification import ROC
 from geomatch.geo import footprints
+from geomatch.search import metrics as ranking
 from geomatch.tile import tile
 
 METRICS = [
@@ -601,3 +604,72 @@ def test_pairs_are_kept_for_compare_unless_conditions_are_unusual(tiled, copied,
     with pytest.raises(StaleError) as failed:
         ScoredPairs.load(path)
     assert failed.value.hint == "Run: geomatch eval"
+
+
+# Parts: some queries, and a block of descriptors at a time
+
+
+def test_drawn_queries_are_measured_as_among_all(tiled, copied, vectors):
+    project = copied(tiled)
+    tiles = describe_by_hand(project, vectors)
+    found = splits_of(evaluate(project, queries=17))
+    whole = QueryTable.load(results_of(project, queries=0))
+    some = QueryTable.load(project.reports / "hand@1-queries17" / "queries.parquet")
+    total = {"train": 48, "validation": 16, "test": 24}
+    for code, split in enumerate(SPLITS):
+        mine = some.select(tiles.split[some.tile] == code)
+        assert len(mine) == found[split]["queries"] == min(17, total[split])
+        assert found[split].get("drawn_from") == (total[split] if total[split] > 17 else None)
+        assert found[split]["database"] == total[split]
+        assert found[split]["map@5"] == pytest.approx(np.mean((mine.rank <= 5) / mine.rank))
+    where = [whole.tile.tolist().index(tile) for tile in some.tile.tolist()]
+    for name in ("match", "rank", "top"):
+        np.testing.assert_array_equal(getattr(some, name), getattr(whole.select(where), name))
+    # They are of other conditions than what `compare` takes its threshold from.
+    assert not list(project.embeddings.glob("*.npz"))
+
+
+def results_of(project, **options):
+    report = evaluate(project, **options)
+    assert all(metrics.drawn_from is None for metrics in report.splits.values())
+    return project.reports / report.name / "queries.parquet"
+
+
+def test_it_is_said_how_many_queries_were_drawn(tiled, copied, vectors):
+    project = copied(tiled)
+    describe_by_hand(project, vectors)
+    arguments = ["eval", "-p", str(project.root), "--no-html", "--set", "eval.queries=17"]
+    shown = run_command(*arguments)
+    assert "train: 17 of 48 queries, drawn at random" in shown.stderr
+    assert "17 of 24" in shown.stdout
+    found = json.loads(run_command(*arguments, "--json", "--quiet").stdout)["splits"]
+    assert (found["test"]["queries"], found["test"]["drawn_from"]) == (17, 24)
+    assert "drawn_from" not in found["validation"]
+
+
+def test_descriptors_are_read_in_blocks(tiled, copied, monkeypatch):
+    project = copied(tiled)
+    # No two are equal, so that the first answers are the same ones.
+    describe_by_hand(project, np.random.default_rng(1).normal(size=(88, 6)))
+    wanted = evaluate(project, queries=8)
+    read, whole = [], DescriptorFile.__getitem__
+
+    def getitem(self, rows):
+        found = whole(self, rows)
+        read.append(len(found))
+        return found
+
+    monkeypatch.setattr(DescriptorFile, "__getitem__", getitem)
+    monkeypatch.setattr(ranking, "READ", 7)
+    monkeypatch.setattr(measuring, "BLOCK", 7)
+    assert evaluate(project, queries=8) == wanted
+    # Eight anchors with a tile of the same place and one of another each.
+    assert max(read) <= 3 * 8
+
+
+def test_equal_hashes_make_no_equal_descriptors(tiled, copied, vectors, monkeypatch):
+    project = copied(tiled)
+    describe_by_hand(project, vectors)
+    wanted = evaluate(project)
+    monkeypatch.setattr(measuring, "_hashed", lambda vectors, n: np.zeros(n, np.uint64))
+    assert evaluate(project) == wanted

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hand_made import hand_made_tiles
 
-from geomatch.data.ground_truth import are_neutral, by_place, overlapping, tasks
+from geomatch.data.ground_truth import are_neutral, by_place, drawn, overlapping, tasks
+from geomatch.data.tiles import cell_keys
 
 
 def block(side, years, stride=8):
@@ -102,3 +103,53 @@ def test_are_neutral_is_sharing_ground(stride):
     for a in range(len(tiles)):
         found = are_neutral(tiles, np.array([a]), np.arange(len(tiles)))
         assert found.tolist() == [share_ground(tiles, a, b) for b in range(len(tiles))]
+
+
+@pytest.mark.parametrize("stride", [8, 4])
+@pytest.mark.parametrize("same_year", [False, True])
+def test_drawn_queries_keep_their_match_their_neutral_tiles_and_the_whole_database(
+    stride, same_year
+):
+    col, row, year = (axis.ravel().tolist() for axis in np.indices((5, 4, 3)))
+    tiles = hand_made_tiles(col, row, year, stride=stride)
+    whole = tasks(tiles, everything(tiles), everything(tiles), same_year)
+    some = drawn(whole, 31)
+    assert sum(len(task.queries) for task in some) == 31
+    assert len(whole) == len(some) == 6
+    for before, after in zip(whole, some, strict=True):
+        assert after.years == before.years
+        np.testing.assert_array_equal(after.database, before.database)
+        kept = np.flatnonzero(np.isin(before.queries, after.queries))
+        np.testing.assert_array_equal(after.queries, before.queries[kept])
+        np.testing.assert_array_equal(after.query_place, before.query_place[kept])
+        np.testing.assert_array_equal(after.truth, before.truth[kept])
+        assert neutral_of(after) == [neutral_of(before)[i] for i in kept]
+
+
+def neutral_of(task):
+    """The neutral positions of each query."""
+    return [set(task.neutral[1][task.neutral[0] == i].tolist()) for i in range(len(task.queries))]
+
+
+def test_the_same_queries_are_drawn_again_and_all_of_few():
+    tiles = hand_made_tiles([*range(40)] * 2, [0] * 80, [0] * 40 + [1] * 40)
+    whole = tasks(tiles, everything(tiles), everything(tiles))
+    first, again = ([task.queries.tolist() for task in drawn(whole, 9)] for _ in range(2))
+    assert first == again
+    assert [task.queries.tolist() for task in drawn(whole, 80)] == [
+        task.queries.tolist() for task in whole
+    ]
+    # One query is of one pair of years.
+    assert len(drawn(whole, 1)) == 1
+    assert drawn([], 5) == []
+
+
+def test_places_are_in_the_order_of_zone_column_and_row():
+    rng = np.random.default_rng(0)
+    epsg = rng.choice([32731, 32630, 2154], 500)
+    col, row = rng.integers(-3_000_000, 60_000_000, (2, 500))
+    col[::2], row[::3] = rng.choice([-1, 0, 1], 250), rng.choice([-1, 0, 1], 167)
+    cells = np.stack([epsg, col, row], axis=1)
+    wanted = np.unique(cells, axis=0, return_inverse=True)[1].reshape(-1)
+    found = np.unique(cell_keys(epsg, col, row), return_inverse=True)[1].reshape(-1)
+    np.testing.assert_array_equal(found, wanted)

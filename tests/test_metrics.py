@@ -147,10 +147,11 @@ def test_descriptors_of_nan_are_not_found(broken):
     assert rank_truth(queries, database, np.arange(3), NONE).rank[1] > 1
 
 
-@pytest.mark.parametrize("blocks", [(512, 65_536), (3, 4), (1, 1), (7, 5)])
+@pytest.mark.parametrize("blocks", [(512, 65_536, 65_536), (3, 4, 9), (1, 1, 1), (7, 5, 5)])
 def test_blocks_change_nothing(monkeypatch, blocks):
     monkeypatch.setattr(metrics, "QUERY_BLOCK", blocks[0])
     monkeypatch.setattr(metrics, "DATABASE_BLOCK", blocks[1])
+    monkeypatch.setattr(metrics, "READ", blocks[2])
     rng = np.random.default_rng(1)
     # Few distinct values, so that there are ties within and across blocks.
     queries = rng.integers(-3, 4, (17, 5)).astype(np.float32)

@@ -17,10 +17,12 @@ from rasterio.warp import transform
 from rasterio.windows import Window
 from small_project import CRS, SIZE, write_tiff
 
+from geomatch.data import index_rows
 from geomatch.data.embeddings import Embeddings
 from geomatch.errors import GeomatchError, StaleError, UsageError
 from geomatch.geo import footprints
 from geomatch.index import index
+from geomatch.project import Project
 from geomatch.query import query
 from geomatch.search import flat
 
@@ -136,7 +138,8 @@ def test_many_segments_answer_as_one(indexed, copied, cosines, monkeypatch):
         np.testing.assert_allclose(scores, cosines[asked][order[positions]], atol=1e-5)
 
 
-def test_a_query_by_tile_needs_no_jax(indexed):
+@pytest.mark.parametrize("by_point", [False, True])
+def test_a_query_by_tile_needs_no_jax(indexed, by_point):
     script = (
         "import sys; from pathlib import Path\n"
         "from geomatch.project import Project; from geomatch.query import query\n"
@@ -144,10 +147,94 @@ def test_a_query_by_tile_needs_no_jax(indexed):
         "assert len(found.matches) == 5\n"
         "print(sorted({name.partition('.')[0] for name in sys.modules}))"
     )
-    out = finish(python("-c", script, str(indexed.root), indexed.tiles.ids()[0]))
+    target = lonlat(indexed.tiles, 0) if by_point else indexed.tiles.ids()[0]
+    out = finish(python("-c", script, str(indexed.root), target))
     assert "'faiss'" in out
-    for heavy in ("jax", "flax", "orbax", "optax"):
+    # Pandas is no requirement; where it is installed, pyarrow imports it if given the occasion.
+    for heavy in ("jax", "flax", "orbax", "optax", "pandas"):
         assert f"'{heavy}'" not in out
+
+
+# In parts
+
+
+@pytest.fixture(scope="module")
+def in_parts(indexed, tmp_path_factory):
+    """The index again, with groups of 10 rows."""
+    project = indexed.copied(tmp_path_factory.mktemp("parts") / "project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index_rows, "ROWS", 10)
+        index(project)
+    (folder,) = project.indexes.iterdir()
+    assert pq.ParquetFile(folder / "tiles.parquet").num_row_groups == 9
+    return project
+
+
+@pytest.fixture
+def read_groups(monkeypatch):
+    """The groups of rows that are read of the index, as they are read."""
+    read, whole = [], pq.ParquetFile.read_row_group
+
+    def read_row_group(self, group, columns=None):
+        read.append(group)
+        return whole(self, group, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", read_row_group)
+    return read
+
+
+@pytest.mark.parametrize("position", [0, 9, 10, 43, 44, 87])
+@pytest.mark.parametrize("keyed", [True, False])
+def test_an_id_is_found_and_only_its_group_is_read(in_parts, read_groups, position, keyed):
+    project = in_parts if keyed else Project(in_parts.root.with_name("unkeyed"))
+    if not keyed and not project.root.exists():
+        # As an earlier version wrote it.
+        shutil.copytree(in_parts.root, project.root)
+        next(project.indexes.glob("*/keys.npy")).unlink()
+    (folder,) = project.indexes.iterdir()
+    ids = pq.read_table(folder / "tiles.parquet")["id"].to_pylist()
+    rows = index_rows.IndexRows(folder)
+    read_groups.clear()
+    assert rows.find(ids[position]) == position
+    assert set(read_groups) == ({position // 10} if keyed else set(range(9)))
+    assert rows.find("1_1@2020") is None
+
+
+def test_ids_of_one_key_are_told_apart(in_parts, monkeypatch, tmp_path, indexed):
+    monkeypatch.setattr(index_rows, "_key", lambda name: len(name) % 2)
+    index_rows.write(tmp_path, indexed.tiles, footprints.lonlat)
+    rows = index_rows.IndexRows(tmp_path)
+    for position in range(88):
+        assert rows.find(rows.take([position])[0]["id"]) == position
+
+
+def test_rows_come_in_the_order_asked_for(in_parts, indexed):
+    (folder,) = in_parts.indexes.iterdir()
+    tiles = indexed.tiles.select(np.argsort(indexed.tiles.year, kind="stable"))
+    asked = [87, 3, 3, 40, 12]
+    found = index_rows.IndexRows(folder).take(asked)
+    assert [row["id"] for row in found] == [tiles.ids()[i] for i in asked]
+    assert [(row["x"], row["y"]) for row in found] == [tuple(tiles.centres()[i]) for i in asked]
+    assert [row["store_row"] for row in found] == tiles.store_row[asked].tolist()
+
+
+def test_answers_are_the_same_whatever_the_size_of_a_group(in_parts, indexed):
+    for i in (0, 30, 87):
+        target = indexed.tiles.ids()[i]
+        assert query(in_parts, target) == query(indexed.project, target)
+
+
+def test_a_point_reads_the_groups_that_may_cover_it(in_parts, indexed, read_groups):
+    target = lonlat(indexed.tiles, 20, 3, -5)
+    found = query(in_parts, target)
+    assert found == query(indexed.project, target)
+    assert found.matches[0].query.split("@")[0] == indexed.tiles.cells()[20]
+    read_groups.clear()
+    (folder,) = in_parts.indexes.iterdir()
+    x, y = indexed.tiles.centres()[20]
+    covering = index_rows.IndexRows(folder).within(lambda epsg: (x + 3, y - 5), 16)
+    assert len(covering) == 2
+    assert 2 <= len(read_groups) < 9
 
 
 # By point
@@ -325,9 +412,10 @@ def test_an_image_is_not_searched_in_an_index_of_another_checkpoint(indexed, cop
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut off"])
-def test_a_damaged_index_is_reported(indexed, copied, damage):
+@pytest.mark.parametrize("name", ["year1-0000.faiss", "tiles.parquet"])
+def test_a_damaged_index_is_reported(indexed, copied, damage, name):
     project = copied(indexed)
-    (segment,) = project.indexes.glob("*/year1-0000.faiss")
+    (segment,) = project.indexes.glob(f"*/{name}")
     if damage == "missing":
         segment.unlink()
     else:

@@ -96,7 +96,9 @@ def _table(title: str, head: str, columns: Columns, rows: Iterable[tuple[str, Me
 
 
 def _cell(metrics: Metrics, key: str) -> Any:
-    """A metric; mAP@5 with half of its interval, where there is one."""
+    """A metric; mAP@5 with half of its interval, and of how many queries some were drawn."""
+    if key == "queries" and (total := metrics.get("drawn_from")):
+        return f"{metrics[key]} of {total}"
     interval = metrics.get("intervals", {}).get("map@5") if key == "map@5" else None
     if interval is None:
         return metrics[key]

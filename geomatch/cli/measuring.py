@@ -73,6 +73,7 @@ def evaluate(
             database=wanted.eval.database,
             years=tuple(year or ()),
             same_year=same_year,
+            queries=wanted.eval.queries,
             fpr=fpr,
             baselines=baselines,
             others=tuple(others or ()),

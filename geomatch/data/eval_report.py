@@ -189,6 +189,7 @@ class SplitMetrics(DistanceMetrics):
     """The metrics of a split.
 
     Attributes:
+        drawn_from: queries that the split has, where only some of them were drawn and measured.
         intervals: 95 % bootstrap intervals over places, by name of the metric, such as "map@5".
         content: by whether descriptors distinguish places.
         changed: by the share of changed ground; None without masks.
@@ -198,6 +199,7 @@ class SplitMetrics(DistanceMetrics):
         roc: verification of drawn pairs of tiles; None without pairs.
     """
 
+    drawn_from: int | None = field(default=None, metadata=OPTIONAL)
     intervals: dict[str, Interval | None]
     content: tuple[ContentMetrics, ...]
     changed: tuple[ChangeMetrics, ...] | None = field(default=None, metadata=OPTIONAL)

@@ -7,12 +7,13 @@ years, a place is a class: the same class is positive, and the tile itself is ne
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from geomatch.data.tiles import TileTable
+from geomatch.data.tiles import TileTable, cell_keys
 
 Ints = NDArray[np.int64]
 
@@ -47,6 +48,18 @@ class Task:
     database_place: Ints
     truth: Ints | None
     neutral: tuple[Ints, Ints]
+
+    def of(self, kept: NDArray[np.bool_]) -> Task:
+        """The task with the queries of a mask (q,) alone."""
+        query, position = self.neutral
+        inside, number = kept[query], np.cumsum(kept) - 1
+        return replace(
+            self,
+            queries=self.queries[kept],
+            query_place=self.query_place[kept],
+            truth=None if self.truth is None else self.truth[kept],
+            neutral=(number[query[inside]], position[inside]),
+        )
 
 
 def tasks(
@@ -90,6 +103,22 @@ def tasks(
     return found
 
 
+def drawn(tasks: Sequence[Task], most: int) -> list[Task]:
+    """The tasks with at most `most` of all their queries, drawn with a fixed seed.
+
+    Databases stay whole. Each query is as likely as any other, so that the mean over those drawn
+    estimates the mean over all. A task of which none is drawn is left out.
+    """
+    counts = [len(task.queries) for task in tasks]
+    total = sum(counts)
+    if total <= most:
+        return list(tasks)
+    chosen = np.zeros(total, bool)
+    chosen[np.random.default_rng(0).choice(total, most, replace=False)] = True
+    parts = np.split(chosen, np.cumsum(counts)[:-1])
+    return [task.of(part) for task, part in zip(tasks, parts, strict=True) if part.any()]
+
+
 def _class_tasks(
     place: Ints, queries: NDArray[np.bool_], database: NDArray[np.bool_]
 ) -> list[Task]:
@@ -121,7 +150,7 @@ def overlapping(tiles: TileTable, queries: Ints, database: Ints) -> tuple[Ints, 
     reach = 0 if tiles.grid is None else tiles.grid.reach
     if not reach or not len(database):
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    keys = _keys(tiles, tiles.col, tiles.row)
+    keys = cell_keys(tiles.epsg, tiles.col, tiles.row)
     order = np.argsort(keys[database], kind="stable")
     ordered = keys[database][order]
     rows, positions = [], []
@@ -129,7 +158,7 @@ def overlapping(tiles: TileTable, queries: Ints, database: Ints) -> tuple[Ints, 
         for dr in range(-reach, reach + 1):
             if dc == dr == 0:
                 continue
-            shifted = _keys(tiles, tiles.col + dc, tiles.row + dr)[queries]
+            shifted = cell_keys(tiles.epsg, tiles.col + dc, tiles.row + dr)[queries]
             # A database holds each cell at most once per year.
             low = np.searchsorted(ordered, shifted, "left")
             high = np.searchsorted(ordered, shifted, "right")
@@ -155,10 +184,3 @@ def are_neutral(tiles: TileTable, a: Ints, b: Ints) -> NDArray[np.bool_]:
         & (np.abs(tiles.row[a] - tiles.row[b]) <= reach)
     )
     return near
-
-
-def _keys(tiles: TileTable, col: Ints, row: Ints) -> Ints:
-    """One integer per cell. Even at one metre per step, |col| and |row| stay far below 2**26."""
-    zone = np.unique(tiles.epsg, return_inverse=True)[1].reshape(-1)
-    keys: Ints = (zone.astype(np.int64) << 54) + ((col + 2**26) << 27) + (row + 2**26)
-    return keys

@@ -114,8 +114,8 @@ class TileTable:
 
     @cached_property
     def _cell_codes(self) -> NDArray[np.int64]:
-        keys = np.stack([self.epsg, self.col, self.row], axis=1)
-        return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+        keys = cell_keys(self.epsg, self.col, self.row)
+        return np.unique(keys, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
     def bounds(self) -> Float64Array:
         """Bounds (n, 4) in metres in the CRS of each tile; NaN without georeference."""
@@ -191,7 +191,9 @@ class TileTable:
             names.append("class")
         elif grid.crs == "utm":
             names.append("cell")
-        table = pq.read_table(path, columns=names)
+        # Strings that repeat are read as their codes: most of the memory otherwise.
+        texts = ["year", "source", "split", "class"]
+        table = pq.read_table(path, columns=names, read_dictionary=texts)
         n, (sources, source) = len(table), _codes(table["source"])
         nothing = np.zeros(n, np.int64)
         if grid is None:
@@ -219,6 +221,18 @@ class TileTable:
         )
 
 
+def cell_keys(
+    epsg: NDArray[np.int64], col: NDArray[np.int64], row: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """One integer (n,) per cell, which order as (epsg, col, row) do.
+
+    Even at one metre per step, |col| and |row| stay far below 2**26.
+    """
+    zone = np.unique(epsg, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    keys: NDArray[np.int64] = (zone << 54) + ((col + 2**26) << 27) + (row + 2**26)
+    return keys
+
+
 def _changed(table: pa.Table) -> NDArray[np.float32] | None:
     """The column `changed`, None if all of it is null."""
     if table["changed"].null_count == len(table):
@@ -238,7 +252,9 @@ def _codes(
     Raises:
         GeomatchError: the column has other values than `order`.
     """
-    encoded = column.combine_chunks().dictionary_encode()
+    encoded = column.unify_dictionaries().combine_chunks()
+    if not isinstance(encoded, pa.DictionaryArray):
+        encoded = encoded.dictionary_encode()
     values = tuple(encoded.dictionary.to_pylist())
     codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     if order is None:

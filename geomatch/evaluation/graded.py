@@ -15,7 +15,7 @@ from geomatch.errors import GeomatchError, UsageError
 from geomatch.evaluation import oxford
 from geomatch.evaluation.oxford import Truth
 from geomatch.search import exact
-from geomatch.search.exact import Metric
+from geomatch.search.exact import Metric, Rows
 
 COLUMNS = ("query", "tile", "grade")
 GRADES = Truth._fields
@@ -76,7 +76,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def measure(
-    vectors: NDArray[np.float32], metric: Metric, searched: Ints, truths: dict[int, Truth]
+    vectors: Rows, metric: Metric, searched: Ints, truths: dict[int, Truth]
 ) -> GradedMetrics:
     """Metrics of the graded queries; see `oxford.evaluate`.
 
@@ -95,12 +95,12 @@ def measure(
 
 
 def _rankings(
-    vectors: NDArray[np.float32], metric: Metric, queries: Ints, database: Ints, truths: list[Truth]
+    vectors: Rows, metric: Metric, queries: Ints, database: Ints, truths: list[Truth]
 ) -> Iterator[Ints]:
     """Positions in the database, best first, for each query in turn."""
     prepared = exact.as_database(vectors[database], metric)
-    for query, truth in zip(queries, truths, strict=True):
-        products = prepared @ exact.as_queries(vectors[[query]], metric)[0]
+    for query, truth in zip(exact.as_queries(vectors[queries], metric), truths, strict=True):
+        products = prepared @ query
         right = np.zeros(len(database), bool)
         right[[*truth.easy, *truth.hard]] = True
         # Ties never help: relevant answers come last among equals.

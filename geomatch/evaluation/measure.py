@@ -23,7 +23,7 @@ from geomatch.data.eval_report import (
     VerificationMetrics,
     YearPairMetrics,
 )
-from geomatch.data.ground_truth import Task, tasks
+from geomatch.data.ground_truth import Task, drawn, tasks
 from geomatch.data.query_results import QueryTable
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.evaluation import verification
@@ -33,12 +33,14 @@ from geomatch.geo import footprints
 from geomatch.geo.splits import block_side, blocks_of
 from geomatch.progress import ProgressCallback
 from geomatch.search import exact, metrics
-from geomatch.search.exact import Metric
+from geomatch.search.exact import Metric, Rows
 from geomatch.search.metrics import DEPTHS, MultiMatchRanking
 from geomatch.search.protocol import Outcome, all_ranks, precisions5, retrieve
 
 ANCHORS = 20_000
 """Queries of a split that pairs are drawn for at most, one of the same place and one of others."""
+BLOCK = 65_536
+"""Descriptors in memory at a time where all are looked at."""
 NEAR = (1, 2, 5)
 """A first answer counts as near within so many sides of a tile."""
 CHANGED = 0.1
@@ -59,11 +61,13 @@ class Conditions:
             split's.
         years: these only; empty for all.
         same_year: the queries' own year too, as a distraction.
+        queries: of a split at most, drawn from all of them; 0 for all.
     """
 
     database: str = "split"
     years: tuple[str, ...] = ()
     same_year: bool = False
+    queries: int = 0
 
     @property
     def unusual(self) -> tuple[str, ...]:
@@ -77,7 +81,7 @@ class Conditions:
         return np.isin(tiles.split, own[self.database])
 
     def tasks(self, tiles: TileTable, split: int) -> list[Task]:
-        """The retrieval tasks of a split."""
+        """The retrieval tasks of a split, with all of its queries."""
         return [
             task
             for task in tasks(
@@ -105,7 +109,7 @@ class Measured:
 
 
 def measure(
-    vectors: NDArray[np.float32],
+    vectors: Rows,
     metric: Metric,
     tiles: TileTable,
     in_metres: bool,
@@ -116,21 +120,30 @@ def measure(
     """Metrics of descriptors (n, d), one row per tile.
 
     Args:
+        vectors: an array, or a file's, which is read in blocks.
         in_metres: whether distances between tiles are metres on the ground.
         fpr: share of pairs of other places that may pass as the same one.
     """
     scored: dict[str, Scored] = {}
     retrieved: dict[str, tuple[list[Outcome], QueryTable, Float64Array]] = {}
+    drawn_from: dict[str, int | None] = {}
     for code, split in enumerate(SPLITS):
         progress("evaluating", code, len(SPLITS), split)
         split_tasks = conditions.tasks(tiles, code)
+        total = sum(len(task.queries) for task in split_tasks)
+        drawn_from[split] = None
+        if 0 < conditions.queries < total:
+            drawn_from[split] = total
+            split_tasks = drawn(split_tasks, conditions.queries)
+            progress(f"{split}: {conditions.queries} of {total} queries, drawn at random")
         outcomes = retrieve(vectors, split_tasks, metric)
         found = QueryTable.join([_table(tiles, outcome, in_metres) for outcome in outcomes])
         retrieved[split] = outcomes, found, _values(outcomes)
         scored[split] = _scored(vectors, split_tasks, metric)
     blank, roc = _blank(vectors, tiles.places()), _verification(scored, fpr)
     splits = {
-        split: _metrics(tiles, *results, blank, roc[split]) for split, results in retrieved.items()
+        split: _metrics(tiles, *results, blank, roc[split], drawn_from[split])
+        for split, results in retrieved.items()
     }
     progress("evaluating", len(SPLITS), len(SPLITS))
     _, tables, values = zip(*retrieved.values(), strict=True)
@@ -157,15 +170,39 @@ def _values(outcomes: list[Outcome]) -> Float64Array:
     return np.stack([precisions5(outcomes), *(rank <= k for k in DEPTHS)], axis=1)
 
 
-def _blank(vectors: NDArray[np.float32], place: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(n,) whether a tile's descriptor equals that of a tile of another place."""
-    rows = np.ascontiguousarray(vectors)
-    size = rows.dtype.itemsize * rows.shape[1]
-    code = np.unique(rows.view(f"V{size}")[:, 0], return_inverse=True)[1].reshape(-1)
-    low, high = np.full(len(rows), len(rows)), np.full(len(rows), -1)
-    np.minimum.at(low, code, place)
-    np.maximum.at(high, code, place)
-    found: NDArray[np.bool_] = low[code] < high[code]
+def _blank(vectors: Rows, place: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(n,) whether a tile's descriptor equals that of a tile of another place.
+
+    Only descriptors whose hash is that of another place's are compared, since they are few.
+    """
+    found = np.zeros(len(place), bool)
+    if len(place):
+        alike = np.flatnonzero(_of_several(_hashed(vectors, len(place)), place))
+        rows = np.ascontiguousarray(vectors[alike])
+        code = np.unique(rows.view(f"V{rows.itemsize * rows.shape[1]}")[:, 0], return_inverse=True)
+        found[alike] = _of_several(code[1].reshape(-1), place[alike])
+    return found
+
+
+def _hashed(vectors: Rows, count: int) -> NDArray[np.uint64]:
+    """A hash (count,) of each descriptor's bits: their sum with random odd weights."""
+    parts = []
+    for start in range(0, count, BLOCK):
+        words = np.ascontiguousarray(vectors[start : start + BLOCK]).view(np.uint32)
+        weights = np.random.default_rng(0).integers(2**63, size=words.shape[1], dtype=np.uint64)
+        parts.append((words * (2 * weights + 1)).sum(axis=1, dtype=np.uint64))
+    return np.concatenate(parts)
+
+
+def _of_several(key: NDArray[Any], place: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(n,) whether the same key belongs to tiles of different places."""
+    order = np.lexsort((place, key))
+    key, place = key[order], place[order]
+    first = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])[: len(key)])
+    count = np.diff(np.append(first, len(key)))
+    several = place[first] != place[first + count - 1]
+    found = np.empty(len(key), bool)
+    found[order] = np.repeat(several, count)
     return found
 
 
@@ -207,6 +244,7 @@ def _metrics(
     values: Float64Array,
     blank: NDArray[np.bool_],
     roc: VerificationMetrics | None,
+    drawn_from: int | None,
 ) -> SplitMetrics:
     """The metrics of a split; `found` and `values` are of all outcomes, in their order."""
     searched = np.unique(np.concatenate([np.empty(0, int), *(o.task.database for o in outcomes)]))
@@ -221,6 +259,7 @@ def _metrics(
         regions = _by(RegionMetrics, "region", *_regions(tiles, found), found, values)
     return SplitMetrics(
         **_distances(tiles, found, values, len(searched)),
+        drawn_from=drawn_from,
         intervals=intervals(values, tiles.places()[found.tile]),
         content=_by(ContentMetrics, "content", *groups, found, values),
         pairs=_of_years(tiles, outcomes, found, values) if tiles.dated else (),
@@ -357,17 +396,21 @@ def _of_classes(
 # Metrics of pairs
 
 
-def _scored(vectors: NDArray[np.float32], tasks: list[Task], metric: Metric) -> Scored:
+def _scored(vectors: Rows, tasks: list[Task], metric: Metric) -> Scored:
     """Scores of drawn pairs of the same place, and of other places; as many of every task."""
     same, other = [np.empty(0, np.float32)], [np.empty(0, np.float32)]
     rng = np.random.default_rng(0)
     for task in tasks:
         places = task.query_place, task.database_place
-        drawn = verification.sample(*places, task.neutral, ANCHORS // len(tasks), rng)
-        anchor = task.queries[drawn.anchor]
-        for scores, position in ((same, drawn.same), (other, drawn.other)):
-            products = exact.products(vectors, anchor, task.database[position], metric)
-            scores.append(exact.scores(products[:, None], vectors[anchor], metric)[:, 0])
+        pairs = verification.sample(*places, task.neutral, ANCHORS // len(tasks), rng)
+        tiles = task.queries[pairs.anchor], *(task.database[p] for p in (pairs.same, pairs.other))
+        # What a file holds is read once.
+        rows, at = np.unique(np.concatenate(tiles), return_inverse=True)
+        near = vectors[rows]
+        anchor, *positions = np.split(at.reshape(-1), 3)
+        for scores, position in zip((same, other), positions, strict=True):
+            products = exact.products(near, anchor, position, metric)
+            scores.append(exact.scores(products[:, None], near[anchor], metric)[:, 0])
     return np.concatenate(same), np.concatenate(other)
 
 

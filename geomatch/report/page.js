@@ -134,7 +134,8 @@ function headline() {
     : "the mean of 1/rank if the match is among the first five, else 0;";
   const main = columns.filter((c) => MAIN.includes(c)), further = columns.filter((c) => !MAIN.includes(c));
   const ranges = metrics.intervals ? " Small ranges contain 95 % of bootstrap samples of places." : "";
-  section("metrics", "Metrics", title, `${format(metrics.queries)} queries among ${format(metrics.database)} tiles. ` +
+  const drawn = metrics.drawn_from ? `, drawn at random from ${format(metrics.drawn_from)},` : "";
+  section("metrics", "Metrics", title, `${format(metrics.queries)} queries${drawn} among ${format(metrics.database)} tiles. ` +
     `mAP@5 is ${precision} R@k is the share of queries with a match among the first k. Ties never help. Search is exact.${ranges}`,
     list, table(rows, ["split", ...main], { id: "splits", caption: classes ? "Each split" : "Each split, and each pair of years: queries of the one in the other" }),
     further.length ? make("details", {}, make("summary", {}, "More metrics"), table(rows, ["split", ...further])) : "");

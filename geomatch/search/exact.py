@@ -7,7 +7,7 @@ up to a factor and a constant: |q - x|^2 = |q|^2 - 2 (q, 1) . (x, -|x|^2 / 2).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import faiss
 import numpy as np
@@ -16,6 +16,15 @@ from numpy.typing import NDArray
 Float32Array = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Metric = Literal["cosine", "euclidean"]
+
+
+class Rows(Protocol):
+    """Vectors (n, d) that are read by a slice or by indices: an array, or what a file holds."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice | Ints, /) -> Float32Array: ...
+
 
 BLOCK = 16_384
 """Vectors in memory at a time, for queries and database each."""

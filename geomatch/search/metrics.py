@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from geomatch.search.exact import Rows
 
 Float32Array = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 QUERY_BLOCK, DATABASE_BLOCK = 512, 8192
 """Queries and database rows scored at a time: 16 MB of scores, which stay in the cache."""
+READ = 65_536
+"""Rows of the database in memory at a time: 32 MB of 128 values each."""
 SCORES = 2**24
 """Scores per block where whole rows are ranked: 64 MB, plus about as much for relevance masks."""
 TIE = 1e-6
@@ -61,71 +66,107 @@ class Ranking:
 
 
 def rank_truth(
-    queries: Float32Array, database: Float32Array, truth: Ints, neutral: tuple[Ints, Ints]
+    queries: Float32Array, database: Rows, truth: Ints, neutral: tuple[Ints, Ints]
 ) -> Ranking:
     """Rank the single match of each query, in blocks of bounded memory.
+
+    The database is read twice: its rows that are matches, then all of it, block by block.
 
     The rank is 1 + the number of other tiles that score at least as high: ties never help.
 
     Args:
         queries: (q, d) unit vectors.
-        database: (n, d) unit vectors.
+        database: (n, d) unit vectors, an array or what reads them.
         truth: (q,) position of the match.
         neutral: parallel (query, position) arrays of tiles to take out of the ranking.
     """
-    found = Ranking(
-        rank=np.ones(len(queries), np.int64),
-        match=truth,
-        score=np.empty(len(queries), np.float32),
-        top=np.empty((len(queries), TOP), np.int64),
-        top_score=np.empty((len(queries), TOP), np.float32),
-    )
+    count = len(queries)
     order = np.argsort(neutral[0], kind="stable")
     rows, positions = neutral[0][order], neutral[1][order]
+    matches = database[truth]
+    score = np.einsum("qd,qd->q", queries, matches)
+    terms = np.einsum("qd,qd->q", np.abs(queries), np.abs(matches))
+    state = _Search(
+        goal=score - _tolerance(terms),
+        ahead=np.zeros(count, np.int64),
+        top=np.full((count, TOP), -1),
+        top_score=np.full((count, TOP), -np.inf, np.float32),
+    )
 
-    def rank(start: int) -> None:
-        part = slice(start, min(start + QUERY_BLOCK, len(queries)))
+    def search(start: int, searched: Float32Array, begin: int) -> None:
+        part = slice(start, min(start + QUERY_BLOCK, count))
         inside = slice(*np.searchsorted(rows, [part.start, part.stop]))
         excluded_rows = np.concatenate([np.arange(part.stop - start), rows[inside] - start])
         excluded_positions = np.concatenate([truth[part], positions[inside]])
-        excluded = excluded_rows, excluded_positions
-        _rank_block(found, part, queries[part], database, excluded)
+        _search_block(
+            state, part, queries[part], searched, begin, excluded_rows, excluded_positions
+        )
 
     # NumPy releases the GIL in these operations.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(rank, range(0, len(queries), QUERY_BLOCK)))
-    return found
+        for begin in range(0, len(database), READ):
+            block = partial(search, searched=database[begin : begin + READ], begin=begin)
+            list(pool.map(block, range(0, count, QUERY_BLOCK)))
+    # A query with NaN finds nothing.
+    invalid = ~np.isfinite(state.goal)
+    place = np.where(invalid, TOP, (state.top_score >= state.goal[:, None]).sum(axis=1))
+    top_score = _inserted(state.top_score, score, place)
+    top = _inserted(state.top, truth, place)
+    top[top_score == -np.inf] = -1
+    return Ranking(
+        rank=np.where(invalid, len(database), 1 + state.ahead),
+        match=truth,
+        score=score,
+        top=top,
+        top_score=top_score,
+    )
 
 
-def _rank_block(
-    found: Ranking,
+@dataclass(frozen=True)
+class _Search:
+    """What is known of q queries after a part of the database.
+
+    Attributes:
+        goal: (q,) scores that tie with the match, or exceed it.
+        ahead: (q,) number of other tiles that scored at least as much.
+        top, top_score: (q, TOP) of the best other tiles, as in `Ranking`.
+    """
+
+    goal: Float32Array
+    ahead: Ints
+    top: Ints
+    top_score: Float32Array
+
+
+def _search_block(
+    state: _Search,
     part: slice,
     queries: Float32Array,
     database: Float32Array,
-    excluded: tuple[Ints, Ints],
+    first: int,
+    excluded_rows: Ints,
+    excluded_positions: Ints,
 ) -> None:
-    """Fill in the ranking of a block of queries (q, d).
+    """Search a block of the database for a block of queries (q, d), the `part` of all.
 
     Args:
-        excluded: parallel (query, position) arrays: the matches and the neutral tiles.
+        first: position of the block's first row.
+        excluded_rows, excluded_positions: pairs of a query and a position in the whole database:
+            the matches and the neutral tiles.
     """
-    count, truth = len(queries), found.match[part]
-    matches = database[truth]
-    score = np.einsum("qd,qd->q", queries, matches)
-    goal = score - _tolerance(np.einsum("qd,qd->q", np.abs(queries), np.abs(matches)))
-    values = np.full((count, TOP), -np.inf, np.float32)
-    positions = np.full((count, TOP), -1)
-    ahead = np.zeros(count, np.int64)
+    count = len(queries)
+    goal, ahead = state.goal[part], state.ahead[part]
+    values, positions = state.top_score[part], state.top[part]
     # Allocated once, because faulting in fresh pages takes time.
     buffer = np.empty(count * (DATABASE_BLOCK + GROUPS), np.float32)
-    for begin in range(0, len(database), DATABASE_BLOCK):
-        searched = database[begin : begin + DATABASE_BLOCK]
+    for start in range(0, len(database), DATABASE_BLOCK):
+        searched, begin = database[start : start + DATABASE_BLOCK], first + start
         groups = -(-len(searched) // GROUPS)
         scores = buffer[: count * groups * GROUPS].reshape(count, -1)
         np.matmul(queries, searched.T, out=scores[:, : len(searched)])
         scores[:, len(searched) :] = -np.inf
-        inside = (excluded[1] >= begin) & (excluded[1] < begin + len(searched))
-        scores[excluded[0][inside], excluded[1][inside] - begin] = -np.inf
+        inside = (excluded_positions >= begin) & (excluded_positions < begin + len(searched))
+        scores[excluded_rows[inside], excluded_positions[inside] - begin] = -np.inf
         # The scores of a group are `groups` apart, so that the maxima are taken of whole rows.
         largest = scores.reshape(count, GROUPS, groups).max(axis=1)
         # `not <`, so that NaN counts as ahead.
@@ -145,14 +186,6 @@ def _rank_block(
         kept = _largest(candidates)
         values[better] = np.take_along_axis(candidates, kept, 1)
         positions[better] = np.take_along_axis(at, kept, 1)
-    # A query with NaN finds nothing.
-    invalid = ~np.isfinite(goal)
-    found.rank[part] = np.where(invalid, len(database), 1 + ahead)
-    place = np.where(invalid, TOP, (values >= goal[:, None]).sum(axis=1))
-    found.score[part] = score
-    found.top_score[part] = _inserted(values, score, place)
-    found.top[part] = _inserted(positions, truth, place)
-    found.top[part][found.top_score[part] == -np.inf] = -1
 
 
 def _tolerance(terms: Float32Array) -> Float32Array:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomatch.data.ground_truth import Task
-from geomatch.search.exact import Metric, as_database, as_queries, scores
+from geomatch.search.exact import Metric, Rows, as_database, as_queries, scores
 from geomatch.search.metrics import (
     MultiMatchRanking,
     Ranking,
@@ -39,21 +39,37 @@ class Outcome:
     top_score: NDArray[np.float32]
 
 
-def retrieve(vectors: NDArray[np.float32], tasks: Iterable[Task], metric: Metric) -> list[Outcome]:
+@dataclass(frozen=True)
+class _Database:
+    """Some rows of `vectors` in the form of a database, which they are brought into as read."""
+
+    vectors: Rows
+    rows: NDArray[np.int64]
+    metric: Metric
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, part: slice | NDArray[np.int64], /) -> NDArray[np.float32]:
+        return as_database(self.vectors[self.rows[part]], self.metric)
+
+
+def retrieve(vectors: Rows, tasks: Iterable[Task], metric: Metric) -> list[Outcome]:
     """Rank the database of each task by exact search.
 
     Args:
-        vectors: (n, d) descriptors, one row per tile.
+        vectors: (n, d) descriptors, one row per tile. A database is read in blocks, but without
+            years, where whole rankings are measured, at once.
     """
     outcomes = []
     for task in tasks:
         query_vectors = vectors[task.queries]
         queries = as_queries(query_vectors, metric)
-        database = as_database(vectors[task.database], metric)
+        database = _Database(vectors, task.database, metric)
         ranking: Ranking | MultiMatchRanking
         if task.truth is None:
             places = task.query_place, task.database_place
-            ranking = rank_relevant(queries, database, *places, task.neutral)
+            ranking = rank_relevant(queries, database[:], *places, task.neutral)
         else:
             ranking = rank_truth(queries, database, task.truth, task.neutral)
         products = np.concatenate([ranking.score[:, None], ranking.top_score], axis=1)
