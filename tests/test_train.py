@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import signal
@@ -35,7 +36,10 @@ from geomatch.runs import load_encoder, read_run
 from geomatch.tile import tile
 from geomatch.train import train
 from geomatch.training import rounds, setup
+from geomatch.training.feed import BatchFeed
+from geomatch.training.metrics_log import MetricsLog
 from geomatch.training.mining import Mined
+from geomatch.training.monitor import Monitor
 from geomatch.training.setup import resolve_settings
 
 STEPS = 6
@@ -378,6 +382,85 @@ def test_a_run_broken_while_it_mines_resumes_to_the_same_run(often, monkeypatch)
     assert_same_run(often, "mining", often, "whole")
 
 
+def signal_at(patch, owner, name, call, number=signal.SIGTERM):
+    """Send this process a signal at the given call of a function, counted from 1."""
+    real, calls = getattr(owner, name), itertools.count(1)
+
+    def interrupted(*arguments):
+        if next(calls) == call:
+            signal.raise_signal(number)
+        return real(*arguments)
+
+    patch.setattr(owner, name, interrupted)
+
+
+MOMENTS = {
+    "the first validation": (rounds.Round, "map5", 1, 0),
+    "a save": (Checkpoints, "save", 2, 2),
+    "a step": (Monitor, "stepped", 3, 3),
+    "reading": (BatchFeed, "batch", 4, 3),
+    "mining": (rounds.mining, "hard_queries", 1, 6),
+    "writing what was mined": (Mined, "save", 1, 6),
+    "the last validation": (rounds.Round, "map5", 6, 18),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_an_interrupted_run_is_saved_as_it_is_and_resumes_to_the_same_run(
+    often, monkeypatch, moment
+):
+    """What was interrupted in a round does the round; losses that were not logged are not lost."""
+    monkeypatch.setattr(module, "LOG_STEPS", 2)
+    *where, step = MOMENTS[moment]
+    name, notes = moment.replace(" ", "-"), Notes()
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patch:
+        signal_at(patch, *where)
+        with pytest.raises(KeyboardInterrupt):
+            train(often, settings(), run=name, progress=notes)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert notes[-1] == f"run {name}: saved at step {step} of 18"
+    assert last_state(often, name)[0] == step
+    assert not (often.run(name) / "finished.json").exists()
+    train(often, settings(), run=name, progress=notes)
+    assert f"run {name}: resuming from step {step} of 18" in notes
+    assert_same_run(often, name, often, "whole")
+
+
+def test_a_run_may_be_interrupted_again_and_killed_in_the_same_round(often, monkeypatch):
+    monkeypatch.setattr(module, "LOG_STEPS", 2)
+
+    def fail(*arguments):
+        raise BrokenOffError
+
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            signal_at(patch, rounds.mining, "hard_queries", 1, signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                train(often, settings(), run="again")
+        assert last_state(often, "again")[0] == 6
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsLog, "write", fail)
+        with pytest.raises(BrokenOffError):
+            train(often, settings(), run="again")
+    train(often, settings(), run="again")
+    assert_same_run(often, "again", often, "whole")
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_ctrl_c_leaves_at_once_and_a_second_sigterm_does_not(often, monkeypatch, second):
+    monkeypatch.setattr(module, "LOG_STEPS", 2)
+    name = f"twice-{second.name}"
+    with monkeypatch.context() as patch:
+        signal_at(patch, Monitor, "stepped", 3, signal.SIGINT)
+        signal_at(patch, Checkpoints, "save", 3, second)
+        with pytest.raises(KeyboardInterrupt):
+            train(often, settings(), run=name)
+    assert last_state(often, name)[0] == (2 if second == signal.SIGINT else 3)
+    train(often, settings(), run=name)
+    assert_same_run(often, name, often, "whole")
+
+
 RULES = {
     "ranked": (
         "train.loss=triplet",
@@ -469,20 +552,51 @@ def test_a_broken_run_resumes_on_one_device(tiled, copied):
     assert_same_run(project, "broken", project, "whole")
 
 
-def test_a_killed_command_resumes_to_the_same_run(tiled, trained, copied):
-    project = copied(tiled)
+def started(project, until):
+    """A `geomatch train` that has logged what `until` says, which Ctrl-C reaches."""
     options = [f"--set={override}" for override in QUICK]
-    process = python("-m", "geomatch", "train", "-p", str(project.root), *options)
+    process = python(
+        *("-m", "geomatch", "train", "-p", str(project.root), *options),
+        # Where the tests run in the background, Ctrl-C is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     metrics = project.run("run1") / "metrics.jsonl"
     deadline = time.monotonic() + 300
-    while not (metrics.exists() and '"step": 6' in metrics.read_text()):
+    while not (metrics.exists() and until in metrics.read_text()):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.005)
+    return process
+
+
+def test_a_killed_command_resumes_to_the_same_run(tiled, trained, copied):
+    project = copied(tiled)
+    process = started(project, '"step": 6')
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert not (project.run("run1") / "finished.json").exists()
+    result = train(project, settings())
+    assert result == trained.trained
+    assert_same_run(project, "run1", trained.project, "run1")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_command_saves_says_so_and_resumes_to_the_same_run(
+    tiled, trained, copied, number
+):
+    project = copied(tiled)
+    process = started(project, '"step": 6')
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    saved = last_state(project)[0]
+    assert err.splitlines()[-3:] == [
+        f"run run1: saved at step {saved} of 18",
+        "error: interrupted",
+        "hint: Finished work is kept: run the same command again to continue.",
+    ]
+    assert saved >= 6
     result = train(project, settings())
     assert result == trained.trained
     assert_same_run(project, "run1", trained.project, "run1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
@@ -30,6 +31,7 @@ class Monitor:
         total: steps of the run.
         splits: tiles by name of split, all described in every round.
         scores: mAP@5 on validation of every round, as they are appended.
+        since_log: loss and share of hard samples of the steps since losses were last logged.
     """
 
     def __init__(
@@ -40,13 +42,14 @@ class Monitor:
         sampler: Sampler,
         scores: list[float],
         progress: ProgressCallback,
+        since_log: Iterable[Sequence[float]] = (),
     ) -> None:
         self._total, self._per_epoch = total, sampler.steps_per_epoch
         self._settings, self._splits, self._sampler = settings, splits, sampler
         self._learning_rate = schedule(settings.train, total, self._per_epoch)
         self._scores, self._progress = scores, progress
-        self._since_log: list[jax.Array] = []
-        self._previous: jax.Array | None = None
+        self._since_log = [np.asarray(values, np.float32) for values in since_log]
+        self._unread: jax.Array | None = None
         self._recent: deque[NDArray[np.float32]] = deque(maxlen=SHOWN_STEPS)
         self._images = self._timed_steps = 0
         self._timed_from = self._shown_at = 0.0
@@ -66,11 +69,9 @@ class Monitor:
 
     def stepped(self, step: int, metrics: jax.Array, images: int, mined: Mined | None) -> None:
         """Note that a step was dispatched to the device; its `metrics` may still be computed."""
-        self._since_log.append(metrics)
         # Waiting for the previous step keeps the device busy with this one.
-        if self._previous is not None:
-            self._recent.append(np.asarray(self._previous)[0])
-        self._previous = metrics
+        self._read()
+        self._unread = metrics
         now = time.monotonic()
         if self._timed_from:
             self._images += images
@@ -82,6 +83,19 @@ class Monitor:
         if now - self._shown_at > SHOW_SECONDS and step < self._total:
             self._shown_at = now
             self._show(step, mined)
+
+    def _read(self) -> None:
+        """Wait for the last step, and read its metrics."""
+        if self._unread is not None:
+            values = np.asarray(self._unread)[0]
+            self._since_log.append(values)
+            self._recent.append(values)
+            self._unread = None
+
+    def since_log(self) -> list[list[float]]:
+        """Loss and share of hard samples of each step since the last call of `metrics`."""
+        self._read()
+        return [values.tolist() for values in self._since_log]
 
     def _show(self, step: int, mined: Mined | None) -> None:
         loss, hard = np.mean(self._recent, axis=0) if self._recent else (np.nan, np.nan)
@@ -121,7 +135,8 @@ class Monitor:
         Raises:
             DivergedError: the loss became NaN or infinite.
         """
-        loss, hard = np.mean([np.asarray(m)[0] for m in self._since_log], axis=0).tolist()
+        self._read()
+        loss, hard = np.mean(self._since_log, axis=0).tolist()
         self._since_log.clear()
         if not np.isfinite(loss):
             raise DivergedError(
