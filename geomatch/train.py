@@ -103,7 +103,7 @@ def train(
     Raises:
         UsageError: the run was begun with another configuration.
         GeomatchError: there are no tiles, or none to train on.
-        DivergedError: the loss became NaN or infinite.
+        DivergedError: the loss or the weights became NaN or infinite.
         KeyboardInterrupt: by Ctrl-C or SIGTERM, after the run was saved as it was.
     """
     names = project.run_names()
@@ -279,8 +279,9 @@ def _loop(
         state = replicate(state)
         feed = stack.enter_context(BatchFeed(sampler, store, devices))
         mined = _last_mined(folder)
+        since_log = notes.get("since_log", ())
         monitor = Monitor(
-            total, settings, splits, sampler, log.scores, progress, notes.get("since_log", ())
+            total, settings, splits, sampler, log.scores, progress, checkpoints, since_log
         )
         saved_at, pruned = time.monotonic(), False
 
@@ -288,6 +289,7 @@ def _loop(
             if kind is not KeyboardInterrupt or interrupts.holding:
                 return  # a step that is broken off has taken the state
             if step not in checkpoints.steps:
+                monitor.check(state, step, mined)
                 due = step == total or step % (per_epoch * settings.mining.every) == 0
                 notes = {"since_log": monitor.since_log(), "round_due": due}
                 checkpoints.save(step, state, None, notes)
@@ -305,6 +307,7 @@ def _loop(
             mining_file = _mining_file(folder, step)
             mine = scheduled and validator.mines(step, total) and not mining_file.exists()
             if validate or mine:
+                monitor.check(state, step, mined)
                 round_ = validator.round(state, step, epoch, progress)
 
             # Validate if due.
@@ -340,6 +343,7 @@ def _loop(
                     break
             overdue = time.monotonic() - saved_at > 60 * settings.train.save_minutes
             if overdue and _is_logged(step, per_epoch) and step not in checkpoints.steps:
+                monitor.check(state, step, mined)
                 with interrupts.held():
                     checkpoints.save(step, state, score)
                 saved_at = time.monotonic()

@@ -28,7 +28,7 @@ from geomatch import config
 from geomatch import train as module
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
-from geomatch.errors import GeomatchError, UsageError
+from geomatch.errors import DivergedError, GeomatchError, UsageError
 from geomatch.manifests import Channels
 from geomatch.nn.checkpoint import Checkpoints
 from geomatch.project import Project
@@ -40,6 +40,7 @@ from geomatch.training.feed import BatchFeed
 from geomatch.training.metrics_log import MetricsLog
 from geomatch.training.mining import Mined
 from geomatch.training.monitor import Monitor
+from geomatch.training.sampler import Sampler
 from geomatch.training.setup import resolve_settings
 
 STEPS = 6
@@ -743,6 +744,70 @@ def test_a_nan_loss_ends_the_run_with_a_clear_error(tiled, copied, monkeypatch):
     assert "train.lr" in failed.value.hint
     assert not (project.run("run1") / "finished.json").exists()
     assert all(np.isfinite(line.get("train/loss", 0)) for line in metrics(project))
+
+
+def diverging(patch, step, values):
+    """Make `values(state, metrics)` of one step what training gets of it."""
+    real = module.make_step
+
+    def make(*arguments):
+        function = real(*arguments)
+
+        def step_or_diverge(*inputs):
+            result = function(*inputs)
+            return values(*result) if inputs[-1] == step else result
+
+        return step_or_diverge
+
+    patch.setattr(module, "make_step", make)
+
+
+@pytest.mark.parametrize("what", ["loss", "weights"])
+def test_what_diverged_is_named_with_its_step_tiles_and_last_good_checkpoint(
+    often, monkeypatch, what
+):
+    """Step 9 is never logged or saved as such; the weights of step 10 would be."""
+    monkeypatch.setattr(module, "LOG_STEPS", 2)
+    number = 8 if what == "loss" else 9
+
+    def values(state, metrics):
+        if what == "loss":
+            return state, metrics * np.nan
+        return state._replace(params=jax.tree.map(lambda x: x * np.inf, state.params)), metrics
+
+    run, drawn, real = f"diverged-{what}", {}, Sampler.draw
+
+    def draw(self, step, mined):
+        drawn[step] = real(self, step, mined)
+        return drawn[step]
+
+    with monkeypatch.context() as patch:
+        diverging(patch, number, values)
+        patch.setattr(Sampler, "draw", draw)
+        with pytest.raises(DivergedError) as failed:
+            train(often, settings(), run=run)
+    tiles = TileTable.load(often.catalogue)
+    ids = tiles.select(tiles.split == SPLITS.index("train")).ids()
+    batch = [ids[row] for row in np.unique(drawn[number])]
+    named = f"{batch[0]}, {batch[1]}, {batch[2]} and {len(batch) - 3} more"
+    begin = {"loss": "the loss became nan", "weights": "weights became NaN or infinite"}[what]
+    assert failed.value.message == (
+        f"{begin} at step {number + 1}, with the tiles {named}; the last good checkpoint is 8"
+    )
+    assert last_state(often, run)[0] == 8
+    assert metrics(often, run)[-1]["step"] == (8 if what == "loss" else 10)
+    train(often, settings(), run=run)
+    assert_same_run(often, run, often, "whole")
+
+
+def test_weights_that_diverged_are_not_saved_when_interrupted(often, monkeypatch):
+    monkeypatch.setattr(module, "LOG_STEPS", 2)
+    with monkeypatch.context() as patch:
+        diverging(patch, 2, lambda state, metrics: (state, metrics * np.nan))
+        signal_at(patch, Monitor, "stepped", 3)
+        with pytest.raises(DivergedError):
+            train(often, settings(), run="diverged-interrupted")
+    assert last_state(often, "diverged-interrupted")[0] == 2
 
 
 def test_a_rate_far_too_high_is_never_taken_for_a_success(tiled, copied):
