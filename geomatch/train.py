@@ -168,10 +168,12 @@ def _checked_sampler(settings: config.Config, training: TileTable) -> Sampler:
     """The sampler of batches, after checking that settings and training tiles fit."""
     train, rule = settings.train, settings.mining.rule
     devices, batch = jax.local_device_count(), train.batch
-    if batch < 1 or batch % devices:
+    parts = devices * train.accumulate
+    if batch < 1 or batch % parts:
+        times = f" times train.accumulate = {train.accumulate}" if train.accumulate > 1 else ""
         raise UsageError(
-            f"train.batch = {batch} is not divisible by {devices} devices",
-            f"--set train.batch={max(1, -(-batch // devices)) * devices}",
+            f"train.batch = {batch} is not divisible by {devices} devices{times}",
+            f"--set train.batch={max(1, -(-batch // parts)) * parts}",
         )
     if rule == "in-batch" and train.loss != "triplet":
         raise UsageError(

@@ -478,6 +478,7 @@ RULES = {
         "train.optimizer=ranger",
         "train.warmup=0.5",
         "train.distil=0.5",
+        "train.accumulate=2",
         "mining.rule=neighbours",
         "mining.k=3",
         "train.frames=validation",
@@ -677,11 +678,12 @@ def test_a_writer_in_another_process_is_noticed_and_forgotten_when_killed(traine
     train(trained.project, settings())
 
 
-@pytest.mark.parametrize(("batch", "remedy"), [(3, 4), (1, 2)])
-def test_a_batch_that_devices_cannot_share_is_refused(tiled, copied, batch, remedy):
+@pytest.mark.parametrize(("batch", "parts", "remedy"), [(3, 1, 4), (1, 1, 2), (8, 3, 12)])
+def test_a_batch_that_devices_cannot_share_is_refused(tiled, copied, batch, parts, remedy):
     project = copied(tiled)
     with pytest.raises(UsageError, match="divisible by 2 devices") as refused:
-        train(project, settings(f"train.batch={batch}"))
+        train(project, settings(f"train.batch={batch}", f"train.accumulate={parts}"))
+    assert (f"train.accumulate = {parts}" in refused.value.message) == (parts > 1)
     assert refused.value.hint == f"--set train.batch={remedy}"
 
 
