@@ -284,6 +284,36 @@ def test_micro_batches_keep_the_mean_of_their_statistics():
     assert_near(after.batch_stats, jax.tree.map(lambda a, b: np.asarray(a + b) / 2, *stats))
 
 
+@pytest.mark.parametrize("trunk", ["two", "convnet", "efficientnet_lite0", "vgg16"])
+def test_activations_computed_again_give_the_same_step_and_fewer_are_kept(trunk):
+    tiles, places = random_batch(2)
+    model = {"trunk": trunk, "stage": 2, "head": "pool"}
+    (_, _, plain, wanted), (_, _, again, found) = (
+        run_step(configured("infonce", model=model, remat=remat), tiles, places, devices=2)
+        for remat in (False, True)
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    assert_near(gradient(again), gradient(plain), 1e-5)
+    if trunk in ("two", "efficientnet_lite0"):
+        assert_near(again.batch_stats, plain.batch_stats, 1e-6)
+
+    def kept(remat):
+        network = one_device(build(configured(model=model, remat=remat), FORM))
+        variables = jax.eval_shape(network.init, jax.random.key(0), tiles[0])
+
+        def pull(variables, tiles):
+            def loss(params):
+                apply = partial(network.apply, train=True, mutable=["batch_stats"])
+                return apply({**variables, "params": params}, tiles)[0].sum()
+
+            return jax.vjp(loss, variables["params"])[1]
+
+        found = jax.eval_shape(pull, variables, tiles[0])
+        return sum(leaf.size for leaf in jax.tree.leaves(found) if leaf.shape[:1] == (4,))
+
+    assert kept(True) < kept(False)
+
+
 def test_distillation_keeps_the_similarities_of_the_first_network():
     """A strong one holds back what a loss alone would change; the teacher stays as it was."""
     tiles, places = random_batch(2, batch=8)
