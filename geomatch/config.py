@@ -166,6 +166,12 @@ class ModelConfig:
 class TrainConfig:
     epochs: int = _key(120, "in an epoch every training place is the anchor once", least=0)
     batch: int = _key(6, "anchors per global batch, divisible by the number of devices", least=1)
+    accumulate: int = _key(
+        1, "micro-batches in which a batch's gradient is computed, to save memory", least=1
+    )
+    remat: bool = _key(
+        False, "compute the trunk's activations again in the backward pass, to save memory"
+    )
     views: int = _key(2, "tiles per place in a batch that is compared as a whole", least=2)
     lr: float = _key(1e-4, "learning rate", least=0)
     schedule: Literal["constant", "cosine", "exponential"] = _key(

@@ -2,6 +2,7 @@
 
 `_loop` is the run: restore, then per step validate if due, mine if due, save, draw, step. A batch
 depends only on the seed, the step and the mined samples, so that a resumed run is the same run.
+Ctrl-C and SIGTERM save the current step, too.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from geomatch.project import Project, replacing, write_json, write_record
 from geomatch.runs import read_run
 from geomatch.training import setup
 from geomatch.training.feed import BatchFeed
+from geomatch.training.interrupts import Interrupts
 from geomatch.training.metrics_log import VALIDATION, MetricsLog
 from geomatch.training.mining import Mined
 from geomatch.training.monitor import Monitor
@@ -101,7 +103,8 @@ def train(
     Raises:
         UsageError: the run was begun with another configuration.
         GeomatchError: there are no tiles, or none to train on.
-        DivergedError: the loss became NaN or infinite.
+        DivergedError: the loss or the weights became NaN or infinite.
+        KeyboardInterrupt: by Ctrl-C or SIGTERM, after the run was saved as it was.
     """
     names = project.run_names()
     name = run or (names[-1] if names else "run1")
@@ -165,10 +168,12 @@ def _checked_sampler(settings: config.Config, training: TileTable) -> Sampler:
     """The sampler of batches, after checking that settings and training tiles fit."""
     train, rule = settings.train, settings.mining.rule
     devices, batch = jax.local_device_count(), train.batch
-    if batch < 1 or batch % devices:
+    parts = devices * train.accumulate
+    if batch < 1 or batch % parts:
+        times = f" times train.accumulate = {train.accumulate}" if train.accumulate > 1 else ""
         raise UsageError(
-            f"train.batch = {batch} is not divisible by {devices} devices",
-            f"--set train.batch={max(1, -(-batch // devices)) * devices}",
+            f"train.batch = {batch} is not divisible by {devices} devices{times}",
+            f"--set train.batch={max(1, -(-batch // parts)) * parts}",
         )
     if rule == "in-batch" and train.loss != "triplet":
         raise UsageError(
@@ -237,16 +242,26 @@ def _loop(
     if settings.train.freeze_epochs:
         unfrozen_step_fn = _step(settings, form, sampler, total, frozen=False)
 
-    with Checkpoints(folder / "checkpoints") as checkpoints, contextlib.ExitStack() as stack:
+    with (
+        Interrupts() as interrupts,
+        Checkpoints(folder / "checkpoints") as checkpoints,
+        contextlib.ExitStack() as stack,
+    ):
         # Restore, or begin.
         last, restored = checkpoints.last, None
-        if last is not None and last < total:
+        notes = {} if last is None else checkpoints.notes(last)
+        if last is not None and (last < total or notes.get("round_due")):
             restored = checkpoints.restore_last(abstract_state(model, settings, form))
-            last = restored.step
+            last, notes = restored.step, checkpoints.notes(restored.step)
             if restored.remark:
                 progress(restored.remark)
-        log = MetricsLog(folder, -1 if last is None else last)
-        if last is not None and (last >= total or _patience_is_over(log.scores, settings)):
+        round_due = notes.get("round_due", False)
+        log = MetricsLog(folder, -1 if last is None else last, round_due)
+        if (
+            last is not None
+            and not round_due
+            and (last >= total or _patience_is_over(log.scores, settings))
+        ):
             progress(f"run {name} is finished: {last} steps ({last // per_epoch} epochs)")
             return _finish(folder, name, checkpoints, log.scores)
         if restored is None:
@@ -270,19 +285,35 @@ def _loop(
         state = replicate(state)
         feed = stack.enter_context(BatchFeed(sampler, store, devices))
         mined = _last_mined(folder)
-        monitor = Monitor(total, settings, splits, sampler, log.scores, progress)
-        saved_at, interrupted = time.monotonic(), False
+        since_log = notes.get("since_log", ())
+        monitor = Monitor(
+            total, settings, splits, sampler, log.scores, progress, checkpoints, since_log
+        )
+        saved_at, pruned = time.monotonic(), False
+
+        def save_if_interrupted(kind: type[BaseException] | None, *_: object) -> None:
+            if kind is not KeyboardInterrupt or interrupts.holding:
+                return  # a step that is broken off has taken the state
+            if step not in checkpoints.steps:
+                monitor.check(state, step, mined)
+                due = step == total or step % (per_epoch * settings.mining.every) == 0
+                notes = {"since_log": monitor.since_log(), "round_due": due}
+                checkpoints.save(step, state, None, notes)
+            progress(f"run {name}: saved at step {step} of {total}")
+
+        stack.push(save_if_interrupted)
 
         while True:
             epoch, into_epoch = divmod(step, per_epoch)
             scheduled = into_epoch == 0 and epoch % settings.mining.every == 0
             score, finished = None, step == total
-            # The checkpoint of a round is saved after it, so a resumed run skips the validation; it
-            # mines only if the run had ended at that round.
-            validate = (scheduled or finished) and step != last
+            # The checkpoint of a round is saved after it, so a resumed run skips the validation,
+            # unless it was interrupted in it; it mines only if the run had ended at that round.
+            validate = (scheduled or finished) and (step != last or round_due)
             mining_file = _mining_file(folder, step)
             mine = scheduled and validator.mines(step, total) and not mining_file.exists()
             if validate or mine:
+                monitor.check(state, step, mined)
                 round_ = validator.round(state, step, epoch, progress)
 
             # Validate if due.
@@ -295,11 +326,12 @@ def _loop(
             # Mine if due. Training tiles are described by now: measure them, too.
             if mine:
                 mined = round_.mine()
-                with replacing(mining_file) as temporary:
-                    mined.save(temporary)
                 unmeasured = {"train"} - {*measured}
                 scores = {f"{split}/map@5": round_.map5(split) for split in unmeasured}
-                log.write(step, {**scores, "train/hard_share": mined.share})
+                with interrupts.held():
+                    with replacing(mining_file) as temporary:
+                        mined.save(temporary)
+                    log.write(step, {**scores, "train/hard_share": mined.share})
 
             # Save: after every validation, and when `train.save_minutes` have passed.
             if validate:
@@ -309,14 +341,17 @@ def _loop(
                 if not finished:
                     on_first_device = (part[0] for part in feed.peek(step, mined))
                     log.board.pictures(step, "batch", examples.rows(step, mined, *on_first_device))
-                checkpoints.save(step, state, score)
+                with interrupts.held():
+                    checkpoints.save(step, state, score)
                 saved_at = time.monotonic()
-                interrupted = not finished and should_stop(epoch, score)
-                if interrupted:
+                pruned = not finished and should_stop(epoch, score)
+                if pruned:
                     break
             overdue = time.monotonic() - saved_at > 60 * settings.train.save_minutes
-            if overdue and _is_logged(step, per_epoch) and step != last:
-                checkpoints.save(step, state, score)
+            if overdue and _is_logged(step, per_epoch) and step not in checkpoints.steps:
+                monitor.check(state, step, mined)
+                with interrupts.held():
+                    checkpoints.save(step, state, score)
                 saved_at = time.monotonic()
             if finished:
                 break
@@ -325,17 +360,18 @@ def _loop(
             tiles, places = feed.batch(step, mined)
             if epoch >= settings.train.freeze_epochs:
                 step_fn = unfrozen_step_fn
-            state, step_metrics = step_fn(state, tiles, places, np.uint32(step))
-            step += 1
-            monitor.stepped(step, step_metrics, math.prod(tiles.shape[:3]), mined)
-            if _is_logged(step, per_epoch):
-                log.write(step, monitor.metrics(step))
+            with interrupts.held():
+                state, step_metrics = step_fn(state, tiles, places, np.uint32(step))
+                step += 1
+                monitor.stepped(step, step_metrics, math.prod(tiles.shape[:3]), mined)
+                if _is_logged(step, per_epoch):
+                    log.write(step, monitor.metrics(step))
     if settings.train.frames:
         from geomatch.report.projection import animate
 
         animate(folder / "figures")
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        if interrupted:
+        if pruned:
             return _best(name, checkpoints, log.scores)
         trained = _finish(folder, name, checkpoints, log.scores)
     if trained.best == 0 < total:
@@ -371,7 +407,7 @@ def _patience_is_over(scores: list[float], settings: config.Config) -> bool:
 def _is_logged(step: int, per_epoch: int) -> bool:
     """Whether losses are averaged and written at `step`.
 
-    A run is saved only at such steps, so that a resumed run logs the same averages.
+    Unless it is interrupted, a run is saved only at such steps, where no loss waits to be logged.
     """
     return step % per_epoch % LOG_STEPS == 0
 

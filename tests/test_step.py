@@ -236,6 +236,84 @@ def test_adam_moves_by_the_learning_rate_against_the_gradient():
         np.testing.assert_allclose(m[c], -1e-3 * np.sign(g[c]), rtol=0.01)
 
 
+@pytest.mark.parametrize(
+    ("loss", "roles", "devices", "more"),
+    [
+        ("bce", 6, 2, {}),
+        ("triplet", 3, 1, {}),
+        ("infonce", 5, 2, {"distil": 0.5}),
+        ("multi-similarity", 2, 1, {}),
+        ("in-batch", 2, 2, {}),
+    ],
+)
+def test_micro_batches_give_the_gradient_of_the_batch(loss, roles, devices, more):
+    """Statistics are frozen, since those of micro-batches differ."""
+    tiles, places = random_batch(roles, batch=8)
+    places[: 2 * (roles != 3), :, 1] = np.arange(8) * 10
+
+    def of(accumulate):
+        settings = configured(
+            "triplet" if loss == "in-batch" else loss,
+            config.AugmentConfig(),
+            accumulate=accumulate,
+            freeze=("batch_norm",),
+            **more,
+        )
+        if loss == "in-batch":
+            settings = dataclasses.replace(settings, mining=config.MiningConfig(rule="in-batch"))
+        return run_step(settings, tiles, places, devices)
+
+    (_, before, whole, wanted), (_, _, parts, found) = of(1), of(4)
+    assert wanted[0] > 0
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    assert_near(gradient(parts), gradient(whole), 1e-5)
+    assert np.abs(gradient(whole)["encoder"]["trunk"]["stem"]["kernel"]).max() > 0
+    for ours, theirs in zip(
+        jax.tree.leaves(parts.batch_stats), jax.tree.leaves(before.batch_stats), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_micro_batches_keep_the_mean_of_their_statistics():
+    tiles, places = random_batch(3)
+    _, state, after, loss = run_step(configured(accumulate=2), tiles, places)
+    model, halves = build(configured(), FORM), (tiles[:, :2], tiles[:, 2:])
+    rows, stats = zip(*(trained_descriptors(model, state, half) for half in halves), strict=True)
+    by_hand = [bce_by_hand(half, state.params["pair_head"]) for half in rows]
+    assert loss == pytest.approx(np.mean(by_hand), rel=1e-4)
+    assert_near(after.batch_stats, jax.tree.map(lambda a, b: np.asarray(a + b) / 2, *stats))
+
+
+@pytest.mark.parametrize("trunk", ["two", "convnet", "efficientnet_lite0", "vgg16"])
+def test_activations_computed_again_give_the_same_step_and_fewer_are_kept(trunk):
+    tiles, places = random_batch(2)
+    model = {"trunk": trunk, "stage": 2, "head": "pool"}
+    (_, _, plain, wanted), (_, _, again, found) = (
+        run_step(configured("infonce", model=model, remat=remat), tiles, places, devices=2)
+        for remat in (False, True)
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    assert_near(gradient(again), gradient(plain), 1e-5)
+    if trunk in ("two", "efficientnet_lite0"):
+        assert_near(again.batch_stats, plain.batch_stats, 1e-6)
+
+    def kept(remat):
+        network = one_device(build(configured(model=model, remat=remat), FORM))
+        variables = jax.eval_shape(network.init, jax.random.key(0), tiles[0])
+
+        def pull(variables, tiles):
+            def loss(params):
+                apply = partial(network.apply, train=True, mutable=["batch_stats"])
+                return apply({**variables, "params": params}, tiles)[0].sum()
+
+            return jax.vjp(loss, variables["params"])[1]
+
+        found = jax.eval_shape(pull, variables, tiles[0])
+        return sum(leaf.size for leaf in jax.tree.leaves(found) if leaf.shape[:1] == (4,))
+
+    assert kept(True) < kept(False)
+
+
 def test_distillation_keeps_the_similarities_of_the_first_network():
     """A strong one holds back what a loss alone would change; the teacher stays as it was."""
     tiles, places = random_batch(2, batch=8)

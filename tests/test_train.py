@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import signal
@@ -27,7 +28,7 @@ from geomatch import config
 from geomatch import train as module
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
-from geomatch.errors import GeomatchError, UsageError
+from geomatch.errors import DivergedError, GeomatchError, UsageError
 from geomatch.manifests import Channels
 from geomatch.nn.checkpoint import Checkpoints
 from geomatch.project import Project
@@ -35,7 +36,11 @@ from geomatch.runs import load_encoder, read_run
 from geomatch.tile import tile
 from geomatch.train import train
 from geomatch.training import rounds, setup
+from geomatch.training.feed import BatchFeed
+from geomatch.training.metrics_log import MetricsLog
 from geomatch.training.mining import Mined
+from geomatch.training.monitor import Monitor
+from geomatch.training.sampler import Sampler
 from geomatch.training.setup import resolve_settings
 
 STEPS = 6
@@ -378,6 +383,85 @@ def test_a_run_broken_while_it_mines_resumes_to_the_same_run(often, monkeypatch)
     assert_same_run(often, "mining", often, "whole")
 
 
+def signal_at(patch, owner, name, call, number=signal.SIGTERM):
+    """Send this process a signal at the given call of a function, counted from 1."""
+    real, calls = getattr(owner, name), itertools.count(1)
+
+    def interrupted(*arguments):
+        if next(calls) == call:
+            signal.raise_signal(number)
+        return real(*arguments)
+
+    patch.setattr(owner, name, interrupted)
+
+
+MOMENTS = {
+    "the first validation": (rounds.Round, "map5", 1, 0),
+    "a save": (Checkpoints, "save", 2, 2),
+    "a step": (Monitor, "stepped", 3, 3),
+    "reading": (BatchFeed, "batch", 4, 3),
+    "mining": (rounds.mining, "hard_queries", 1, 6),
+    "writing what was mined": (Mined, "save", 1, 6),
+    "the last validation": (rounds.Round, "map5", 6, 18),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_an_interrupted_run_is_saved_as_it_is_and_resumes_to_the_same_run(
+    often, monkeypatch, moment
+):
+    """What was interrupted in a round does the round; losses that were not logged are not lost."""
+    monkeypatch.setattr(module, "LOG_STEPS", 2)
+    *where, step = MOMENTS[moment]
+    name, notes = moment.replace(" ", "-"), Notes()
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patch:
+        signal_at(patch, *where)
+        with pytest.raises(KeyboardInterrupt):
+            train(often, settings(), run=name, progress=notes)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert notes[-1] == f"run {name}: saved at step {step} of 18"
+    assert last_state(often, name)[0] == step
+    assert not (often.run(name) / "finished.json").exists()
+    train(often, settings(), run=name, progress=notes)
+    assert f"run {name}: resuming from step {step} of 18" in notes
+    assert_same_run(often, name, often, "whole")
+
+
+def test_a_run_may_be_interrupted_again_and_killed_in_the_same_round(often, monkeypatch):
+    monkeypatch.setattr(module, "LOG_STEPS", 2)
+
+    def fail(*arguments):
+        raise BrokenOffError
+
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            signal_at(patch, rounds.mining, "hard_queries", 1, signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                train(often, settings(), run="again")
+        assert last_state(often, "again")[0] == 6
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsLog, "write", fail)
+        with pytest.raises(BrokenOffError):
+            train(often, settings(), run="again")
+    train(often, settings(), run="again")
+    assert_same_run(often, "again", often, "whole")
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_ctrl_c_leaves_at_once_and_a_second_sigterm_does_not(often, monkeypatch, second):
+    monkeypatch.setattr(module, "LOG_STEPS", 2)
+    name = f"twice-{second.name}"
+    with monkeypatch.context() as patch:
+        signal_at(patch, Monitor, "stepped", 3, signal.SIGINT)
+        signal_at(patch, Checkpoints, "save", 3, second)
+        with pytest.raises(KeyboardInterrupt):
+            train(often, settings(), run=name)
+    assert last_state(often, name)[0] == (2 if second == signal.SIGINT else 3)
+    train(often, settings(), run=name)
+    assert_same_run(often, name, often, "whole")
+
+
 RULES = {
     "ranked": (
         "train.loss=triplet",
@@ -394,6 +478,7 @@ RULES = {
         "train.optimizer=ranger",
         "train.warmup=0.5",
         "train.distil=0.5",
+        "train.accumulate=2",
         "mining.rule=neighbours",
         "mining.k=3",
         "train.frames=validation",
@@ -469,20 +554,51 @@ def test_a_broken_run_resumes_on_one_device(tiled, copied):
     assert_same_run(project, "broken", project, "whole")
 
 
-def test_a_killed_command_resumes_to_the_same_run(tiled, trained, copied):
-    project = copied(tiled)
+def started(project, until):
+    """A `geomatch train` that has logged what `until` says, which Ctrl-C reaches."""
     options = [f"--set={override}" for override in QUICK]
-    process = python("-m", "geomatch", "train", "-p", str(project.root), *options)
+    process = python(
+        *("-m", "geomatch", "train", "-p", str(project.root), *options),
+        # Where the tests run in the background, Ctrl-C is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     metrics = project.run("run1") / "metrics.jsonl"
     deadline = time.monotonic() + 300
-    while not (metrics.exists() and '"step": 6' in metrics.read_text()):
+    while not (metrics.exists() and until in metrics.read_text()):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.005)
+    return process
+
+
+def test_a_killed_command_resumes_to_the_same_run(tiled, trained, copied):
+    project = copied(tiled)
+    process = started(project, '"step": 6')
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert not (project.run("run1") / "finished.json").exists()
+    result = train(project, settings())
+    assert result == trained.trained
+    assert_same_run(project, "run1", trained.project, "run1")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_command_saves_says_so_and_resumes_to_the_same_run(
+    tiled, trained, copied, number
+):
+    project = copied(tiled)
+    process = started(project, '"step": 6')
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    saved = last_state(project)[0]
+    assert err.splitlines()[-3:] == [
+        f"run run1: saved at step {saved} of 18",
+        "error: interrupted",
+        "hint: Finished work is kept: run the same command again to continue.",
+    ]
+    assert saved >= 6
     result = train(project, settings())
     assert result == trained.trained
     assert_same_run(project, "run1", trained.project, "run1")
@@ -575,11 +691,12 @@ def test_a_writer_in_another_process_is_noticed_and_forgotten_when_killed(traine
     train(trained.project, settings())
 
 
-@pytest.mark.parametrize(("batch", "remedy"), [(3, 4), (1, 2)])
-def test_a_batch_that_devices_cannot_share_is_refused(tiled, copied, batch, remedy):
+@pytest.mark.parametrize(("batch", "parts", "remedy"), [(3, 1, 4), (1, 1, 2), (8, 3, 12)])
+def test_a_batch_that_devices_cannot_share_is_refused(tiled, copied, batch, parts, remedy):
     project = copied(tiled)
     with pytest.raises(UsageError, match="divisible by 2 devices") as refused:
-        train(project, settings(f"train.batch={batch}"))
+        train(project, settings(f"train.batch={batch}", f"train.accumulate={parts}"))
+    assert (f"train.accumulate = {parts}" in refused.value.message) == (parts > 1)
     assert refused.value.hint == f"--set train.batch={remedy}"
 
 
@@ -642,6 +759,70 @@ def test_a_nan_loss_ends_the_run_with_a_clear_error(tiled, copied, monkeypatch):
     assert "train.lr" in failed.value.hint
     assert not (project.run("run1") / "finished.json").exists()
     assert all(np.isfinite(line.get("train/loss", 0)) for line in metrics(project))
+
+
+def diverging(patch, step, values):
+    """Make `values(state, metrics)` of one step what training gets of it."""
+    real = module.make_step
+
+    def make(*arguments):
+        function = real(*arguments)
+
+        def step_or_diverge(*inputs):
+            result = function(*inputs)
+            return values(*result) if inputs[-1] == step else result
+
+        return step_or_diverge
+
+    patch.setattr(module, "make_step", make)
+
+
+@pytest.mark.parametrize("what", ["loss", "weights"])
+def test_what_diverged_is_named_with_its_step_tiles_and_last_good_checkpoint(
+    often, monkeypatch, what
+):
+    """Step 9 is never logged or saved as such; the weights of step 10 would be."""
+    monkeypatch.setattr(module, "LOG_STEPS", 2)
+    number = 8 if what == "loss" else 9
+
+    def values(state, metrics):
+        if what == "loss":
+            return state, metrics * np.nan
+        return state._replace(params=jax.tree.map(lambda x: x * np.inf, state.params)), metrics
+
+    run, drawn, real = f"diverged-{what}", {}, Sampler.draw
+
+    def draw(self, step, mined):
+        drawn[step] = real(self, step, mined)
+        return drawn[step]
+
+    with monkeypatch.context() as patch:
+        diverging(patch, number, values)
+        patch.setattr(Sampler, "draw", draw)
+        with pytest.raises(DivergedError) as failed:
+            train(often, settings(), run=run)
+    tiles = TileTable.load(often.catalogue)
+    ids = tiles.select(tiles.split == SPLITS.index("train")).ids()
+    batch = [ids[row] for row in np.unique(drawn[number])]
+    named = f"{batch[0]}, {batch[1]}, {batch[2]} and {len(batch) - 3} more"
+    begin = {"loss": "the loss became nan", "weights": "weights became NaN or infinite"}[what]
+    assert failed.value.message == (
+        f"{begin} at step {number + 1}, with the tiles {named}; the last good checkpoint is 8"
+    )
+    assert last_state(often, run)[0] == 8
+    assert metrics(often, run)[-1]["step"] == (8 if what == "loss" else 10)
+    train(often, settings(), run=run)
+    assert_same_run(often, run, often, "whole")
+
+
+def test_weights_that_diverged_are_not_saved_when_interrupted(often, monkeypatch):
+    monkeypatch.setattr(module, "LOG_STEPS", 2)
+    with monkeypatch.context() as patch:
+        diverging(patch, 2, lambda state, metrics: (state, metrics * np.nan))
+        signal_at(patch, Monitor, "stepped", 3)
+        with pytest.raises(DivergedError):
+            train(often, settings(), run="diverged-interrupted")
+    assert last_state(often, "diverged-interrupted")[0] == 2
 
 
 def test_a_rate_far_too_high_is_never_taken_for_a_success(tiled, copied):

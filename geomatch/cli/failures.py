@@ -58,7 +58,8 @@ def _unforeseen(error: Exception) -> GeomatchError:
         return _explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         return GeomatchError(
-            f"out of memory: {text}", "Lower train.batch, or use smaller tiles or a smaller trunk."
+            f"out of memory: {text}",
+            "Raise train.accumulate, lower train.batch, or use smaller tiles or a smaller trunk.",
         )
     return GeomatchError(
         f"unforeseen {type(error).__name__}: {text}",

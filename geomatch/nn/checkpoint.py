@@ -119,16 +119,34 @@ class Checkpoints:
         metrics = self._manager.metrics(step)
         return metrics[METRIC] if metrics else None
 
-    def save(self, step: int, state: State, metric: float | None) -> None:
-        """Keep `state` as of `step`; `metric` is its mAP@5 on validation, if measured."""
+    def notes(self, step: int) -> dict[str, Any]:
+        """What was noted with the state of `step`."""
+        return dict(self._manager.metadata(step).custom_metadata or {})
+
+    def save(
+        self,
+        step: int,
+        state: State,
+        metric: float | None,
+        notes: dict[str, Any] | None = None,
+    ) -> None:
+        """Keep `state` as of `step`, in place of an earlier one of that step.
+
+        Args:
+            metric: its mAP@5 on validation, if measured.
+            notes: values for JSON, kept beside it.
+        """
         # Copies, since it is written in the background and a step takes the state's memory.
         host = jax.tree.map(np.array, _items(state))
+        if step in self._manager.all_steps():
+            self._manager.delete(step)
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 **{name: ocp.args.StandardSave(tree) for name, tree in host.items()}
             ),
             metrics=None if metric is None else {METRIC: metric},
+            custom_metadata=notes,
         )
 
     def restore(self, step: int, like: State) -> State:

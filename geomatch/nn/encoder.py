@@ -243,6 +243,7 @@ def build(settings: config.Config, form: TileForm, frozen: bool = True) -> Siame
         axis_name=AXIS,
         epsilon=model.epsilon,
         frozen=settings.train.freeze if frozen else (),
+        remat=settings.train.remat,
     )
     return Siamese(Encoder(model, form.image_channels, form.label_channels, shared))
 

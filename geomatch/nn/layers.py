@@ -51,12 +51,14 @@ class SharedSettings:
         epsilon: of BatchNorm.
         frozen: parameter groups (see `param_groups`) whose BatchNorm keeps its running statistics
             in training.
+        remat: keep only the inputs of a trunk's stages for the backward pass.
     """
 
     dtype: Any = jnp.float32
     axis_name: str | None = None
     epsilon: float = 1e-5
     frozen: tuple[str, ...] = ()
+    remat: bool = False
 
     def updates_statistics(self, path: tuple[str, ...]) -> bool:
         """Whether the BatchNorm at `path` uses and tracks batch statistics in training."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -191,6 +192,10 @@ def make_step(
     `MatchRule.relations`). Metrics are (devices, 2): the loss, and the share of triplets that are
     hard. Randomness depends only on the seed and the step number.
 
+    With `train.accumulate` the gradient is that of the whole batch, computed in micro-batches, so
+    that only one's activations are in memory. BatchNorm then normalises each micro-batch by its own
+    statistics, and keeps their mean.
+
     Args:
         views: rows per place in a batch that is compared as a whole; 0 for batches of anchors,
             positives and negatives.
@@ -213,8 +218,10 @@ def make_step(
             settings, form, match_rule, views, tiles, places, number, device
         )
 
-        features = None
-        if state.teacher:
+        def teach(tiles: jax.Array) -> jax.Array | None:
+            """Features of the initial network, for `train.distil`."""
+            if not state.teacher:
+                return None
             # Frozen parts are the student's own, so that XLA computes them once for both.
             initial = jax.tree.map(
                 lambda ours, theirs, s: theirs if s else ours,
@@ -227,26 +234,61 @@ def make_step(
                 tiles.reshape(-1, *tiles.shape[2:]),
                 method=Siamese.features,
             )
-            features = flat.reshape(*tiles.shape[:2], -1)
+            return flat.reshape(*tiles.shape[:2], -1)
 
-        def loss_of(params: Any) -> tuple[jax.Array, Any]:
+        def learning(params: Any) -> Any:
             # Frozen parameters need no gradient.
-            params = jax.tree.map(lambda p, s: p if s else jax.lax.stop_gradient(p), params, scales)
+            return jax.tree.map(lambda p, s: p if s else jax.lax.stop_gradient(p), params, scales)
+
+        def encode(params: Any, tiles: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
+            """Descriptors of tiles (roles, b, h, w, c), and BatchNorm statistics."""
             # All branches of the siamese network are one stacked batch through one encoder.
             descriptors, changed = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
+                {"params": learning(params), "batch_stats": state.batch_stats},
                 tiles.reshape(-1, *tiles.shape[2:]),
                 train=True,
                 mutable=["batch_stats"],
-                rngs={"dropout": dropout_key},
+                rngs={"dropout": key},
             )
-            rows = descriptors.reshape(*tiles.shape[:2], -1)
-            loss, hard = loss_of_batch(Batch(model, params, rows, places, features))
-            loss = loss + head_penalty(params, form.size)
-            return loss, (changed.get("batch_stats", {}), hard)
+            return descriptors.reshape(*tiles.shape[:2], -1), changed.get("batch_stats", {})
 
-        loss, pull, (stats, hard) = jax.vjp(loss_of, state.params, has_aux=True)
-        (gradients,) = pull(jnp.ones_like(loss))
+        def compare(
+            params: Any, rows: jax.Array, places: jax.Array, features: jax.Array | None
+        ) -> tuple[jax.Array, jax.Array]:
+            """The loss of descriptors, and the share of hard triplets."""
+            params = learning(params)
+            loss, hard = loss_of_batch(Batch(model, params, rows, places, features))
+            return loss + head_penalty(params, form.size), hard
+
+        def loss_of(
+            params: Any, tiles: jax.Array, places: jax.Array, key: jax.Array
+        ) -> tuple[jax.Array, Any]:
+            rows, stats = encode(params, tiles, key)
+            loss, hard = compare(params, rows, places, teach(tiles))
+            return loss, (stats, hard)
+
+        kept: list[jax.Array] = []
+        if training.accumulate > 1:
+            parts = (
+                _split(training.accumulate, tiles),
+                _split(training.accumulate, places),
+                jax.random.split(dropout_key, training.accumulate),
+            )
+            if views:
+                loss, hard, stats, gradients = _cached_gradients(
+                    encode, compare, teach, state.params, *parts
+                )
+            else:
+                loss, hard, stats, gradients = _mean_gradients(loss_of, state.params, *parts)
+        else:
+            loss, pull, (stats, hard) = jax.vjp(
+                partial(loss_of, tiles=tiles, places=places, key=dropout_key),
+                state.params,
+                has_aux=True,
+            )
+            (gradients,) = pull(jnp.ones_like(loss))
+            if layers.use_cpu_ops():
+                kept = _activations(pull, tiles.shape[0] * tiles.shape[1])
         if jax.lax.axis_size(AXIS) > 1:  # the mean over a single device would still copy
             gradients = jax.lax.pmean(gradients, AXIS)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
@@ -258,7 +300,6 @@ def make_step(
             new = {"params": params, "batch_stats": stats}
             average = optax.incremental_update(new, average, 1 - decay)
         metrics = jax.lax.pmean(jnp.stack([loss, hard]), AXIS)
-        kept = _activations(pull, tiles.shape[0] * tiles.shape[1]) if layers.use_cpu_ops() else []
         after = State(params, stats, optimizer_state, average, state.teacher)
         return after, metrics, kept
 
@@ -287,6 +328,92 @@ def make_step(
         return state, metrics
 
     return run
+
+
+def _split(count: int, values: jax.Array) -> jax.Array:
+    """(roles, b, ...) as (count, roles, b / count, ...)."""
+    roles, batch = values.shape[:2]
+    return jnp.moveaxis(values.reshape(roles, count, batch // count, *values.shape[2:]), 1, 0)
+
+
+def _joined(parts: jax.Array) -> jax.Array:
+    """The inverse of `_split`."""
+    values = jnp.moveaxis(parts, 0, 1)
+    return values.reshape(len(values), -1, *values.shape[3:])
+
+
+def _mean(function: Callable[..., Any], *parts: Any) -> Any:
+    """The mean of a function's results over parts, trees of (n, ...), computed one after another.
+
+    A running mean, which leaves what all have in common, such as frozen statistics, as it is.
+    """
+
+    def add(mean: Any, numbered: Any) -> tuple[Any, None]:
+        number, part = numbered
+        return jax.tree.map(lambda m, new: m + (new - m) / number, mean, function(*part)), None
+
+    shapes = jax.eval_shape(function, *jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    count = len(jax.tree.leaves(parts)[0])
+    return jax.lax.scan(add, zeros, (jnp.arange(1.0, count + 1), parts))[0]
+
+
+def _mean_gradients(
+    loss_of: Callable[..., tuple[jax.Array, Any]], params: Any, *parts: jax.Array
+) -> tuple[jax.Array, jax.Array, Any, Any]:
+    """Loss, hard share, statistics and gradient of a loss that is a mean over micro-batches.
+
+    Args:
+        loss_of: (params, *part) to the loss, and the statistics and the hard share.
+        parts: (n, ...) inputs of n micro-batches.
+    """
+
+    def one(*part: jax.Array) -> tuple[jax.Array, jax.Array, Any, Any]:
+        (loss, (stats, hard)), gradient = jax.value_and_grad(loss_of, has_aux=True)(params, *part)
+        return loss, hard, stats, gradient
+
+    mean: tuple[jax.Array, jax.Array, Any, Any] = _mean(one, *parts)
+    return mean
+
+
+def _cached_gradients(
+    encode: Callable[..., tuple[jax.Array, Any]],
+    compare: Callable[..., tuple[jax.Array, jax.Array]],
+    teach: Callable[[jax.Array], jax.Array | None],
+    params: Any,
+    tiles: jax.Array,
+    places: jax.Array,
+    keys: jax.Array,
+) -> tuple[jax.Array, jax.Array, Any, Any]:
+    """Loss, hard share, statistics and gradient of a loss that compares the whole batch.
+
+    Descriptors of all micro-batches come first, without a gradient; then the loss's gradient with
+    respect to them; then each micro-batch again, for that of the weights. After Gao et al. 2021
+    (arXiv 2101.06983).
+
+    Args:
+        encode: (params, tiles, key) to descriptors and statistics.
+        compare: (params, descriptors, places, features) to the loss and the hard share.
+        teach: tiles to features.
+        tiles, places, keys: (n, ...) of n micro-batches.
+    """
+
+    def look(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array | None]:
+        return encode(params, *part)[0], teach(part[0])
+
+    rows, features = jax.tree.map(_joined, jax.lax.map(look, (tiles, keys)))
+    everywhere = _joined(places)
+    loss, pull, hard = jax.vjp(
+        lambda params, rows: compare(params, rows, everywhere, features), params, rows, has_aux=True
+    )
+    direct, slopes = pull(jnp.ones_like(loss))
+
+    def again(tiles: jax.Array, key: jax.Array, slopes: jax.Array) -> tuple[Any, Any]:
+        _, pull, stats = jax.vjp(lambda params: encode(params, tiles, key), params, has_aux=True)
+        return stats, pull(slopes)[0]
+
+    stats, mean = _mean(again, tiles, keys, _split(len(tiles), slopes))
+    return loss, hard, stats, jax.tree.map(lambda a, b: a + len(tiles) * b, direct, mean)
 
 
 def _activations(pull: Any, images: int) -> list[jax.Array]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from geomatch.project import replacing
 from geomatch.report.tensorboard import Board
 
-VALIDATION = "validation/map@5"
+VALIDATION, LOSS = "validation/map@5", "train/loss"
 
 
 class MetricsLog:
@@ -18,22 +18,25 @@ class MetricsLog:
         folder: of the run.
         last: step of the last checkpoint, -1 without one. Metrics, events, mined samples and
             figures of later steps are removed.
+        round_due: the round at `last` is still to be done; what it left is removed, too.
     """
 
-    def __init__(self, folder: Path, last: int) -> None:
+    def __init__(self, folder: Path, last: int, round_due: bool = False) -> None:
         self._path = folder / "metrics.jsonl"
         self.scores: list[float] = []
         """mAP@5 on validation of every round so far."""
         if self._path.exists():
             with replacing(self._path) as temporary, temporary.open("w") as kept:
                 for line in self._path.read_text(encoding="utf-8").splitlines(keepends=True):
-                    # A line truncated by a kill is later than any checkpoint.
+                    # A line truncated by a kill is later than any checkpoint, or of the round.
                     if not line.endswith("\n") or json.loads(line)["step"] > last:
+                        break
+                    if round_due and json.loads(line)["step"] == last and LOSS not in line:
                         break
                     kept.write(line)
                     self._keep_score(json.loads(line))
         for file in (*folder.glob("mining/*.parquet"), *folder.glob("figures/*.png")):
-            if int(file.stem) > last:
+            if int(file.stem) >= last + (not round_due):
                 file.unlink()
         self._events, self._last = folder / "events", last
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 from geomatch import config
 from geomatch.data.tiles import TileTable
 from geomatch.errors import DivergedError
+from geomatch.nn.checkpoint import Checkpoints
 from geomatch.nn.optimizers import schedule
+from geomatch.nn.step import State
 from geomatch.progress import ProgressCallback, duration
 from geomatch.training.mining import Mined
 from geomatch.training.sampler import Sampler
@@ -21,6 +24,8 @@ SHOW_SECONDS = 0.2
 """Time between progress values."""
 SHOWN_STEPS = 20
 """Steps that the loss shown as progress is averaged over."""
+NAMED = 3
+"""Tiles that are named of a batch that diverged."""
 
 
 class Monitor:
@@ -30,6 +35,8 @@ class Monitor:
         total: steps of the run.
         splits: tiles by name of split, all described in every round.
         scores: mAP@5 on validation of every round, as they are appended.
+        checkpoints: of the run.
+        since_log: loss and share of hard samples of the steps since losses were last logged.
     """
 
     def __init__(
@@ -40,13 +47,15 @@ class Monitor:
         sampler: Sampler,
         scores: list[float],
         progress: ProgressCallback,
+        checkpoints: Checkpoints,
+        since_log: Iterable[Sequence[float]] = (),
     ) -> None:
         self._total, self._per_epoch = total, sampler.steps_per_epoch
         self._settings, self._splits, self._sampler = settings, splits, sampler
         self._learning_rate = schedule(settings.train, total, self._per_epoch)
-        self._scores, self._progress = scores, progress
-        self._since_log: list[jax.Array] = []
-        self._previous: jax.Array | None = None
+        self._scores, self._progress, self._checkpoints = scores, progress, checkpoints
+        self._since_log = [np.asarray(values, np.float32) for values in since_log]
+        self._unread: tuple[jax.Array, int, Mined | None] | None = None
         self._recent: deque[NDArray[np.float32]] = deque(maxlen=SHOWN_STEPS)
         self._images = self._timed_steps = 0
         self._timed_from = self._shown_at = 0.0
@@ -65,12 +74,14 @@ class Monitor:
             self._show(step, mined)
 
     def stepped(self, step: int, metrics: jax.Array, images: int, mined: Mined | None) -> None:
-        """Note that a step was dispatched to the device; its `metrics` may still be computed."""
-        self._since_log.append(metrics)
+        """Note that a step was dispatched to the device; its `metrics` may still be computed.
+
+        Raises:
+            DivergedError: the loss of the step before became NaN or infinite.
+        """
         # Waiting for the previous step keeps the device busy with this one.
-        if self._previous is not None:
-            self._recent.append(np.asarray(self._previous)[0])
-        self._previous = metrics
+        self._read()
+        self._unread = metrics, step, mined
         now = time.monotonic()
         if self._timed_from:
             self._images += images
@@ -82,6 +93,46 @@ class Monitor:
         if now - self._shown_at > SHOW_SECONDS and step < self._total:
             self._shown_at = now
             self._show(step, mined)
+
+    def _read(self) -> None:
+        """Wait for the last step, and read its metrics."""
+        if self._unread is None:
+            return
+        metrics, step, mined = self._unread
+        values = np.asarray(metrics)[0]
+        self._unread = None
+        self._since_log.append(values)
+        self._recent.append(values)
+        if not np.isfinite(values[0]):
+            raise self._diverged(f"the loss became {values[0]}", step, mined)
+
+    def check(self, state: State, step: int, mined: Mined | None) -> None:
+        """Check the state after `step` before it is saved or described with.
+
+        Raises:
+            DivergedError: the loss or the weights became NaN or infinite.
+        """
+        self._read()
+        # A finite loss can have a gradient that is not.
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
+            raise self._diverged("weights became NaN or infinite", step, mined)
+
+    def _diverged(self, what: str, step: int, mined: Mined | None) -> DivergedError:
+        """The error that `what` happened in the batch that led to `step`."""
+        rows = self._sampler.draw(max(0, step - 1), mined)
+        ids = self._sampler.tiles.select(np.unique(rows)).ids()
+        more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
+        last = self._checkpoints.last
+        good = "no checkpoint is good" if last is None else f"the last good checkpoint is {last}"
+        return DivergedError(
+            f"{what} at step {step}, with the tiles {', '.join(ids[:NAMED])}{more}; {good}",
+            "Lower train.lr in a new run (--run NAME); float32 is more stable than bfloat16.",
+        )
+
+    def since_log(self) -> list[list[float]]:
+        """Loss and share of hard samples of each step since the last call of `metrics`."""
+        self._read()
+        return [values.tolist() for values in self._since_log]
 
     def _show(self, step: int, mined: Mined | None) -> None:
         loss, hard = np.mean(self._recent, axis=0) if self._recent else (np.nan, np.nan)
@@ -121,13 +172,9 @@ class Monitor:
         Raises:
             DivergedError: the loss became NaN or infinite.
         """
-        loss, hard = np.mean([np.asarray(m)[0] for m in self._since_log], axis=0).tolist()
+        self._read()
+        loss, hard = np.mean(self._since_log, axis=0).tolist()
         self._since_log.clear()
-        if not np.isfinite(loss):
-            raise DivergedError(
-                f"the loss became {loss} near step {step}",
-                "Lower train.lr; float32 is more stable than bfloat16.",
-            )
         elapsed = time.monotonic() - self._timed_from
         metrics: dict[str, float | None] = {
             "epoch": step / self._per_epoch,

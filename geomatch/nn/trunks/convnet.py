@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 
@@ -17,7 +19,12 @@ class ConvNet(TrunkNetwork):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        for i, (width, size) in enumerate((*STAGES, (self.outputs, 1))[: self.stage], 1):
-            x = Conv(width, size, use_bias=True, shared=self.shared, name=f"stage{i}")(x)
-            x = max_pool_2x2(x if i > len(STAGES) else relu(x))
+        for i in range(1, self.stage + 1):
+            x = self.run(partial(_stage, i=i), x, train)
         return x
+
+
+def _stage(trunk: ConvNet, x: jax.Array, i: int) -> jax.Array:
+    width, size = (*STAGES, (trunk.outputs, 1))[i - 1]
+    x = Conv(width, size, use_bias=True, shared=trunk.shared, name=f"stage{i}")(x)
+    return max_pool_2x2(x if i > len(STAGES) else relu(x))

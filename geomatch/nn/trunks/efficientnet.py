@@ -52,11 +52,20 @@ class EfficientNetLite(TrunkNetwork):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         conv = partial(ConvNorm, train=train, padding="same", shared=self.shared)
         x = relu6(conv(32, 3, stride=2, name="stem")(x))
-        for i, (count, filters, size, stride, expansion) in enumerate(STAGES[: self.stage], 1):
-            for j in range(count):
-                name = f"stage{i}_block{j + 1}"
-                step = stride if j == 0 else 1
-                x = InvertedBottleneck(filters, size, step, expansion, conv, name=name)(x)
+        for i in range(min(self.stage, len(STAGES))):
+            x = self.run(partial(_stage, i=i, conv=conv), x, train)
         if self.stage > len(STAGES):
             x = relu6(conv(1280, 1, name="top")(x))
         return x
+
+
+def _stage(
+    trunk: EfficientNetLite, x: jax.Array, i: int, conv: Callable[..., ConvNorm]
+) -> jax.Array:
+    del trunk
+    count, filters, size, stride, expansion = STAGES[i]
+    for j in range(count):
+        name = f"stage{i + 1}_block{j + 1}"
+        step = stride if j == 0 else 1
+        x = InvertedBottleneck(filters, size, step, expansion, conv, name=name)(x)
+    return x

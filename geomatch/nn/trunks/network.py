@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
+import jax
 
 from geomatch.nn.layers import SharedSettings
 
@@ -20,3 +24,12 @@ class TrunkNetwork(nn.Module):
     stage: int
     stride_in: str
     outputs: int
+
+    def run(
+        self, stage: Callable[[Any, jax.Array], jax.Array], x: jax.Array, train: bool
+    ) -> jax.Array:
+        """`stage(self, x)`; with `train.remat`, training computes its activations again.
+
+        After Chen et al. 2016 (arXiv 1604.06174).
+        """
+        return (nn.remat(stage) if train and self.shared.remat else stage)(self, x)

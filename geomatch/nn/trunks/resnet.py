@@ -75,9 +75,14 @@ class ResNet(TrunkNetwork):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         conv = partial(ConvNorm, train=train, shared=self.shared)
         x = max_pool_3x3(relu(conv(self.width, 7, stride=2, name="stem")(x)))
-        for i, count in enumerate(self.blocks[: self.stage]):
-            for j in range(count):
-                stride = 2 if i > 0 and j == 0 else 1
-                name = f"stage{i + 1}_block{j + 1}"
-                x = self.block(self.width * 2**i, stride, conv, self.stride_in, name=name)(x)
+        for i in range(self.stage):
+            x = self.run(partial(_stage, i=i, conv=conv), x, train)
         return x
+
+
+def _stage(trunk: ResNet, x: jax.Array, i: int, conv: ConvNormDef) -> jax.Array:
+    for j in range(trunk.blocks[i]):
+        stride = 2 if i > 0 and j == 0 else 1
+        name = f"stage{i + 1}_block{j + 1}"
+        x = trunk.block(trunk.width * 2**i, stride, conv, trunk.stride_in, name=name)(x)
+    return x

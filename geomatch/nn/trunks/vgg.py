@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 
@@ -17,9 +19,13 @@ class VGG(TrunkNetwork):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        for i, widths in enumerate(STAGES[: self.stage]):
-            for j, width in enumerate(widths):
-                name = f"stage{i + 1}_conv{j + 1}"
-                x = relu(Conv(width, 3, use_bias=True, shared=self.shared, name=name)(x))
-            x = max_pool_2x2(x)
+        for i in range(self.stage):
+            x = self.run(partial(_stage, i=i), x, train)
         return x
+
+
+def _stage(trunk: VGG, x: jax.Array, i: int) -> jax.Array:
+    for j, width in enumerate(STAGES[i]):
+        name = f"stage{i + 1}_conv{j + 1}"
+        x = relu(Conv(width, 3, use_bias=True, shared=trunk.shared, name=name)(x))
+    return max_pool_2x2(x)
