@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ["XLA_FLAGS"] = (
@@ -22,6 +23,9 @@ from small_project import Small, make_project, new_project, settings, write_imag
 
 from geomatch.data.tiles import TileTable
 from geomatch.project import Project
+
+MEMORY_MAPS = 20_000
+"""From which on compiled programs are freed."""
 
 hypothesis.settings.register_profile("same_each_time", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("same_each_time")
@@ -58,12 +62,14 @@ def programs_are_not_stored(compiled_once: None) -> Iterator[None]:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def _programs_are_forgotten() -> Iterator[None]:
-    """Free a module's compiled programs: a worker that has 65,530 memory maps ends on Linux."""
+    """Free compiled programs in time: a worker that has 65,530 memory maps ends on Linux."""
     yield
-    if "jax" in sys.modules:
+    maps = Path("/proc/self/maps")
+    if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > MEMORY_MAPS:
         sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="module")
