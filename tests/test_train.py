@@ -413,7 +413,7 @@ def test_an_interrupted_run_is_saved_as_it_is_and_resumes_to_the_same_run(
     """What was interrupted in a round does the round; losses that were not logged are not lost."""
     monkeypatch.setattr(module, "LOG_STEPS", 2)
     *where, step = MOMENTS[moment]
-    name, notes = moment.replace(" ", "-"), Notes()
+    name, notes = f"interrupted-{moment}".replace(" ", "-"), Notes()
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patch:
         signal_at(patch, *where)

@@ -46,11 +46,13 @@ def hog(tiles: Pixels) -> Float32Array:
         (n, d).
     """
     colours = tiles[..., :3].astype(np.float32)
-    grey = colours @ LUMA if colours.shape[-1] == 3 else colours[..., 0]
+    # Not a matrix product, whose rounding depends on where the arrays lie in memory.
+    grey = (colours * LUMA).sum(axis=-1) if colours.shape[-1] == 3 else colours[..., 0]
     across, down = np.zeros_like(grey), np.zeros_like(grey)
     across[:, :, 1:-1] = grey[:, :, 2:] - grey[:, :, :-2]
     down[:, 1:-1] = grey[:, 2:] - grey[:, :-2]
-    turn = np.arctan2(down, across) / (2 * np.pi) % 1
+    # In float64: an angle rounded to an edge of the bins falls into the next one.
+    turn = np.arctan2(down, across, dtype=np.float64) / (2 * np.pi) % 1
     code = np.minimum((turn * ORIENTATIONS).astype(np.int64), ORIENTATIONS - 1)
     n, side = len(tiles), CELL * BLOCK
     rows, cols = grey.shape[1] // side, grey.shape[2] // side

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import pyogrio
 import rasterio
-from pyogrio.errors import DataLayerError, DataSourceError, FieldError
 from rasterio.errors import RasterioError
 
 
@@ -97,6 +95,10 @@ def _indexed(path: str) -> list[str]:
         index = _beside(path, described.findtext("IndexDataset") or "")
         layer = described.findtext("IndexLayer")
         field = described.findtext("LocationField") or field
+    # Imported here, since queries read rasters too, and it imports pandas where that is installed.
+    import pyogrio
+    from pyogrio.errors import DataLayerError, DataSourceError, FieldError
+
     with contextlib.suppress(DataSourceError, DataLayerError, FieldError):
         _, _, _, columns = pyogrio.raw.read(
             index, layer=layer, columns=[field], read_geometry=False
