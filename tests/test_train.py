@@ -428,6 +428,7 @@ def test_an_interrupted_run_is_saved_as_it_is_and_resumes_to_the_same_run(
     assert_same_run(often, name, often, "whole")
 
 
+@pytest.mark.slow
 def test_a_run_may_be_interrupted_again_and_killed_in_the_same_round(often, monkeypatch):
     monkeypatch.setattr(module, "LOG_STEPS", 2)
 
@@ -448,6 +449,7 @@ def test_a_run_may_be_interrupted_again_and_killed_in_the_same_round(often, monk
     assert_same_run(often, "again", often, "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_ctrl_c_leaves_at_once_and_a_second_sigterm_does_not(often, monkeypatch, second):
     monkeypatch.setattr(module, "LOG_STEPS", 2)
@@ -583,6 +585,7 @@ def test_a_killed_command_resumes_to_the_same_run(tiled, trained, copied):
     assert_same_run(project, "run1", trained.project, "run1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_command_saves_says_so_and_resumes_to_the_same_run(
     tiled, trained, copied, number
