@@ -1,5 +1,15 @@
 """Errors that users can meet: what went wrong, and what to do about it."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """The first few names, and how many more there are."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
 
 class GeomatchError(Exception):
     """A failure that one line explains.

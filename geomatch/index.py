@@ -5,14 +5,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from geomatch.data import embeddings, index_rows
+from geomatch.data import index_rows
+from geomatch.data.embeddings import DescriptorFile
 from geomatch.data.tiles import TileTable
 from geomatch.geo import footprints
 from geomatch.manifests import IndexManifest
@@ -51,7 +52,8 @@ def index(
     name = project.embeddings_of(run)
     source = project.embeddings / f"{name}.parquet"
     with project.lock("tiles", shared=True), project.lock(f"index/{name}"):
-        origin = embeddings.read_manifest(source)
+        descriptors = DescriptorFile(source)
+        origin = descriptors.manifest
         project.check_fresh(origin)
         tiles = TileTable.load(project.catalogue)
         partial = project.indexes / f".{name}.partial"
@@ -60,7 +62,7 @@ def index(
         chosen: Metric = origin.metric if metric == "auto" else metric
         counts = [int((tiles.year == year).sum()) for year in range(len(tiles.years))]
         for year, label in enumerate(tiles.years):
-            flat.write(partial, year, _of_year(source, tiles, year), chosen)
+            flat.write(partial, year, _of_year(descriptors, tiles, year), chosen)
             progress(f"indexed {counts[year]} tiles" + (f" of {label}" if label else ""))
         index_rows.write(partial, tiles, footprints.lonlat)
         manifest = IndexManifest(
@@ -81,13 +83,9 @@ def index(
         return Indexed(name, project.indexes / name, len(tiles))
 
 
-def _of_year(source: Path, tiles: TileTable, year: int) -> Iterator[NDArray[np.float32]]:
+def _of_year(file: DescriptorFile, tiles: TileTable, year: int) -> Iterator[NDArray[np.float32]]:
     """The descriptors of a year, one row group of the file at a time."""
-    file, start = pq.ParquetFile(source), 0
-    for group in range(file.num_row_groups):
-        count = file.metadata.row_group(group).num_rows
-        of_year = tiles.year[start : start + count] == year
-        start += count
-        if of_year.any():
-            column = file.read_row_group(group, columns=["embedding"])["embedding"].combine_chunks()
-            yield column.flatten().to_numpy().reshape(count, -1)[of_year]
+    for start, stop in pairwise(file.starts.tolist()):
+        rows = start + np.flatnonzero(tiles.year[start:stop] == year)
+        if len(rows):
+            yield file[rows]

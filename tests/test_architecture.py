@@ -93,7 +93,7 @@ LIBRARIES = {
     "tile": "numpy",
     "train": "numpy jax",
     "embed": "numpy",
-    "index": "numpy pyarrow",
+    "index": "numpy",
     "query": "numpy",
     "evaluate": "numpy",
     "compare": "numpy",

@@ -7,6 +7,7 @@ from typing import Any
 
 from geomatch.cli import console
 from geomatch.data.registration import YearPair
+from geomatch.errors import listed
 
 LARGE = 2.0
 """A shift in pixels that is worth a warning."""
@@ -56,9 +57,8 @@ def warn(pairs: Sequence[YearPair]) -> None:
         ("whose shift is unknown", unknown),
     ):
         if found:
-            named = [f"{years} ({detail})" for years, detail in list(found.items())[:NAMED]]
-            more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
-            console.note(f"warning: years {what}: {', '.join(named)}{more}")
+            named = [f"{years} ({detail})" for years, detail in found.items()]
+            console.note(f"warning: years {what}: {listed(named, NAMED)}")
 
 
 def _name(pair: YearPair) -> str:

@@ -47,15 +47,15 @@ class Embeddings:
         Raises:
             StaleError: the file is damaged.
         """
-        manifest = read_manifest(path)
-        column = pq.read_table(path, columns=["embedding"])["embedding"]
-        parts = [chunk.flatten().to_numpy() for chunk in column.chunks]
-        flat = np.concatenate([np.empty(0, np.float32), *parts])
-        return cls(flat.reshape(-1, manifest.dimension), manifest)
+        file = DescriptorFile(path)
+        return cls(file[:], file.manifest)
 
 
 class DescriptorFile:
     """Descriptors (n, d) float32 that stay in their file; rows are read by a slice or indices.
+
+    Attributes:
+        starts: (groups + 1,) first row of each row group, and the number of rows.
 
     Raises:
         StaleError: the file is damaged.
@@ -68,23 +68,23 @@ class DescriptorFile:
         except (OSError, pa.ArrowException) as error:
             raise StaleError(f"{path} cannot be read: {error}", "Run: geomatch embed") from error
         groups = map(self._file.metadata.row_group, range(self._file.num_row_groups))
-        self._starts = np.cumsum([0, *(group.num_rows for group in groups)])
+        self.starts = np.cumsum([0, *(group.num_rows for group in groups)])
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return int(self.starts[-1])
 
     def __getitem__(self, rows: slice | NDArray[np.int64], /) -> NDArray[np.float32]:
         """The descriptors at `rows`, of which a row group at a time is in memory beside them."""
         if isinstance(rows, slice):
             rows = np.arange(*rows.indices(len(self)))
         order = np.argsort(rows, kind="stable")
-        group_of = np.searchsorted(self._starts, rows[order], "right") - 1
+        group_of = np.searchsorted(self.starts, rows[order], "right") - 1
         found = np.empty((len(rows), self.manifest.dimension), np.float32)
         for group in np.unique(group_of).tolist():
             at = order[slice(*np.searchsorted(group_of, [group, group + 1]))]
             column = self._file.read_row_group(group, columns=["embedding"])["embedding"]
             vectors = column.combine_chunks().flatten().to_numpy().reshape(len(column), -1)
-            found[at] = vectors[rows[at] - self._starts[group]]
+            found[at] = vectors[rows[at] - self.starts[group]]
         return found
 
 

@@ -29,7 +29,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform, transform_bounds
 from rasterio.windows import Window
 
-from geomatch.errors import BadFileError, GeomatchError, UsageError
+from geomatch.errors import BadFileError, GeomatchError, UsageError, listed
 from geomatch.geo import collars, files, views
 from geomatch.geo.grid import Grid, utm_epsg
 from geomatch.geo.views import Layout, Reading
@@ -884,7 +884,7 @@ def common_format(rasters: Iterable[Raster], what: str) -> tuple[int, str]:
     if len(formats) > 1:
         by_number = sorted(formats.items(), key=lambda item: -len(item[1]))
         texts = [
-            f"{bands} band{'s'[: bands > 1]} of {dtype} in {listed(names)}"
+            f"{bands} band{'s'[: bands > 1]} of {dtype} in {listed(names, NAMES_SHOWN)}"
             for (bands, dtype), names in by_number
         ]
         raise GeomatchError(
@@ -893,9 +893,3 @@ def common_format(rasters: Iterable[Raster], what: str) -> tuple[int, str]:
             "narrow the glob.",
         )
     return next(iter(formats))
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first few names."""
-    shown = ", ".join(names[:NAMES_SHOWN])
-    return shown if len(names) <= NAMES_SHOWN else f"{shown} and {len(names) - NAMES_SHOWN} more"

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from geomatch import config
 from geomatch.data.store import shard_rows
 from geomatch.data.tiles import SPLITS, TileTable, in_time_order
-from geomatch.errors import GeomatchError, UsageError
+from geomatch.errors import GeomatchError, UsageError, listed
 from geomatch.geo import rasters
-from geomatch.geo.rasters import Stretch, listed
+from geomatch.geo.rasters import Stretch
 from geomatch.geo.views import Reading
 from geomatch.manifests import Channels, TileRequest, YearOfTiles
 from geomatch.progress import ProgressCallback
@@ -470,8 +470,8 @@ def _stretches(
         if len(names) > 1:
             (some, first), (other, second) = list(names.items())[:2]
             raise GeomatchError(
-                f"images have values of {some} ({listed(first)}), but others of {other} "
-                f"({listed(second)})",
+                f"images have values of {some} ({listed(first, NAMES_SHOWN)}), "
+                f"but others of {other} ({listed(second, NAMES_SHOWN)})",
                 "Convert them alike with gdal_translate -ot, or move some away.",
             )
         (dtype,) = names

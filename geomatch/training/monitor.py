@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from geomatch import config
 from geomatch.data.tiles import TileTable
-from geomatch.errors import DivergedError
+from geomatch.errors import DivergedError, listed
 from geomatch.nn.checkpoint import Checkpoints
 from geomatch.nn.optimizers import schedule
 from geomatch.nn.step import State
@@ -121,11 +121,10 @@ class Monitor:
         """The error that `what` happened in the batch that led to `step`."""
         rows = self._sampler.draw(max(0, step - 1), mined)
         ids = self._sampler.tiles.select(np.unique(rows)).ids()
-        more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
         last = self._checkpoints.last
         good = "no checkpoint is good" if last is None else f"the last good checkpoint is {last}"
         return DivergedError(
-            f"{what} at step {step}, with the tiles {', '.join(ids[:NAMED])}{more}; {good}",
+            f"{what} at step {step}, with the tiles {listed(ids, NAMED)}; {good}",
             "Lower train.lr in a new run (--run NAME); float32 is more stable than bfloat16.",
         )
 
