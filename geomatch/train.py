@@ -42,6 +42,7 @@ from geomatch.training.interrupts import Interrupts
 from geomatch.training.metrics_log import VALIDATION, MetricsLog
 from geomatch.training.mining import Mined
 from geomatch.training.monitor import Monitor
+from geomatch.training.origin import session
 from geomatch.training.overfit import Overfit
 from geomatch.training.overfit import overfit as fit
 from geomatch.training.rounds import Examples, Validator, weights
@@ -115,8 +116,11 @@ def train(
     check_name(name)
     backend.prepare(settings.train.dtype)
     with project.lock("tiles", shared=True), project.lock(f"runs/{name}"):
-        settings, splits, sampler, form, manifest = _prepared(project, name, settings)
-        write_record(project.run(name) / "config.json", manifest)
+        manifest = project.tile_manifest()
+        splits = _splits(TileTable.load(project.catalogue), settings)
+        form = setup.form_of(manifest)
+        sampler = _checked_sampler(settings, splits["train"])
+        settings = _open_run(project, name, settings, manifest, form)
         return _loop(project, name, settings, splits, sampler, form, should_stop, progress)
 
 
@@ -139,7 +143,7 @@ def dry_run(
     check_name(name)
     backend.prepare(settings.train.dtype)
     with project.lock("tiles", shared=True):
-        settings, splits, sampler, form, _ = _prepared(project, name, settings)
+        settings, splits, sampler, form = _prepared(project, name, settings)
         total = sampler.steps_per_epoch * settings.train.epochs
         frozen = not settings.train.freeze_epochs
         step_of = partial(_step, settings, form, sampler, total, frozen)
@@ -165,7 +169,7 @@ def overfit(
     """
     backend.prepare(settings.train.dtype)
     with project.lock("tiles", shared=True):
-        settings, splits, _, form, _ = _prepared(project, _next_name(project), settings)
+        settings, splits, _, form = _prepared(project, _next_name(project), settings)
 
         def step_of(settings: config.Config, sampler: Sampler, steps: int) -> Any:
             return _step(settings, form, sampler, steps, frozen=True)
@@ -175,14 +179,14 @@ def overfit(
 
 def _prepared(
     project: Project, name: str, settings: config.Config
-) -> tuple[config.Config, dict[str, TileTable], Sampler, TileForm, RunManifest]:
-    """Resolved settings, tiles by split, the sampler, the tiles' form, and the run's manifest."""
-    tiles = project.tile_manifest()
+) -> tuple[config.Config, dict[str, TileTable], Sampler, TileForm]:
+    """Resolved settings, tiles by split, the sampler and the tiles' form, of no run."""
+    manifest = project.tile_manifest()
     splits = _splits(TileTable.load(project.catalogue), settings)
-    form = setup.form_of(tiles)
+    form = setup.form_of(manifest)
     sampler = _checked_sampler(settings, splits["train"])
-    settings, manifest = _resolved(project, name, settings, tiles, form)
-    return settings, splits, sampler, form, manifest
+    settings, _ = _resolved(project, name, settings, manifest, form)
+    return settings, splits, sampler, form
 
 
 def _splits(tiles: TileTable, settings: config.Config) -> dict[str, TileTable]:
@@ -203,6 +207,19 @@ def _splits(tiles: TileTable, settings: config.Config) -> dict[str, TileTable]:
     }
 
 
+def _open_run(
+    project: Project, name: str, settings: config.Config, tiles: TileManifest, form: TileForm
+) -> config.Config:
+    """Begin a run, or check that it was begun with these settings; returns them resolved."""
+    folder = project.run(name)
+    settings, manifest = _resolved(project, name, settings, tiles, form)
+    finished = (folder / "finished.json").exists()
+    if not finished or read_run(folder)[2].settings != manifest.settings:
+        manifest = replace(manifest, sessions=(*manifest.sessions, session(project.root)))
+    write_record(folder / "config.json", manifest)
+    return settings
+
+
 def _resolved(
     project: Project, name: str, settings: config.Config, tiles: TileManifest, form: TileForm
 ) -> tuple[config.Config, RunManifest]:
@@ -220,7 +237,7 @@ def _resolved(
             changed.remove("train.epochs")
         if old.tiles != manifest.tiles:
             changed.append("the tiles")
-        manifest = replace(manifest, id=old.id)
+        manifest = replace(manifest, id=old.id, sessions=old.sessions)
         if changed:
             raise UsageError(
                 f"run {name} was begun with other settings: {', '.join(changed)}",
