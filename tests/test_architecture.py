@@ -27,7 +27,7 @@ DEVELOPERS = {"test", "benchmark", "lint", "dev"}
 STAGES = ("tile", "train", "embed", "index", "query", "evaluate")
 FURTHER = ("compare", "export", "import_weights", "info", "project2d", "tune", "demo")
 """Commands beside the pipeline's; each is one module, as a stage is."""
-SHOWING = ("console", "eval_tables", "registration_table", "trial_tables")
+SHOWING = ("console", "eval_tables", "registration_table", "run_tables", "trial_tables")
 """Modules of the command line that print results; a command imports them when it runs."""
 HEAVY = {"jax", "numpy", "rasterio", "sklearn", "faiss", "orbax", "pyarrow", "tensorstore"}
 
@@ -44,7 +44,7 @@ ROOMS = {
     "data": "errors manifests project records geo.grid",
     "search": "errors data",
     "nn": "errors config",
-    "report": "errors manifests project data",
+    "report": "errors manifests progress project data",
     "runs": "errors manifests config project nn",
     "tiling": "errors manifests progress config project geo data",
     "training": "errors manifests progress config project records data search nn report "
@@ -61,7 +61,8 @@ ROOMS = {
     "compare": "errors manifests progress project data search evaluation image_input",
     "export": "errors config project data nn runs",
     "import_weights": "errors project nn",
-    "info": "errors manifests config project data nn runs",
+    "manage_runs": "errors manifests config project records data nn report",
+    "info": "errors manifests config project data runs manage_runs",
     "project2d": "errors progress config project data report",
     # Two commands run stages: each trial of a search is a run, and the demo is the whole chain.
     "tune": "errors progress config project train training.setup",
@@ -70,7 +71,7 @@ ROOMS = {
     "cli": " ".join(
         (
             "errors progress config project init data.eval_report data.registration",
-            "tiling.request training.dry_run training.overfit",
+            "manage_runs report.run_page tiling.request training.dry_run training.overfit",
             *STAGES,
             *FURTHER,
         )
@@ -85,7 +86,7 @@ LIBRARIES = {
     "data": "numpy pyarrow shapely tensorstore",
     "search": "numpy faiss",
     "nn": "numpy jax flax optax orbax h5py safetensors onnx onnxruntime openvino nncf",
-    "report": "numpy PIL matplotlib sklearn tensorboardX",
+    "report": "numpy PIL matplotlib sklearn tensorboardX mlflow",
     "runs": "numpy jax",
     "tiling": "numpy PIL",
     "training": "numpy jax pyarrow scipy sklearn",
@@ -112,6 +113,7 @@ ONLY = {
     "orbax": {"nn.checkpoint"},
     "tensorstore": {"data.store"},
     "tensorboardX": {"report.tensorboard"},
+    "mlflow": {"report.mlflow_run"},
     "optax": {"nn.optimizers", "nn.step"},
     "rich": {"cli.console"},
     "optuna": {"tune"},
@@ -285,6 +287,7 @@ def test_what_a_module_brings_along(modules, absent):
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "faiss": "faiss-cpu",
+    "mlflow": "mlflow-skinny",
     "orbax": "orbax-checkpoint",
     "sklearn": "scikit-learn",
 }
