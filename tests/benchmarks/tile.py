@@ -94,11 +94,11 @@ def contenders(name: str, source: Path, folder: Path, workers: int) -> dict[str,
     tile += ["--set", "grid.min_valid=0"]
     found = {
         "geomatch": [*tile, "--workers", str(workers)],
-        **{
-            reader: [sys.executable, __file__, "--read", reader, str(source)] for reader in READERS
-        },
-        "gdal_retile.py": ["gdal_retile.py", "-q", "-ps", str(CELL), str(CELL)]
-        + ["-targetDir", out, str(source)],
+        **{reader: [sys.executable, __file__, "--read", reader, str(source)] for reader in READERS},
+        "gdal_retile.py": [
+            *("gdal_retile.py", "-q", "-ps", str(CELL), str(CELL)),
+            *("-targetDir", out, str(source)),
+        ],
     }
     if name == "warp":
         warp = ["gdalwarp", "-q", "-r", "bilinear", "-t_srs", TARGET, "-tr", "0.5", "0.5"]
@@ -140,7 +140,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         folder.mkdir(exist_ok=True)
-        print("| source | contender | s | s of processor | wall, of ours | processor, of ours | MB |")
+        print("| source | contender | s | processor s | s, of ours | processor s, of ours | MB |")
         print("|---|---|---|---|---|---|---|")
         for name in args.forms:
             side = args.side // 2 if name == "jp2" else args.side
