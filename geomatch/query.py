@@ -200,7 +200,7 @@ def _tile_query(index: _Index, position: int) -> _Query:
 
 def _tile_at(index: _Index, lon: float, lat: float, year: int | None) -> int:
     """Position of the tile at a point, of the given or else the newest year."""
-    from geomatch.geo.rasters import project_points
+    from geomatch.geo.coordinates import project_points
 
     if abs(lon) > 180 or abs(lat) > 90:
         raise UsageError(
