@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from geomatch.errors import GeomatchError
+from geomatch.errors import GeomatchError, UsageError
 from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project
 from geomatch.querying.answers import Match, Matches, Unanswered
 from geomatch.querying.opened import OpenIndex
 from geomatch.querying.options import Options
-from geomatch.querying.targets import Query, Targets
+from geomatch.querying.targets import Query, Targets, is_several
 
 CHUNK = 32
 """Targets that are described at a time."""
@@ -28,12 +27,14 @@ def query(
     """Find the nearest tiles to a tile, a point or an image.
 
     Args:
-        target: a tile id, "LON,LAT", or the path of an image.
+        target: a tile id, "LON,LAT", or the path of an image; for several, see `query_each`.
         options: fields of `querying.options.Options`, such as `top=5` and `years=("2010",)`.
 
     Raises:
         GeomatchError: there is no index, it is stale, or the target is not found.
     """
+    if is_several(target):
+        raise UsageError(f"{target} stands for several queries", "Call query_each.")
     (found,) = query_each(project, [target], Options(**options), progress=progress)
     if isinstance(found, Unanswered):
         raise found.error
@@ -49,6 +50,10 @@ def query_each(
 ) -> Iterator[Matches | Unanswered]:
     """Answer queries one after another, with one start of the network.
 
+    Args:
+        targets: tile ids, points "LON,LAT" and paths of images; boxes "W,S,E,N" in degrees for the
+            tiles whose centres are in them, folders and globs for the images in them.
+
     Yields:
         For each target in order its answers, or why there are none.
 
@@ -58,29 +63,34 @@ def query_each(
     index = OpenIndex.open(project, options.index)
     years = [index.year_code(year) for year in options.years]
     from_code = index.year_code(options.from_year) if options.from_year else None
+    if options.geojson or options.gpkg:
+        index.check_ground("--geojson" if options.geojson else "--gpkg")
     finder = Targets(index, from_code, progress)
     answered: list[Matches] = []
-    remaining = iter(targets)
-    while chunk := list(islice(remaining, CHUNK)):
-        found = [_find(finder, target) for target in chunk]
+    remaining = (found for target in targets for found in _find(finder, target))
+    while found := list(islice(remaining, CHUNK)):
         vectors = finder.vectors([each for each in found if isinstance(each, Query)])
         for each in found:
             if isinstance(each, Unanswered):
                 yield each
                 continue
             result = _answer(index, each, next(vectors), options, years)
-            if options.sheet:
-                answered.append(result)
+            answered += [result] if options.files else []
             yield result
-    if options.sheet and answered:
-        _draw(project, answered, options.sheet)
+    if answered:
+        _write(index, answered, options)
 
 
-def _find(finder: Targets, target: str) -> Query | Unanswered:
+def _find(finder: Targets, target: str) -> Iterator[Query | Unanswered]:
+    """What a target names, which may be many tiles or images."""
     try:
-        return finder.find(target)
+        for each in finder.each(target):
+            try:
+                yield finder.find(each)
+            except GeomatchError as error:
+                yield Unanswered(each, error)
     except GeomatchError as error:
-        return Unanswered(target, error)
+        yield Unanswered(target, error)
 
 
 def _answer(
@@ -91,8 +101,8 @@ def _answer(
     years: list[int],
 ) -> Matches:
     if not years:
-        every_year = options.same_year or index.manifest.years == ("",)
-        years = [y for y in range(len(index.manifest.years)) if every_year or y != query.year]
+        own = None if options.same_year else query.year
+        years = [code for code, year in enumerate(index.manifest.years) if year != own]
     scores, positions = index.vectors.search(vector, years, options.top + 1)
     keep = np.flatnonzero(positions != query.position)[: options.top]
     return _matches(index, query, scores[keep], positions[keep])
@@ -125,11 +135,17 @@ def _matches(
     )
 
 
-def _draw(project: Project, answered: list[Matches], path: Path) -> None:
+def _write(index: OpenIndex, found: list[Matches], options: Options) -> None:
+    """Write the files that are asked for."""
+    from geomatch.querying import outputs
     from geomatch.report.matches import match_sheet
 
-    match_sheet(
-        project,
-        [(each.as_json(), each.rows, each.query.picture, each.query.name) for each in answered],
-        path,
-    )
+    if options.csv:
+        outputs.write_csv(options.csv, found)
+    if options.geojson:
+        outputs.write_geojson(options.geojson, found, index.tiles)
+    if options.gpkg:
+        outputs.write_gpkg(options.gpkg, found, index.tiles)
+    if options.sheet:
+        shown = [(each.as_json(), each.rows, each.query.picture, each.query.name) for each in found]
+        match_sheet(index.project, shown, options.sheet)

@@ -55,7 +55,8 @@ ROOMS = {
     # An encoder that needs no training is a run of no steps, which `training.setup` begins.
     "embed": "errors manifests progress config project geo data nn runs training.setup",
     "index": "errors manifests progress project geo data search",
-    "querying": "errors manifests progress records project geo data search runs image_input",
+    "querying": "errors manifests progress records project geo data search runs tiling.image_files "
+    "image_input",
     "query": "errors progress project geo querying report",
     "evaluate": "errors progress config project data search report evaluation",
     "compare": "errors manifests progress project data search evaluation image_input",
@@ -70,7 +71,7 @@ ROOMS = {
     "cli": " ".join(
         (
             "errors progress config project init data.eval_report data.registration",
-            "tiling.request",
+            "tiling.request querying",
             *STAGES,
             *FURTHER,
         )

@@ -50,6 +50,10 @@ class Matches:
         """A list of plain dictionaries."""
         return [match.as_json() for match in self.matches]
 
+    def as_line(self) -> dict[str, Any]:
+        """A plain dictionary, to stand among those of other queries."""
+        return {"query": self.query.name, "matches": self.as_json()}
+
 
 @dataclass(frozen=True)
 class Unanswered:
@@ -58,6 +62,6 @@ class Unanswered:
     target: str
     error: GeomatchError
 
-    def as_json(self) -> dict[str, Any]:
-        """A plain dictionary."""
+    def as_line(self) -> dict[str, Any]:
+        """A plain dictionary, to stand among answers."""
         return {"query": self.target, "error": self.error.message, "hint": self.error.hint}

@@ -55,3 +55,15 @@ class OpenIndex:
                 f"Available: {available}." if available else "Its images have no years.",
             )
         return self.manifest.years.index(year)
+
+    def check_ground(self, option: str) -> None:
+        """Check that tiles have footprints, which an option needs.
+
+        Raises:
+            UsageError: they have no georeference.
+        """
+        if not self.tiles.on_ground:
+            raise UsageError(
+                f"{option} needs footprints, but the images have no georeference",
+                "Write --csv FILE instead.",
+            )

@@ -6,9 +6,10 @@ Only an image needs the encoder, which is loaded for the first of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +19,20 @@ from numpy.typing import NDArray
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.progress import ProgressCallback
 from geomatch.querying.opened import OpenIndex
+from geomatch.tiling.image_files import list_images
 
 if TYPE_CHECKING:
     from geomatch.runs import Encoding
 
 NUMBER = r"\s*(-?\d+(?:\.\d*)?)\s*"
 POINT = re.compile(f"{NUMBER},{NUMBER}")
+BOX = re.compile(f"{NUMBER},{NUMBER},{NUMBER},{NUMBER}")
+
+
+def is_several(target: str) -> bool:
+    """Whether a target stands for any number of others: a box, a folder or a glob."""
+    is_glob = bool(re.search(r"[*?[]", target)) and not Path(target).is_file()
+    return bool(BOX.fullmatch(target)) or Path(target).is_dir() or is_glob
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class Query:
         name: id of the tile, or path of the image.
         position, store_row: of the tile in the index, and in the pixel store; None for an image.
         epsg: code of the CRS of its centre (x, y); None without a place.
-        year: code of its year.
+        year: label of its year; None for an image, or without years.
         pixels: (h, w, c) uint8, the part of an image that is described; None for a tile.
     """
 
@@ -44,7 +53,7 @@ class Query:
     epsg: int | None = None
     x: float = 0.0
     y: float = 0.0
-    year: int | None = None
+    year: str | None = None
     pixels: NDArray[np.uint8] | None = field(default=None, compare=False)
 
     @property
@@ -76,6 +85,42 @@ class Targets:
 
         index = self._index
         return image_input.encoder_of(index.project, index.manifest, index.tiles, "index")
+
+    def each(self, target: str) -> Iterable[str]:
+        """The targets that a target stands for: itself, or those of a box, a folder or a glob.
+
+        Raises:
+            GeomatchError: there are none.
+        """
+        if not is_several(target) or self._index.rows.find(target) is not None:
+            return [target]
+        if box := BOX.fullmatch(target):
+            return self._tiles_in(*map(float, box.groups()))
+        folder = Path(target)
+        paths = list_images(folder) if folder.is_dir() else sorted(glob(target, recursive=True))
+        if not paths:
+            raise GeomatchError(f"{target} has no image files", "Give another folder or glob.")
+        return map(str, paths)
+
+    def _tiles_in(self, west: float, south: float, east: float, north: float) -> list[str]:
+        """Ids of the tiles in a box, of the given or else the newest year of each place."""
+        index, box = self._index, f"{west:g},{south:g},{east:g},{north:g}"
+        _check_degrees(west, south)
+        _check_degrees(east, north)
+        newest: dict[tuple[int, float, float], tuple[int, str]] = {}
+        for row in index.rows.take(index.rows.inside(west, south, east, north)):
+            code, place = index.year_code(row["year"] or ""), (row["epsg"], row["x"], row["y"])
+            if self._year in (None, code):
+                newest[place] = max(newest.get(place, (code, row["id"])), (code, row["id"]))
+        if not newest:
+            raise GeomatchError(
+                f"no tile{self._of_year()} has its centre in {box}",
+                "Give W,S,E,N in degrees; for the tile over a point, LON,LAT.",
+            )
+        return [name for _, name in newest.values()]
+
+    def _of_year(self) -> str:
+        return "" if self._year is None else f" of {self._index.manifest.years[self._year]}"
 
     def find(self, target: str) -> Query:
         """What a target names.
@@ -113,18 +158,14 @@ class Targets:
             epsg=row["epsg"],
             x=row["x"],
             y=row["y"],
-            year=self._index.year_code(row["year"] or ""),
+            year=row["year"],
         )
 
     def _position_at(self, lon: float, lat: float) -> int:
         """Position of the tile at a point, of the given or else the newest year."""
         from geomatch.geo.rasters import project_points
 
-        if abs(lon) > 180 or abs(lat) > 90:
-            raise UsageError(
-                f"{lon},{lat} is not a longitude and latitude",
-                "Give LON,LAT in degrees, longitude first.",
-            )
+        _check_degrees(lon, lat)
         index = self._index
         half = index.tiles.size * (index.tiles.gsd or 0.0) / 2
 
@@ -144,9 +185,9 @@ class Targets:
                 candidate = (of_year, -away, i)
                 best = max(best, candidate) if best else candidate
         if best is None:
-            of = "" if self._year is None else f" of {index.manifest.years[self._year]}"
             raise GeomatchError(
-                f"no tile{of} covers {lon},{lat}", "Give LON,LAT in degrees, longitude first."
+                f"no tile{self._of_year()} covers {lon},{lat}",
+                "Give LON,LAT in degrees, longitude first.",
             )
         return best[2]
 
@@ -177,3 +218,11 @@ class Targets:
                 yield next(described)
             else:
                 yield self._index.vectors.vector(query.position)
+
+
+def _check_degrees(lon: float, lat: float) -> None:
+    if abs(lon) > 180 or abs(lat) > 90:
+        raise UsageError(
+            f"{lon},{lat} is not a longitude and latitude",
+            "Give LON,LAT in degrees, longitude first.",
+        )
