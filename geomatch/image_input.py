@@ -23,6 +23,9 @@ from geomatch.project import Project
 from geomatch.runs import Encoding, load_encoder
 from geomatch.tiling import image_files
 
+BATCH = 32
+"""Images that are described at a time."""
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -134,16 +137,30 @@ def _stretch(
 def describe_cuts(
     encoding: Encoding, cuts: Sequence[Cut], manifest: DescriptorManifest, year: int | None = None
 ) -> NDArray[np.float32]:
-    """Descriptors (n, d) of images; their label channels are 0, unknown.
+    """Descriptors (n, d) of images; see `describe_pixels`."""
+    return describe_pixels(encoding, np.stack([cut.pixels for cut in cuts]), manifest, year)
+
+
+def describe_pixels(
+    encoding: Encoding,
+    pixels: NDArray[np.uint8],
+    manifest: DescriptorManifest,
+    year: int | None = None,
+) -> NDArray[np.float32]:
+    """Descriptors (n, d) of tiles.
 
     Args:
+        pixels: (n, size, size, c) image channels, with or without label channels after them, which
+            are 0, unknown, by default.
         manifest: of the descriptors that they will be compared with.
         year: code of their year; None if it is unknown.
     """
     form = encoding.form
-    tiles = np.zeros((len(cuts), form.size, form.size, form.channels), np.uint8)
-    tiles[..., : form.image_channels] = [image.pixels for image in cuts]
-    vectors = next(iter(describe(encoding.model, encoding.variables, [tiles], len(cuts))))
+    missing = form.channels - pixels.shape[3]
+    tiles = np.pad(pixels, ((0, 0), (0, 0), (0, 0), (0, missing)))
+    size = min(len(tiles), BATCH)
+    batches = (tiles[start : start + size] for start in range(0, len(tiles), size))
+    vectors = np.concatenate([*describe(encoding.model, encoding.variables, batches, size)])
     if manifest.centres is None:
         return vectors
     centres = np.asarray(manifest.centres, np.float32)

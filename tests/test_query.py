@@ -105,7 +105,7 @@ def test_places_and_distances_are_of_tile_centres(indexed):
         assert match.distance_m == pytest.approx(np.hypot(*(centres[i] - centres[5])))
         assert (match.lon, match.lat) == pytest.approx(tuple(degrees[i]))
         assert match.year == tiles.years[tiles.year[i]]
-    assert found.query_row == tiles.store_row[5]
+    assert found.query.store_row == tiles.store_row[5]
     assert list(found.rows) == [tiles.store_row[ids.index(m.tile)] for m in found.matches]
 
 
@@ -300,7 +300,7 @@ def test_a_georeferenced_image_is_the_tile_over_its_centre(indexed, tmp_path, ma
     assert (best.tile, best.distance_m) == (indexed.tiles.ids()[i], 0)
     assert best.score == pytest.approx(1, abs=1e-4)
     assert best.query == str(tmp_path / "cut.tif")
-    assert found.query_row is None
+    assert found.query.store_row is None
     assert "the grid cell at its centre" in notes[0]
 
 
@@ -434,7 +434,7 @@ def test_json_follows_the_contract(indexed):
     assert result.exit_code == 0
     rows = json.loads(result.stdout)
     assert [list(row) for row in rows] == [KEYS] * 3
-    wanted = [dataclasses.asdict(match) for match in query(indexed.project, tile, top=3).matches]
+    wanted = [match.as_json() for match in query(indexed.project, tile, top=3).matches]
     assert rows == wanted
 
 
