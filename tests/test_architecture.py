@@ -57,7 +57,8 @@ ROOMS = {
     "index": "errors manifests progress project geo data search",
     "querying": "errors manifests progress records project geo data search runs tiling.image_files "
     "image_input",
-    "query": "errors progress project geo querying report",
+    # It makes the index that it searches, where that is missing.
+    "query": "errors progress config project geo querying report index",
     "evaluate": "errors progress config project data search report evaluation",
     "compare": "errors manifests progress project data search evaluation image_input",
     "export": "errors config project data nn runs",

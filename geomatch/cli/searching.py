@@ -101,8 +101,15 @@ def query(
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--index", help="Index to search; by default the latest.")
+        str | None,
+        typer.Option("--index", help="Index to search; by default that of the latest embeddings."),
     ] = None,
+    build: Annotated[
+        bool,
+        typer.Option(
+            "--build/--no-build", help="Make the index first where it is missing or stale."
+        ),
+    ] = True,
     as_csv: Annotated[
         Path | None, typer.Option("--csv", help="Write the answers as CSV.", metavar="FILE")
     ] = None,
@@ -131,7 +138,7 @@ def query(
     # Unknown options arrive here as well; only a number may start with a minus.
     if unknown := next((each for each in target if re.match(r"-[^\d.]", each)), None):
         raise UsageError(f"no such option: {unknown}", "See: geomatch query --help")
-    opened, _ = open_project(project, settings)
+    opened, wanted = open_project(project, settings)
     from geomatch.query import query_each
     from geomatch.querying.answers import Unanswered
     from geomatch.querying.options import Options
@@ -143,6 +150,7 @@ def query(
         same_year=same_year,
         from_year=from_year,
         index=name,
+        build=build,
         csv=as_csv,
         geojson=geojson,
         gpkg=gpkg,
@@ -151,7 +159,8 @@ def query(
     several = len(target) > 1 or target == ["-"] or is_several(target[0])
     answered = failed = 0
     with console.progress(quiet) as progress:
-        for found in query_each(opened, _listed(target), options, progress=progress):
+        answers = query_each(opened, _listed(target), options, settings=wanted, progress=progress)
+        for found in answers:
             answered += 1
             if several and as_json:
                 console.data(found.as_line(), line=True)

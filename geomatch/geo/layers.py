@@ -78,14 +78,16 @@ def _write(path: Path, layers: Sequence[Layer], driver: str, crs: str, **options
 
     (kind, *others) = {layer.kind for layer in layers}
     names = list(dict.fromkeys(name for layer in layers for name in layer.fields))
+    columns = [
+        _column([v for layer in layers for v in layer.fields.get(name, [None] * len(layer))])
+        for name in names
+    ]
     pyogrio.raw.write(
         path,
         np.concatenate([layer.wkb() for layer in layers]),
-        [
-            _column([v for layer in layers for v in layer.fields.get(name, [None] * len(layer))])
-            for name in names
-        ],
+        [values for values, _ in columns],
         names,
+        field_mask=[is_null for _, is_null in columns],
         layer=layers[0].name,
         driver=driver,
         geometry_type="Unknown" if others else kind,
@@ -95,10 +97,9 @@ def _write(path: Path, layers: Sequence[Layer], driver: str, crs: str, **options
     )
 
 
-def _column(values: Sequence[Any]) -> NDArray[Any]:
-    """Values of one type as an array, from which None is written as null."""
-    if any(isinstance(value, str) for value in values):
-        return np.array(values, object)
-    if values and all(isinstance(value, int) for value in values):
-        return np.array(values, np.int64)
-    return np.array(values, np.float64)  # None becomes NaN
+def _column(values: Sequence[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Values of one type as an array, and which of them are None."""
+    is_null = np.array([value is None for value in values], bool)
+    types = {type(value) for value in values if value is not None}
+    dtype, empty = (object, "") if str in types else (int if types == {int} else float, 0)
+    return np.array([empty if v is None else v for v in values], dtype), is_null

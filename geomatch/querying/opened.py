@@ -7,7 +7,7 @@ from typing import Self
 
 from geomatch.data import embeddings
 from geomatch.data.index_rows import IndexRows
-from geomatch.errors import UsageError
+from geomatch.errors import StaleError, UsageError
 from geomatch.manifests import IndexManifest, TileManifest
 from geomatch.project import Project, latest
 from geomatch.search.flat import FlatIndex
@@ -35,10 +35,8 @@ class OpenIndex:
             StaleError: it is stale or damaged.
         """
         name = latest(project.index_names(), name, "index", "geomatch index")
+        manifest = _fresh_manifest(project, name)
         folder = project.indexes / name
-        manifest = project.index_manifest(name)
-        project.check_fresh(manifest)
-        embeddings.check_index(manifest, project.embeddings / f"{name}.parquet")
         vectors = FlatIndex(folder, manifest.counts, manifest.metric)
         return cls(project, vectors, IndexRows(folder), manifest, project.tile_manifest())
 
@@ -67,3 +65,32 @@ class OpenIndex:
                 f"{option} needs footprints, but the images have no georeference",
                 "Write --csv FILE instead.",
             )
+
+
+def wanted(project: Project, name: str | None) -> tuple[str, bool]:
+    """The name of the index to search, and whether it is there and fresh.
+
+    Args:
+        name: see `OpenIndex.open`; by default that of the latest embeddings, or of the latest index
+            where that is newer.
+
+    Raises:
+        GeomatchError: there are neither embeddings nor an index, or none of that name.
+    """
+    made = {each: project.indexes / each / "manifest.json" for each in project.index_names()}
+    origins = {each: project.embeddings / f"{each}.parquet" for each in project.embedding_names()}
+    paths = [*made.items(), *origins.items()]
+    names = [each for each, path in sorted(paths, key=lambda pair: pair[1].stat().st_mtime_ns)]
+    chosen = latest(names, name, "index" if names else "embeddings", "geomatch embed")
+    try:
+        _fresh_manifest(project, chosen)
+    except StaleError:
+        return chosen, False
+    return chosen, True
+
+
+def _fresh_manifest(project: Project, name: str) -> IndexManifest:
+    manifest = project.index_manifest(name)
+    project.check_fresh(manifest)
+    embeddings.check_index(manifest, project.embeddings / f"{name}.parquet")
+    return manifest

@@ -17,7 +17,9 @@ class Options:
         years: the years to search; by default all but the query's own.
         same_year: also search the query's own year (its tile is never an answer).
         from_year: year of the tile to take at a point, and of an image; by default the newest.
-        index: name of the index; by default the latest.
+        index: name of the index; by default that of the latest embeddings, or the latest index
+            where that is newer.
+        build: make an index that is missing or stale.
         csv, geojson, gpkg: files to write the answers in; see `outputs`.
         sheet: PNG to draw the queries and their answers in.
 
@@ -30,6 +32,7 @@ class Options:
     same_year: bool = False
     from_year: str | None = None
     index: str | None = None
+    build: bool = True
     csv: Path | None = None
     geojson: Path | None = None
     gpkg: Path | None = None
