@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomatch.errors import GeomatchError, StaleError
-from geomatch.geo import rasters
+from geomatch.geo import coordinates, placement, rasters, windows
 from geomatch.geo.grid import Grid
-from geomatch.geo.rasters import Raster, Stretch
+from geomatch.geo.rasters import Raster
+from geomatch.geo.stretch import Stretch
 from geomatch.geo.views import Reading
 from geomatch.manifests import DescriptorManifest, TileManifest
 from geomatch.nn import backend
@@ -176,8 +177,8 @@ def _georeferenced(
             "Give an image with those bands: gdal_translate -b",
         )
     stretch, how = _stretch(path, raster.dtype, tiles, year)
-    crs = rasters.utm_crs(raster) if grid.crs == "utm" else grid.crs
-    left, bottom, right, top = rasters.project_bounds(raster.crs, raster.bounds, crs)
+    crs = placement.utm_crs(raster) if grid.crs == "utm" else grid.crs
+    left, bottom, right, top = coordinates.project_bounds(raster.crs, raster.bounds, crs)
     if right - left < grid.side or top - bottom < grid.side:
         raise GeomatchError(
             f"{path} covers {right - left:.0f} x {top - bottom:.0f} m, a tile is {grid.side:.0f} m",
@@ -193,7 +194,7 @@ def _georeferenced(
         where = "a square around its centre, off the grid"
     extent = (box[0], box[1], box[2], box[3])
     return Cut(
-        pixels=rasters.read_extent(raster, crs, extent, grid.gsd, stretch),
+        pixels=windows.read_extent(raster, crs, extent, grid.gsd, stretch),
         epsg=int(crs.removeprefix("EPSG:")),
         x=(box[0] + box[2]) / 2,
         y=(box[1] + box[3]) / 2,

@@ -16,7 +16,7 @@ from geomatch.config import SourceConfig
 from geomatch.data.store import TileStore
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.project import read_json
-from geomatch.tiling import files
+from geomatch.tiling import imagery
 
 LEFT, TOP = 500_000, 5_000_000
 
@@ -25,7 +25,7 @@ def found(images, **options):
     """File names by year, in order."""
     return {
         source.year: [os.path.relpath(path, os.path.dirname(images)) for path in paths]
-        for source, paths in files.by_year(SourceConfig(images=str(images), **options))
+        for source, paths in imagery.by_year(SourceConfig(images=str(images), **options))
     }
 
 
