@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomatch import config
+from geomatch.data.confidence import ANSWERS
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project
@@ -131,9 +132,17 @@ def _answer(
     if not years:
         own = None if options.same_year else query.year
         years = [code for code, year in enumerate(index.manifest.years) if year != own]
-    scores, positions = index.vectors.search(vector, years, options.top + 1)
-    keep = np.flatnonzero(positions != query.position)[: options.top]
-    return _matches(index, query, scores[keep], positions[keep])
+    searched = max(options.top, ANSWERS if index.confidence else 0)
+    scores, positions = index.vectors.search(vector, years, searched + 1)
+    keep = np.flatnonzero(positions != query.position)
+    judgement = index.confidence and index.confidence.judge(scores[keep], options.fpr)
+    keep = keep[: options.top]
+    found = _matches(index, query, scores[keep], positions[keep])
+    if judgement:
+        pairs = zip(found.matches, judgement.probability, strict=False)
+        judged = (replace(m, probability=p, match=judgement.is_match) for m, p in pairs)
+        found = replace(found, matches=tuple(judged))
+    return found
 
 
 def _matches(

@@ -54,11 +54,11 @@ ROOMS = {
     "train": "errors manifests progress config project data nn report runs training",
     # An encoder that needs no training is a run of no steps, which `training.setup` begins.
     "embed": "errors manifests progress config project geo data nn runs training.setup",
-    "index": "errors manifests progress project geo data search",
+    "index": "errors manifests progress project geo data search evaluation",
     "querying": "errors manifests progress records project geo data search runs tiling.image_files "
     "image_input",
     # It makes the index that it searches, where that is missing.
-    "query": "errors progress config project geo querying report index",
+    "query": "errors progress config project geo data querying report index",
     "evaluate": "errors progress config project data search report evaluation",
     "change": "errors progress project records geo data report",
     "compare": "errors manifests progress project data search evaluation image_input",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from geomatch.data import embeddings
+from geomatch.data.confidence import Confidence
 from geomatch.data.index_rows import IndexRows
 from geomatch.errors import StaleError, UsageError
 from geomatch.manifests import IndexManifest, TileManifest
@@ -22,6 +23,7 @@ class OpenIndex:
     rows: IndexRows
     manifest: IndexManifest
     tiles: TileManifest
+    confidence: Confidence | None
 
     @classmethod
     def open(cls, project: Project, name: str | None) -> Self:
@@ -38,7 +40,8 @@ class OpenIndex:
         manifest = _fresh_manifest(project, name)
         folder = project.indexes / name
         vectors = FlatIndex(folder, manifest.counts, manifest.metric)
-        return cls(project, vectors, IndexRows(folder), manifest, project.tile_manifest())
+        rows, confidence = IndexRows(folder), Confidence.load(folder)
+        return cls(project, vectors, rows, manifest, project.tile_manifest(), confidence)
 
     def year_code(self, year: str) -> int:
         """The code of a year.

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -22,6 +21,8 @@ MOST = 400
 """Largest number of squares along a side of the map; each has the largest score within it."""
 MAP, TILE, GAP, TEXT = 6.0, 1.4, 0.08, 0.36
 """Widths in inches of the map and of a tile, and what is beside and above a tile."""
+EDGE, BAR = 0.2, 0.6
+"""Inches around the map, and for the colours below it."""
 DPI = 120
 
 Float64Array = NDArray[np.float64]
@@ -53,9 +54,7 @@ def draw(
     figure = Figure((left + beside, height), dpi=DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     if centres:
-        corner = 0.2 / (left + beside), 0.2 / height
-        box = (*corner, (MAP - 0.4) / (left + beside), (height - 0.4) / height)
-        _map(figure.add_axes(box), *centres, score, len(shown))
+        _map(figure, *centres, score, len(shown))
     tiles, channels = TileTable.load(project.catalogue), project.tile_manifest().channels.image
     pixels = TileStore.open(project.pixels).read(tiles.store_row[shown.ravel()])[..., :channels]
     for number, image in enumerate(pixels):
@@ -72,15 +71,18 @@ def draw(
         canvas.print_png(temporary)
 
 
-def _map(axes: Axes, xy: Float64Array, step: float, score: Float64Array, numbered: int) -> None:
-    """Draw the scores of places, with the numbers of the first ones."""
+def _map(figure: Figure, xy: Float64Array, step: float, score: Float64Array, numbered: int) -> None:
+    """Draw the scores of places, with the numbers of the first ones, and what colours mean."""
     low = xy.min(axis=0)
     size = max(step, float(np.ptp(xy, axis=0).max()) / MOST)
     col, row = np.rint((xy - low) / size).astype(np.int64).T
     squares = np.full((row.max() + 1, col.max() + 1), np.nan)
     np.fmax.at(squares, (row, col), score)
+    (width, height), side = figure.get_size_inches(), MAP - 2 * EDGE - BAR
+    wide, tall = np.array(squares.shape[::-1]) * side / max(squares.shape)
+    bottom = height - EDGE - tall
+    axes = figure.add_axes((EDGE / width, bottom / height, wide / width, tall / height))
     drawn = axes.imshow(squares, COLOURS, origin="lower")
-    axes.set_anchor("N")
     for number in range(numbered):
         axes.annotate(
             str(number + 1),
@@ -94,6 +96,7 @@ def _map(axes: Axes, xy: Float64Array, step: float, score: Float64Array, numbere
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set_color(LINE)
-    bar = axes.figure.colorbar(drawn, ax=axes, orientation="horizontal", shrink=0.6, pad=0.03)
-    bar.set_label("movement, relative to the place in the middle", fontsize=7, color=GREY)
-    bar.ax.tick_params(labelsize=7, colors=GREY)
+    below = figure.add_axes((EDGE / width, (bottom - 0.2) / height, side / 2 / width, 0.1 / height))
+    figure.colorbar(drawn, cax=below, orientation="horizontal")
+    below.set_xlabel("movement, relative to the place in the middle", fontsize=7, color=GREY)
+    below.tick_params(labelsize=7, colors=GREY)
