@@ -40,6 +40,7 @@ from geomatch.training.interrupts import Interrupts
 from geomatch.training.metrics_log import VALIDATION, MetricsLog
 from geomatch.training.mining import Mined
 from geomatch.training.monitor import Monitor
+from geomatch.training.reference import imagenet_map5
 from geomatch.training.rounds import Examples, Validator, weights
 from geomatch.training.sampler import Sampler, compares_whole_batch
 
@@ -56,12 +57,15 @@ class Trained:
         best: step of the checkpoint with the best mAP@5 on validation.
         map5: that mAP@5; None without validation queries.
         untrained: mAP@5 on validation before the first step; None without validation queries.
+        imagenet: mAP@5 on validation of `geomatch embed --model imagenet`; None where training
+            began with its weights, and see `imagenet_map5`.
     """
 
     run: str
     best: int
     map5: float | None
     untrained: float | None = None
+    imagenet: float | None = None
 
 
 ShouldStop = Callable[[int, float | None], bool]
@@ -92,6 +96,7 @@ def train(
     *,
     run: str | None = None,
     should_stop: ShouldStop = never,
+    reference: bool = True,
     progress: ProgressCallback = silent,
 ) -> Trained:
     """Train a run, or resume it.
@@ -99,6 +104,7 @@ def train(
     Args:
         run: its name; by default the latest, or "run1".
         should_stop: called after every validation; if it returns True, the run stops unfinished.
+        reference: in the end, also measure what ImageNet features reach without training.
 
     Raises:
         UsageError: the run was begun with another configuration.
@@ -116,7 +122,29 @@ def train(
         form = setup.form_of(manifest)
         sampler = _checked_sampler(settings, splits["train"])
         settings = _open_run(project, name, settings, manifest, form)
-        return _loop(project, name, settings, splits, sampler, form, should_stop, progress)
+        trained = _loop(project, name, settings, splits, sampler, form, should_stop, progress)
+        if reference and not settings.train.init:
+            trained = replace(trained, imagenet=imagenet_map5(project, settings, splits, progress))
+        _say_if_lost(trained, settings, progress)
+        return trained
+
+
+def _say_if_lost(trained: Trained, settings: config.Config, progress: ProgressCallback) -> None:
+    """Say so if no training does better, and what to try."""
+    if trained.best == 0 < settings.train.epochs:
+        progress(
+            "training did not beat the untrained network, which later stages will use; "
+            "try a lower train.lr, or `geomatch init DIR --preset pretrained`"
+        )
+    if (
+        trained.map5 is not None
+        and trained.imagenet is not None
+        and trained.map5 < trained.imagenet
+    ):
+        progress(
+            "ImageNet features do better without training: `geomatch embed --model imagenet`, "
+            "or train from them: `geomatch init DIR --preset pretrained`"
+        )
 
 
 def _splits(tiles: TileTable, settings: config.Config) -> dict[str, TileTable]:
@@ -314,7 +342,7 @@ def _loop(
             mine = scheduled and validator.mines(step, total) and not mining_file.exists()
             if validate or mine:
                 monitor.check(state, step, mined)
-                round_ = validator.round(state, step, epoch, progress)
+                round_ = validator.round(state.variables, step, epoch, progress)
 
             # Validate if due.
             if validate:
@@ -373,13 +401,7 @@ def _loop(
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         if pruned:
             return _best(name, checkpoints, log.scores)
-        trained = _finish(folder, name, checkpoints, log.scores)
-    if trained.best == 0 < total:
-        progress(
-            "training did not beat the untrained network, which later stages will use; "
-            "try a lower train.lr, or `geomatch init DIR --preset pretrained`"
-        )
-    return trained
+        return _finish(folder, name, checkpoints, log.scores)
 
 
 def _step(

@@ -47,7 +47,7 @@ ROOMS = {
     "report": "errors manifests project data",
     "runs": "errors manifests config project nn",
     "tiling": "errors manifests progress config project geo data",
-    "training": "errors manifests progress config project data search nn report",
+    "training": "errors manifests progress config project data search nn report runs",
     "evaluation": "errors manifests progress project geo data search nn runs training.setup",
     "image_input": "errors manifests project geo nn runs tiling.image_files",
     "tile": "errors manifests progress config project geo data report tiling",

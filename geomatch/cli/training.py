@@ -26,10 +26,14 @@ def train(
 
     with console.progress(quiet) as progress:
         trained = stage(opened, wanted, run=run, progress=progress)
-        score = ""
-        if trained.map5 is not None and trained.untrained is not None:
-            score = f" (validation mAP@5 {trained.map5:.3f}, untrained {trained.untrained:.3f})"
-        progress(f"run {trained.run}: best checkpoint is step {trained.best}{score}")
+        scores = {
+            "validation mAP@5": trained.map5,
+            "untrained": trained.untrained,
+            "ImageNet features": trained.imagenet,
+        }
+        told = ", ".join(f"{name} {x:.3f}" for name, x in scores.items() if x is not None)
+        best = f"run {trained.run}: best checkpoint is step {trained.best}"
+        progress(f"{best} ({told})" if told else best)
 
 
 def tune(

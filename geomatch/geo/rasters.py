@@ -90,6 +90,9 @@ class Raster:
 def find(pattern: str, what: str) -> list[str]:
     """Files of a folder, a glob or a single path, sorted by name.
 
+    A glob that names no suffix, such as `ortho/*`, takes what a folder would, if there is any:
+    world files and `.aux.xml` lie beside rasters.
+
     Raises:
         GeomatchError: no file matches.
     """
@@ -100,6 +103,8 @@ def find(pattern: str, what: str) -> list[str]:
         found = [str(p) for p in path.iterdir() if _is_named_raster(p)]
     else:
         found = [p for p in glob.glob(str(path), recursive=True) if os.path.isfile(p)]
+        if "*" in path.suffix or not path.suffix:
+            found = [p for p in found if _is_named_raster(Path(p))] or found
     if not found:
         deeper = next((p for p in path.rglob("*") if _is_named_raster(p)), None)
         raise GeomatchError(
