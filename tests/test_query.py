@@ -28,6 +28,7 @@ from geomatch.query import query
 from geomatch.search import flat
 
 KEYS = ["query", "rank", "tile", "year", "score", "lon", "lat", "distance_m"]
+KEYS += ["probability", "match"]
 
 
 @pytest.fixture(scope="module")

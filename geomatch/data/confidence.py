@@ -53,11 +53,11 @@ class Judgement(NamedTuple):
 
     Attributes:
         probability: (k,) that an answer is right.
-        is_match: whether the first answer passes for a match.
+        is_match: whether the first answer passes for a match; None where that is unknown.
     """
 
     probability: tuple[float, ...]
-    is_match: bool
+    is_match: bool | None
 
 
 @dataclass(frozen=True)
@@ -91,16 +91,20 @@ class Confidence(Record):
         if not standing or math.isnan(standing[0]):
             return None
         probabilities = tuple(map(self.probability, standing))
-        return Judgement(probabilities, standing[0] >= self.threshold(fpr))
+        threshold = self.threshold(fpr)
+        return Judgement(probabilities, None if threshold is None else standing[0] >= threshold)
 
     def probability(self, standard_score: float) -> float:
         """The probability that an answer is right, if half of all queries have a match."""
         logit = self.slope * standard_score + self.intercept
         return 1 / (1 + math.exp(-max(min(logit, 700.0), -700.0)))
 
-    def threshold(self, fpr: float) -> float:
-        """The least standard score that at most `fpr` of queries without a match reach."""
-        return _threshold(np.array(self.first), fpr)
+    def threshold(self, fpr: float) -> float | None:
+        """The least standard score that at most `fpr` of queries without a match reach.
+
+        None where there were so few queries that not one of them might have.
+        """
+        return _threshold(np.array(self.first), fpr) if fpr * len(self.first) >= 1 else None
 
     def thresholds(self, fpr: float) -> Float64Array:
         """(DRAWS,) the threshold of bootstrap samples of places."""

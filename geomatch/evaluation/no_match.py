@@ -65,14 +65,9 @@ class Answered:
             place=tuple(self.place.tolist()),
         )
 
-    def metrics(self, confidence: Confidence, fpr: float) -> NoMatchMetrics:
-        """How well a confidence holds for these answers.
-
-        Args:
-            fpr: share of queries without a match whose first answer may pass.
-        """
-        threshold, first = confidence.threshold(fpr), self.without[:, 0]
-        thresholds = confidence.thresholds(fpr)
+    def metrics(self, confidence: Confidence, threshold: float, fpr: float) -> NoMatchMetrics:
+        """How well a confidence, and its threshold for a rate, hold for these answers."""
+        first, thresholds = self.without[:, 0], confidence.thresholds(fpr)
         samples = drawn_by_place(self.place, seed=1)
         rates = [(first[rows] >= t).mean() for rows, t in zip(samples, thresholds, strict=True)]
         tail = (100 - LEVEL) / 2
@@ -100,14 +95,24 @@ def measured(
 ) -> dict[str, NoMatchMetrics]:
     """How well queries without a match are told on the reference split, and on the test split.
 
+    Nothing where the former is too small.
+
     Args:
         fpr: share of queries without a match whose first answer may pass.
     """
     known = reference(vectors, metric, tiles)
     if known is None:
         return {}
-    confidence, test = known.confidence(), answered(vectors, metric, tiles, "test")
-    return {each.split: each.metrics(confidence, fpr) for each in (known, test) if each is not None}
+    confidence = known.confidence()
+    threshold = confidence.threshold(fpr)
+    if threshold is None:
+        return {}
+    test = answered(vectors, metric, tiles, "test")
+    return {
+        each.split: each.metrics(confidence, threshold, fpr)
+        for each in (known, test)
+        if each is not None
+    }
 
 
 def reference(vectors: Rows, metric: Metric, tiles: TileTable) -> Answered | None:

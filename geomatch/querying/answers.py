@@ -20,8 +20,7 @@ class Match(Record):
         distance_m: metres between tile centres; None if the query or the tiles have no real place.
         probability: that it shows the query's place, if half of all queries have a match; None
             where that is unknown.
-        match: whether the answers to a query may be taken for a match; False for "no match", None
-            where that is unknown.
+        match: False for an answer to a query that has no match; None where that is unknown.
     """
 
     query: str

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from geomatch.data.store import TileStore
@@ -21,7 +24,7 @@ MOST = 400
 """Largest number of squares along a side of the map; each has the largest score within it."""
 MAP, TILE, GAP, TEXT = 6.0, 1.4, 0.08, 0.36
 """Widths in inches of the map and of a tile, and what is beside and above a tile."""
-EDGE, BAR = 0.2, 0.6
+EDGE, BAR = 0.2, 0.5
 """Inches around the map, and for the colours below it."""
 DPI = 120
 
@@ -47,46 +50,69 @@ def draw(
         captions: for each of the places to show, a text over its tile of either year.
     """
     shown = rows[: len(captions)]
+    scores = None if centres is None else _squares(*centres, score)
+    left, below = (0.0, 0.0) if scores is None else (MAP, scores.tall + 2 * EDGE + BAR)
     across = min(2, len(shown))
-    down = -(-len(shown) // across)
-    beside, left = 2 * across * (TILE + GAP), MAP if centres else 0.0
-    height = max(down * (TILE + TEXT), left)
-    figure = Figure((left + beside, height), dpi=DPI, facecolor="white")
+    width = left + 2 * across * (TILE + GAP)
+    height = max(-(-len(shown) // across) * (TILE + TEXT), below)
+    figure = Figure((width, height), dpi=DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
-    if centres:
-        _map(figure, *centres, score, len(shown))
+
+    def axes(x: float, top: float, wide: float, tall: float) -> Axes:
+        """Axes at a place in inches from the upper left corner."""
+        y = height - top - tall
+        return figure.add_axes((x / width, y / height, wide / width, tall / height))
+
+    if scores is not None:
+        drawn = _map(axes(EDGE, EDGE, scores.wide, scores.tall), scores, len(shown))
+        bar = axes(EDGE, EDGE + scores.tall + 0.1, MAP / 2, 0.1)
+        figure.colorbar(drawn, cax=bar, orientation="horizontal")
+        bar.set_xlabel("movement, relative to the place in the middle", fontsize=7, color=GREY)
+        bar.tick_params(labelsize=7, colors=GREY)
     tiles, channels = TileTable.load(project.catalogue), project.tile_manifest().channels.image
     pixels = TileStore.open(project.pixels).read(tiles.store_row[shown.ravel()])[..., :channels]
     for number, image in enumerate(pixels):
         place, which = divmod(number, 2)
         x = left + (2 * (place % across) + which) * (TILE + GAP)
-        y = height - (place // across + 1) * (TILE + TEXT)
-        width, tall = left + beside, height
-        axes = figure.add_axes((x / width, y / tall, TILE / width, TILE / tall))
-        axes.imshow(rgb(image))
-        axes.set_axis_off()
+        panel = axes(x, place // across * (TILE + TEXT) + TEXT, TILE, TILE)
+        panel.imshow(rgb(image))
+        panel.set_axis_off()
         text = f"{captions[place][which]}\n{years[which]}"
-        axes.set_title(text, fontsize=6, color=INK, loc="left", pad=2)
+        panel.set_title(text, fontsize=6, color=INK, loc="left", pad=2)
     with replacing(path) as temporary:
         canvas.print_png(temporary)
 
 
-def _map(figure: Figure, xy: Float64Array, step: float, score: Float64Array, numbered: int) -> None:
-    """Draw the scores of places, with the numbers of the first ones, and what colours mean."""
-    low = xy.min(axis=0)
+class _Squares(NamedTuple):
+    """The largest score (rows, cols) of places in squares, and the square (n, 2) of each place.
+
+    Attributes:
+        wide, tall: of the map in inches.
+    """
+
+    score: Float64Array
+    at: NDArray[np.int64]
+    wide: float
+    tall: float
+
+
+def _squares(xy: Float64Array, step: float, score: Float64Array) -> _Squares:
     size = max(step, float(np.ptp(xy, axis=0).max()) / MOST)
-    col, row = np.rint((xy - low) / size).astype(np.int64).T
-    squares = np.full((row.max() + 1, col.max() + 1), np.nan)
-    np.fmax.at(squares, (row, col), score)
-    (width, height), side = figure.get_size_inches(), MAP - 2 * EDGE - BAR
-    wide, tall = np.array(squares.shape[::-1]) * side / max(squares.shape)
-    bottom = height - EDGE - tall
-    axes = figure.add_axes((EDGE / width, bottom / height, wide / width, tall / height))
-    drawn = axes.imshow(squares, COLOURS, origin="lower")
-    for number in range(numbered):
+    at = np.rint((xy - xy.min(axis=0)) / size).astype(np.int64)
+    cols, rows = (at.max(axis=0) + 1).tolist()
+    largest = np.full((rows, cols), np.nan)
+    np.fmax.at(largest, (at[:, 1], at[:, 0]), score)
+    inches = (MAP - 2 * EDGE) / max(rows, cols)
+    return _Squares(largest, at, cols * inches, rows * inches)
+
+
+def _map(axes: Axes, squares: _Squares, numbered: int) -> AxesImage:
+    """Draw the scores of places, with the numbers of the first ones."""
+    drawn = axes.imshow(squares.score, COLOURS, origin="lower", aspect="auto")
+    for number, (x, y) in enumerate(squares.at[:numbered].tolist(), 1):
         axes.annotate(
-            str(number + 1),
-            (float(col[number]), float(row[number])),
+            str(number),
+            (x, y),
             (4, 4),
             textcoords="offset points",
             fontsize=6,
@@ -96,7 +122,4 @@ def _map(figure: Figure, xy: Float64Array, step: float, score: Float64Array, num
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set_color(LINE)
-    below = figure.add_axes((EDGE / width, (bottom - 0.2) / height, side / 2 / width, 0.1 / height))
-    figure.colorbar(drawn, cax=below, orientation="horizontal")
-    below.set_xlabel("movement, relative to the place in the middle", fontsize=7, color=GREY)
-    below.tick_params(labelsize=7, colors=GREY)
+    return drawn
