@@ -6,8 +6,9 @@
 levir: Spearman's correlation of scores with the share of a tile's pixels that are new buildings,
 with 95 % intervals over scenes, beside other scores of the same descriptors and of colours.
 
-naip: ten dates of farmland without labels of change. Printed is how scores of two dates relate to
-the change of the vegetation index, and to those of other dates of the same place.
+naip: ten dates of farmland without labels, but near infrared tells water from land. Printed is how
+often a place where water came or went is ranked before one of dry fields (0.5 is chance), and how
+scores of dry fields follow the change of their vegetation index, which crop rotation makes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,10 @@ from geomatch.project import Project
 from geomatch.tile import tile
 
 DRAWS = 1000
+CHANGED = 0.1
+"""Share of a tile by which its water changed."""
+WATER = 60
+"""Near infrared of naip below which there is water: few pixels are near it."""
 
 
 def project_of(folder, sources, *overrides):
@@ -125,32 +131,27 @@ def naip(data, folder):
     sources = [config.SourceConfig(year=year, images=str(path)) for year, path in files.items()]
     project = project_of(folder, sources, "grid.size=32", "grid.gsd=5.0")
     store = TileStore.open(project.pixels)
-
-    def by_place(before, after):
-        """Scores, and how far the vegetation index of a tile moved beyond the mean, by place."""
-        found = change(project, before, after)
-        pixels = [
-            store.read(found.tiles.store_row[r]).astype(float) for r in (found.before, found.after)
-        ]
-        index = [((p[..., 3] - p[..., 0]) / (p[..., 3] + p[..., 0] + 1)) for p in pixels]
-        green = index[1].mean(axis=(1, 2)) - index[0].mean(axis=(1, 2))
-        place = found.tiles.places()[found.before]
-        values = np.full((2, found.tiles.places().max() + 1), np.nan)
-        values[:, place] = found.score, np.abs(green - green.mean())
-        return values
-
-    spans = [(years[0], years[-1]), (years[1], years[2]), (years[4], years[5])]
-    spans += [(years[7], years[8])]
-    found = [by_place(*span) for span in spans]
-    for span, (score, green) in zip(spans, found, strict=True):
-        kept = ~np.isnan(score + found[0][0])
+    # In 2015, water is as bright as land.
+    for span in [(years[0], years[-1]), (years[0], years[2]), *pairwise(years[5:])]:
+        found = change(project, *span)
+        rows = [found.tiles.store_row[each] for each in (found.before, found.after)]
+        red, _, _, infrared = np.moveaxis([store.read(r).astype(float) for r in rows], -1, 0)
+        water = (infrared < WATER).mean(axis=(2, 3))
+        crops = ((infrared - red) / (infrared + red + 1)).mean(axis=(2, 3))
+        grown = np.abs(crops[1] - crops[0] - np.median(crops[1] - crops[0]))
+        wet, dry = np.abs(water[1] - water[0]) > CHANGED, (water < 0.01).all(axis=0)
         print(
-            f"{span[0]} to {span[1]}: {kept.sum()} places, Spearman of scores with the change of "
-            f"NDVI {spearman(score[kept], green[kept]):.2f}, with scores of {' to '.join(spans[0])}"
-            f" {spearman(score[kept], found[0][0][kept]):.2f}"
+            f"\n{' to '.join(span)}: water came or went in {wet.sum()}, none was in "
+            f"{dry.sum()} of {len(wet)} places"
         )
-    change(project, *spans[0], picture=folder / "change.png")
-    print(f"the first places of {' to '.join(spans[0])}: {folder / 'change.png'}")
+        for name, score in {"change": found.score, **rivals(project, found)}.items():
+            ahead = (score[wet][:, None] > score[dry]).mean()
+            print(
+                f"{name:42} water before dry fields {ahead:.2f}; Spearman with the change of "
+                f"NDVI of dry fields {spearman(score[dry], grown[dry]):+.2f}"
+            )
+    change(project, years[0], years[-1], picture=folder / "change.png")
+    print(f"the first places of {years[0]} to {years[-1]}: {folder / 'change.png'}")
 
 
 def main():
