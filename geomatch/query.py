@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from geomatch import config
+from geomatch.data.confidence import ANSWERS
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project
 from geomatch.querying.answers import Match, Matches, Unanswered
-from geomatch.querying.opened import OpenIndex
+from geomatch.querying.opened import OpenIndex, wanted
 from geomatch.querying.options import Options
 from geomatch.querying.targets import Query, Targets, is_several
 
@@ -22,12 +25,18 @@ CHUNK = 32
 
 
 def query(
-    project: Project, target: str, *, progress: ProgressCallback = silent, **options: Any
+    project: Project,
+    target: str,
+    *,
+    settings: config.Config | None = None,
+    progress: ProgressCallback = silent,
+    **options: Any,
 ) -> Matches:
     """Find the nearest tiles to a tile, a point or an image.
 
     Args:
         target: a tile id, "LON,LAT", or the path of an image; for several, see `query_each`.
+        settings: see `query_each`.
         options: fields of `querying.options.Options`, such as `top=5` and `years=("2010",)`.
 
     Raises:
@@ -35,7 +44,8 @@ def query(
     """
     if is_several(target):
         raise UsageError(f"{target} stands for several queries", "Call query_each.")
-    (found,) = query_each(project, [target], Options(**options), progress=progress)
+    asked = Options(**options)
+    (found,) = query_each(project, [target], asked, settings=settings, progress=progress)
     if isinstance(found, Unanswered):
         raise found.error
     return found
@@ -46,6 +56,7 @@ def query_each(
     targets: Iterable[str],
     options: Options,
     *,
+    settings: config.Config | None = None,
     progress: ProgressCallback = silent,
 ) -> Iterator[Matches | Unanswered]:
     """Answer queries one after another, with one start of the network.
@@ -53,13 +64,17 @@ def query_each(
     Args:
         targets: tile ids, points "LON,LAT" and paths of images; boxes "W,S,E,N" in degrees for the
             tiles whose centres are in them, folders and globs for the images in them.
+        settings: how an index is made; by default as `geomatch.toml` says.
 
     Yields:
         For each target in order its answers, or why there are none.
 
     Raises:
-        GeomatchError: there is no index, or it is stale.
+        GeomatchError: there is no index and nothing to make it of.
+        StaleError: embeddings, or an index that is not to be made again, are stale.
     """
+    if options.build:
+        options = replace(options, index=_made(project, options.index, settings, progress))
     index = OpenIndex.open(project, options.index)
     years = [index.year_code(year) for year in options.years]
     from_code = index.year_code(options.from_year) if options.from_year else None
@@ -79,6 +94,20 @@ def query_each(
             yield result
     if answered:
         _write(index, answered, options)
+
+
+def _made(
+    project: Project, name: str | None, settings: config.Config | None, progress: ProgressCallback
+) -> str:
+    """The name of the index to search, which is made where it is missing or stale."""
+    name, is_fresh = wanted(project, name)
+    if not is_fresh and name in project.embedding_names():
+        from geomatch.index import index
+
+        progress(f"the index of {name} is missing or stale: making it")
+        metric = (settings or config.load(project.config)).index.metric
+        index(project, run=name, metric=metric, progress=progress)
+    return name
 
 
 def _find(finder: Targets, target: str) -> Iterator[Query | Unanswered]:
@@ -103,9 +132,17 @@ def _answer(
     if not years:
         own = None if options.same_year else query.year
         years = [code for code, year in enumerate(index.manifest.years) if year != own]
-    scores, positions = index.vectors.search(vector, years, options.top + 1)
-    keep = np.flatnonzero(positions != query.position)[: options.top]
-    return _matches(index, query, scores[keep], positions[keep])
+    searched = max(options.top, ANSWERS if index.confidence else 0)
+    scores, positions = index.vectors.search(vector, years, searched + 1)
+    keep = np.flatnonzero(positions != query.position)
+    judgement = index.confidence and index.confidence.judge(scores[keep], options.fpr)
+    keep = keep[: options.top]
+    found = _matches(index, query, scores[keep], positions[keep])
+    if judgement:
+        pairs = zip(found.matches, judgement.probability, strict=False)
+        judged = (replace(m, probability=p, match=judgement.is_match) for m, p in pairs)
+        found = replace(found, matches=tuple(judged))
+    return found
 
 
 def _matches(

@@ -72,6 +72,7 @@ def test_geopackage_has_footprints_and_lines_in_the_crs_of_the_grid(written, ind
     boxes = shapely.box(*tiles.bounds()[[ids.index(name) for name in answers["tile"]]].T)
     assert shapely.equals(answers.geometry.values, boxes).all()
     # A photo has no place to draw a line from.
+    assert [type(rank) for rank in links["rank"][:2]] == [int, int]
     assert list(links["query"]) == [name for name in queries["query"] for _ in range(3)]
     centres = tiles.centres()
     for line, row in zip(links.geometry, links.itertuples(), strict=True):
@@ -94,6 +95,9 @@ def test_geojson_is_the_same_in_degrees(written, indexed):
     assert list(answers["score"]) == pytest.approx(
         [match.score for each in found for match in each.matches]
     )
+    ranks = [each["properties"]["rank"] for each in collection["features"]]
+    assert ranks[:2] + ranks[-1:] == [1, 2, None]
+    assert isinstance(ranks[0], int)
     lonlat = footprints.lonlat(indexed.tiles.epsg, indexed.tiles.centres())
     at = [indexed.tiles.ids().index(name) for name in answers["tile"]]
     middle = shapely.get_coordinates(shapely.centroid(answers.geometry.values))

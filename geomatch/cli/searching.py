@@ -101,8 +101,21 @@ def query(
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--index", help="Index to search; by default the latest.")
+        str | None,
+        typer.Option("--index", help="Index to search; by default that of the latest embeddings."),
     ] = None,
+    fpr: Annotated[
+        float,
+        typer.Option(
+            help="Share of queries without a match that may get one; others print: no match."
+        ),
+    ] = 0.01,
+    build: Annotated[
+        bool,
+        typer.Option(
+            "--build/--no-build", help="Make the index first where it is missing or stale."
+        ),
+    ] = True,
     as_csv: Annotated[
         Path | None, typer.Option("--csv", help="Write the answers as CSV.", metavar="FILE")
     ] = None,
@@ -131,7 +144,7 @@ def query(
     # Unknown options arrive here as well; only a number may start with a minus.
     if unknown := next((each for each in target if re.match(r"-[^\d.]", each)), None):
         raise UsageError(f"no such option: {unknown}", "See: geomatch query --help")
-    opened, _ = open_project(project, settings)
+    opened, wanted = open_project(project, settings)
     from geomatch.query import query_each
     from geomatch.querying.answers import Unanswered
     from geomatch.querying.options import Options
@@ -143,6 +156,8 @@ def query(
         same_year=same_year,
         from_year=from_year,
         index=name,
+        fpr=fpr,
+        build=build,
         csv=as_csv,
         geojson=geojson,
         gpkg=gpkg,
@@ -151,7 +166,8 @@ def query(
     several = len(target) > 1 or target == ["-"] or is_several(target[0])
     answered = failed = 0
     with console.progress(quiet) as progress:
-        for found in query_each(opened, _listed(target), options, progress=progress):
+        answers = query_each(opened, _listed(target), options, settings=wanted, progress=progress)
+        for found in answers:
             answered += 1
             if several and as_json:
                 console.data(found.as_line(), line=True)
@@ -186,16 +202,17 @@ def _show(matches: Sequence[Mapping[str, Any]], name: str) -> None:
         values = [match[key] for match in matches]
         return [format(v, form) if form and v is not None else v for v in values]
 
-    columns = {key: column(key) for key in ("rank", "tile", "year", "score")}
+    columns = {key: column(key) for key in ("rank", "tile", "year", "score", "probability")}
     columns |= {key: column(key, ".6f") for key in ("lon", "lat")}
     columns["distance (m)"] = column("distance_m", ".0f")
     # Images without years or georeference leave columns empty.
     shown = {title: values for title, values in columns.items() if set(values) != {None}}
+    is_none = any(match["match"] is False for match in matches)
     console.table(
-        f"{name}: nearest tiles",
+        f"{name}: no match; nearest tiles" if is_none else f"{name}: nearest tiles",
         tuple(shown),
         list(zip(*shown.values(), strict=True)),
-        numbers=("rank", "score", "lon", "lat", "distance (m)"),
+        numbers=("rank", "score", "probability", "lon", "lat", "distance (m)"),
     )
 
 

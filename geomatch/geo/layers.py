@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,10 +44,12 @@ class Layer:
         return encoded
 
 
-def write(path: Path, layers: Sequence[Layer], driver: str, crs: str) -> None:
+def write(path: Path, layers: Iterable[Layer], driver: str, crs: str) -> None:
     """Write layers to a new file, in place of an earlier one.
 
     Args:
+        layers: of a GeoPackage, each is written before the next is asked for, and joins an earlier
+            one of its name.
         driver: of OGR: "GPKG", or "GeoJSON", which has one layer with the features of all.
         crs: of the coordinates, "EPSG:n".
 
@@ -63,7 +65,7 @@ def write(path: Path, layers: Sequence[Layer], driver: str, crs: str) -> None:
         temporary = Path(folder, "written").with_suffix(f".{driver.lower()}")
         try:
             if driver == "GeoJSON":
-                _write(temporary, layers, driver, crs, RFC7946="YES")
+                _write(temporary, list(layers), driver, crs, RFC7946="YES")
             else:
                 for layer in layers:
                     _write(temporary, [layer], driver, crs)
@@ -78,14 +80,16 @@ def _write(path: Path, layers: Sequence[Layer], driver: str, crs: str, **options
 
     (kind, *others) = {layer.kind for layer in layers}
     names = list(dict.fromkeys(name for layer in layers for name in layer.fields))
+    columns = [
+        _column([v for layer in layers for v in layer.fields.get(name, [None] * len(layer))])
+        for name in names
+    ]
     pyogrio.raw.write(
         path,
         np.concatenate([layer.wkb() for layer in layers]),
-        [
-            _column([v for layer in layers for v in layer.fields.get(name, [None] * len(layer))])
-            for name in names
-        ],
+        [values for values, _ in columns],
         names,
+        field_mask=[is_null for _, is_null in columns],
         layer=layers[0].name,
         driver=driver,
         geometry_type="Unknown" if others else kind,
@@ -95,10 +99,9 @@ def _write(path: Path, layers: Sequence[Layer], driver: str, crs: str, **options
     )
 
 
-def _column(values: Sequence[Any]) -> NDArray[Any]:
-    """Values of one type as an array, from which None is written as null."""
-    if any(isinstance(value, str) for value in values):
-        return np.array(values, object)
-    if values and all(isinstance(value, int) for value in values):
-        return np.array(values, np.int64)
-    return np.array(values, np.float64)  # None becomes NaN
+def _column(values: Sequence[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Values of one type as an array, and which of them are None."""
+    is_null = np.array([value is None for value in values], bool)
+    types = {type(value) for value in values if value is not None}
+    dtype, empty = (object, "") if str in types else (int if types == {int} else float, 0)
+    return np.array([empty if v is None else v for v in values], dtype), is_null

@@ -18,6 +18,9 @@ class Match(Record):
         query: id of the query's tile, or path of its image.
         score: cosine similarity, or negative distance; higher is better.
         distance_m: metres between tile centres; None if the query or the tiles have no real place.
+        probability: that it shows the query's place, if half of all queries have a match; None
+            where that is unknown.
+        match: False for an answer to a query that has no match; None where that is unknown.
     """
 
     query: str
@@ -28,6 +31,8 @@ class Match(Record):
     lon: float | None
     lat: float | None
     distance_m: float | None
+    probability: float | None = None
+    match: bool | None = None
 
 
 @dataclass(frozen=True)

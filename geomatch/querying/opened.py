@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Self
 
 from geomatch.data import embeddings
+from geomatch.data.confidence import Confidence
 from geomatch.data.index_rows import IndexRows
-from geomatch.errors import UsageError
+from geomatch.errors import StaleError, UsageError
 from geomatch.manifests import IndexManifest, TileManifest
 from geomatch.project import Project, latest
 from geomatch.search.flat import FlatIndex
@@ -22,6 +23,7 @@ class OpenIndex:
     rows: IndexRows
     manifest: IndexManifest
     tiles: TileManifest
+    confidence: Confidence | None
 
     @classmethod
     def open(cls, project: Project, name: str | None) -> Self:
@@ -35,12 +37,11 @@ class OpenIndex:
             StaleError: it is stale or damaged.
         """
         name = latest(project.index_names(), name, "index", "geomatch index")
+        manifest = _fresh_manifest(project, name)
         folder = project.indexes / name
-        manifest = project.index_manifest(name)
-        project.check_fresh(manifest)
-        embeddings.check_index(manifest, project.embeddings / f"{name}.parquet")
         vectors = FlatIndex(folder, manifest.counts, manifest.metric)
-        return cls(project, vectors, IndexRows(folder), manifest, project.tile_manifest())
+        rows, confidence = IndexRows(folder), Confidence.load(folder)
+        return cls(project, vectors, rows, manifest, project.tile_manifest(), confidence)
 
     def year_code(self, year: str) -> int:
         """The code of a year.
@@ -67,3 +68,32 @@ class OpenIndex:
                 f"{option} needs footprints, but the images have no georeference",
                 "Write --csv FILE instead.",
             )
+
+
+def wanted(project: Project, name: str | None) -> tuple[str, bool]:
+    """The name of the index to search, and whether it is there and fresh.
+
+    Args:
+        name: see `OpenIndex.open`; by default that of the latest embeddings, or of the latest index
+            where that is newer.
+
+    Raises:
+        GeomatchError: there are neither embeddings nor an index, or none of that name.
+    """
+    made = {each: project.indexes / each / "manifest.json" for each in project.index_names()}
+    origins = {each: project.embeddings / f"{each}.parquet" for each in project.embedding_names()}
+    paths = [*made.items(), *origins.items()]
+    names = [each for each, path in sorted(paths, key=lambda pair: pair[1].stat().st_mtime_ns)]
+    chosen = latest(names, name, "index" if names else "embeddings", "geomatch embed")
+    try:
+        _fresh_manifest(project, chosen)
+    except StaleError:
+        return chosen, False
+    return chosen, True
+
+
+def _fresh_manifest(project: Project, name: str) -> IndexManifest:
+    manifest = project.index_manifest(name)
+    project.check_fresh(manifest)
+    embeddings.check_index(manifest, project.embeddings / f"{name}.parquet")
+    return manifest
