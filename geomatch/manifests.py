@@ -23,7 +23,7 @@ class YearOfTiles(Record):
     Attributes:
         files: number of images.
         labels: number of label rasters and layers, or path of a vector file.
-        stretch: fields of `geo.rasters.Stretch` to uint8; None for imagery that is uint8.
+        stretch: fields of `geo.stretch.Stretch` to uint8; None for imagery that is uint8.
         overlap: `grid.overlap`, which sheet is seen where several overlap; None without
             georeference.
         seams: number of tiles that are filled from several sheets; None without georeference.

@@ -46,6 +46,7 @@ from geomatch.training.monitor import Monitor
 from geomatch.training.origin import session
 from geomatch.training.overfit import Overfit
 from geomatch.training.overfit import overfit as fit
+from geomatch.training.reference import imagenet_map5
 from geomatch.training.rounds import Examples, Validator, weights
 from geomatch.training.sampler import Sampler, compares_whole_batch
 
@@ -62,12 +63,15 @@ class Trained:
         best: step of the checkpoint with the best mAP@5 on validation.
         map5: that mAP@5; None without validation queries.
         untrained: mAP@5 on validation before the first step; None without validation queries.
+        imagenet: mAP@5 on validation of `geomatch embed --model imagenet`; None where training
+            began with its weights, and see `imagenet_map5`.
     """
 
     run: str
     best: int
     map5: float | None
     untrained: float | None = None
+    imagenet: float | None = None
 
 
 ShouldStop = Callable[[int, float | None], bool]
@@ -85,14 +89,19 @@ def train(
     settings: config.Config,
     *,
     run: str | None = None,
+    hours: float | None = None,
     should_stop: ShouldStop = never,
+    reference: bool = True,
     progress: ProgressCallback = silent,
 ) -> Trained:
     """Train a run, or resume it.
 
     Args:
         run: its name; by default the latest, or "run1".
+        hours: how long a new run may take, by its first steps; the number of epochs follows. A run
+            that was begun keeps its own.
         should_stop: called after every validation; if it returns True, the run stops unfinished.
+        reference: in the end, also measure what ImageNet features reach without training.
 
     Raises:
         UsageError: the run was begun with another configuration.
@@ -106,11 +115,35 @@ def train(
     backend.prepare(settings.train.dtype)
     with project.lock("tiles", shared=True), project.lock(f"runs/{name}"):
         manifest = project.tile_manifest()
-        splits = _splits(TileTable.load(project.catalogue), settings)
+        settings, splits, sampler = _prepared(project, settings, manifest, progress)
         form = setup.form_of(manifest)
-        sampler = _checked_sampler(settings, splits["train"])
+        if hours is not None:
+            epochs = _epochs_within(hours, project, name, settings, manifest, splits, progress)
+            settings = replace(settings, train=replace(settings.train, epochs=epochs))
         settings = _open_run(project, name, settings, manifest, form)
-        return _loop(project, name, settings, splits, sampler, form, should_stop, progress)
+        trained = _loop(project, name, settings, splits, sampler, form, should_stop, progress)
+        if reference and not settings.train.init:
+            trained = replace(trained, imagenet=imagenet_map5(project, settings, splits, progress))
+        _say_if_lost(trained, settings, progress)
+        return trained
+
+
+def _say_if_lost(trained: Trained, settings: config.Config, progress: ProgressCallback) -> None:
+    """Say so if no training does better, and what to try."""
+    if trained.best == 0 < settings.train.epochs:
+        progress(
+            "training did not beat the untrained network, which later stages will use; "
+            "try a lower train.lr, or `geomatch init DIR --preset pretrained`"
+        )
+    if (
+        trained.map5 is not None
+        and trained.imagenet is not None
+        and trained.map5 < trained.imagenet
+    ):
+        progress(
+            "ImageNet features do better without training: `geomatch embed --model imagenet`, "
+            "or train from them: `geomatch init DIR --preset pretrained`"
+        )
 
 
 def dry_run(
@@ -132,11 +165,55 @@ def dry_run(
     check_name(name)
     backend.prepare(settings.train.dtype)
     with project.lock("tiles", shared=True):
-        settings, splits, sampler, form = _prepared(project, name, settings)
-        total = sampler.steps_per_epoch * settings.train.epochs
-        frozen = not settings.train.freeze_epochs
-        step_of = partial(_step, settings, form, sampler, total, frozen)
-        return measure(project, settings, splits, sampler, form, step_of, progress)
+        manifest = project.tile_manifest()
+        settings, splits, sampler = _prepared(project, settings, manifest, progress)
+        settings, _ = _resolved(project, name, settings, manifest, setup.form_of(manifest))
+        return _measured(project, settings, manifest, splits, sampler, progress)
+
+
+def _measured(
+    project: Project,
+    settings: config.Config,
+    manifest: TileManifest,
+    splits: dict[str, TileTable],
+    sampler: Sampler,
+    progress: ProgressCallback,
+) -> DryRun:
+    """What a run with resolved settings would be."""
+    form, total = setup.form_of(manifest), sampler.steps_per_epoch * settings.train.epochs
+    frozen = not settings.train.freeze_epochs
+    step_of = partial(_step, settings, form, sampler, total, frozen)
+    return measure(project, settings, splits, sampler, form, step_of, progress)
+
+
+def _epochs_within(
+    hours: float,
+    project: Project,
+    name: str,
+    settings: config.Config,
+    manifest: TileManifest,
+    splits: dict[str, TileTable],
+    progress: ProgressCallback,
+) -> int:
+    """The number of epochs that takes so many hours, or that of the run if it was begun.
+
+    Raises:
+        UsageError: `hours` is not positive.
+    """
+    if not hours > 0:
+        raise UsageError(f"--hours {hours}: must be more than 0")
+    if (project.run(name) / "config.json").exists():
+        return read_run(project.run(name))[0].train.epochs
+    settings = replace(
+        settings, train=replace(settings.train, epochs=max(1, settings.train.epochs))
+    )
+    settings, _ = _resolved(project, name, settings, manifest, setup.form_of(manifest))
+    sampler = _checked_sampler(settings, splits["train"])
+    planned = _measured(project, settings, manifest, splits, sampler, progress)
+    per_epoch = (planned.seconds - planned.first_step_s) / planned.epochs
+    epochs = max(1, int((3600 * hours - planned.first_step_s) / per_epoch))
+    progress(f"{hours:g} hours are enough for {epochs} epochs of about {per_epoch:.0f} s")
+    return epochs
 
 
 def overfit(
@@ -158,7 +235,10 @@ def overfit(
     """
     backend.prepare(settings.train.dtype)
     with project.lock("tiles", shared=True):
-        settings, splits, _, form = _prepared(project, _next_name(project), settings)
+        manifest = project.tile_manifest()
+        settings, splits, _ = _prepared(project, settings, manifest, progress)
+        form = setup.form_of(manifest)
+        settings, _ = _resolved(project, _next_name(project), settings, manifest, form)
 
         def step_of(settings: config.Config, sampler: Sampler, steps: int) -> Any:
             return _step(settings, form, sampler, steps, frozen=True)
@@ -167,15 +247,14 @@ def overfit(
 
 
 def _prepared(
-    project: Project, name: str, settings: config.Config
-) -> tuple[config.Config, dict[str, TileTable], Sampler, TileForm]:
-    """Resolved settings, tiles by split, the sampler and the tiles' form, of no run."""
-    manifest = project.tile_manifest()
+    project: Project, settings: config.Config, manifest: TileManifest, progress: ProgressCallback
+) -> tuple[config.Config, dict[str, TileTable], Sampler]:
+    """Settings that fit the tiles, tiles by split, and the sampler."""
+    asked, settings = settings, setup.of_tiles(settings, manifest)
+    if settings.mining != asked.mining:
+        progress("images without years have no neighbours: batches are drawn at random")
     splits = _splits(TileTable.load(project.catalogue), settings)
-    form = setup.form_of(manifest)
-    sampler = _checked_sampler(settings, splits["train"])
-    settings, _ = _resolved(project, name, settings, manifest, form)
-    return settings, splits, sampler, form
+    return settings, splits, _checked_sampler(settings, splits["train"])
 
 
 def _splits(tiles: TileTable, settings: config.Config) -> dict[str, TileTable]:
@@ -218,7 +297,7 @@ def _resolved(
     before, old = None, None
     if path.exists():
         before, _, old = read_run(project.run(name))
-    settings = setup.resolve_settings(setup.of_tiles(settings, tiles), project.root, before)
+    settings = setup.resolve_settings(settings, project.root, before)
     manifest = setup.manifest(settings, form, tiles)
     if before is not None and old is not None:
         requested = config.from_dict(manifest.settings, str(path))
@@ -265,11 +344,6 @@ def _checked_sampler(settings: config.Config, training: TileTable) -> Sampler:
             f'train.distil with train.loss = "{train.loss}" and '
             f'model.head = "{settings.model.head}"',
             "It needs --set train.loss=infonce and a head that takes pooled features.",
-        )
-    if rule == "neighbours" and not training.dated:
-        raise UsageError(
-            'mining.rule = "neighbours" needs places seen in several years',
-            "For class folders: --set mining.rule=knn, ranked or in-batch.",
         )
     sampler = Sampler(training, train, settings.mining)
     if sampler.anchors < 2:
@@ -390,7 +464,7 @@ def _loop(
             mine = scheduled and validator.mines(step, total) and not mining_file.exists()
             if validate or mine:
                 monitor.check(state, step, mined)
-                round_ = validator.round(state, step, epoch, progress)
+                round_ = validator.round(state.variables, step, epoch, progress)
 
             # Validate if due.
             if validate:
@@ -449,13 +523,7 @@ def _loop(
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         if pruned:
             return _best(name, checkpoints, log.scores)
-        trained = _finish(folder, name, checkpoints, log.scores)
-    if trained.best == 0 < total:
-        progress(
-            "training did not beat the untrained network, which later stages will use; "
-            "try a lower train.lr, or `geomatch init DIR --preset pretrained`"
-        )
-    return trained
+        return _finish(folder, name, checkpoints, log.scores)
 
 
 def _step(
