@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -14,6 +14,7 @@ from geomatch import config
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project
+from geomatch.querying import turns
 from geomatch.querying.answers import Match, Matches, Unanswered
 from geomatch.querying.opened import OpenIndex, wanted
 from geomatch.querying.options import Options
@@ -79,7 +80,8 @@ def query_each(
     from_code = index.year_code(options.from_year) if options.from_year else None
     if options.geojson or options.gpkg:
         index.check_ground("--geojson" if options.geojson else "--gpkg")
-    finder = Targets(index, from_code, progress)
+    angles = turns.angles(options.rotate)
+    finder = Targets(index, from_code, angles, progress)
     answered: list[Matches] = []
     remaining = (found for target in targets for found in _find(finder, target))
     while found := list(islice(remaining, CHUNK)):
@@ -88,7 +90,7 @@ def query_each(
             if isinstance(each, Unanswered):
                 yield each
                 continue
-            result = _answer(index, each, next(vectors), options, years)
+            result = _answer(index, each, next(vectors), angles, options, years)
             answered += [result] if options.files else []
             yield result
     if answered:
@@ -124,20 +126,36 @@ def _find(finder: Targets, target: str) -> Iterator[Query | Unanswered]:
 def _answer(
     index: OpenIndex,
     query: Query,
-    vector: NDArray[np.float32],
+    vectors: NDArray[np.float32],
+    angles: Sequence[float],
     options: Options,
-    years: list[int],
+    years: Sequence[int],
 ) -> Matches:
+    """The best answers to any turn of a query.
+
+    Args:
+        vectors: (turns, d).
+    """
     if not years:
         own = None if options.same_year else query.year
         years = [code for code, year in enumerate(index.manifest.years) if year != own]
-    scores, positions = index.vectors.search(vector, years, options.top + 1)
-    keep = np.flatnonzero(positions != query.position)[: options.top]
-    return _matches(index, query, scores[keep], positions[keep])
+    scores, positions = index.search(vectors, years, options.top + 1)
+    turn = np.repeat(np.arange(len(vectors)), positions.shape[1])
+    order = np.argsort(-scores, axis=None, kind="stable")
+    order = order[positions.ravel()[order] != query.position]
+    # The best of a tile's turns is its first.
+    _, first = np.unique(positions.ravel()[order], return_index=True)
+    best = order[np.sort(first)[: options.top]]
+    degrees = [angles[code] for code in turn[best]] if options.rotate else [None] * len(best)
+    return _matches(index, query, scores.ravel()[best], positions.ravel()[best], degrees)
 
 
 def _matches(
-    index: OpenIndex, query: Query, scores: NDArray[np.float32], positions: NDArray[np.int64]
+    index: OpenIndex,
+    query: Query,
+    scores: NDArray[np.float32],
+    positions: NDArray[np.int64],
+    turns: Sequence[float | None],
 ) -> Matches:
     answers = index.rows.take(positions.tolist())
     distances: list[float | None] = [None] * len(answers)
@@ -150,9 +168,9 @@ def _matches(
         to_epsg = np.array([row["epsg"] for row in answers], np.int64)
         distances = distance(from_epsg, from_xy, to_epsg, to_xy).tolist()
     found = [
-        Match(query.name, rank, row["id"], row["year"], score, row["lon"], row["lat"], metres)
-        for rank, (score, row, metres) in enumerate(
-            zip(scores.tolist(), answers, distances, strict=True), 1
+        Match(query.name, rank, row["id"], row["year"], score, row["lon"], row["lat"], metres, turn)
+        for rank, (score, row, metres, turn) in enumerate(
+            zip(scores.tolist(), answers, distances, turns, strict=True), 1
         )
     ]
     return Matches(

@@ -97,7 +97,7 @@ LIBRARIES = {
     "train": "numpy jax",
     "embed": "numpy",
     "index": "numpy",
-    "querying": "numpy",
+    "querying": "numpy scipy",
     "query": "numpy",
     "evaluate": "numpy",
     "compare": "numpy",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from geomatch import config
 from geomatch.cli.options import (
@@ -100,6 +102,13 @@ def query(
             metavar="YEAR",
         ),
     ] = None,
+    rotate: Annotated[
+        float | None,
+        typer.Option(
+            help="Search the query turned as well: in quarter turns, or every so many degrees.",
+            metavar="[DEGREES]",
+        ),
+    ] = None,
     name: Annotated[
         str | None,
         typer.Option("--index", help="Index to search; by default that of the latest embeddings."),
@@ -149,6 +158,7 @@ def query(
         years=tuple(year or ()),
         same_year=same_year,
         from_year=from_year,
+        rotate=rotate,
         index=name,
         build=build,
         csv=as_csv,
@@ -179,6 +189,17 @@ def query(
         raise GeomatchError(f"{failed} of {answered} queries have no answer, as told above")
 
 
+class Query(TyperCommand):
+    """`query`, whose --rotate stands for --rotate 90 where no number follows."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        at = len(args) if "--" not in args else args.index("--")
+        for i, (each, after) in reversed(list(enumerate(pairwise([*args[:at], ""])))):
+            if each == "--rotate" and not re.fullmatch(r"\d+(\.\d*)?", after):
+                args = [*args[: i + 1], "90", *args[i + 1 :]]
+        return super().parse_args(ctx, args)
+
+
 def _listed(targets: Sequence[str]) -> Iterator[str]:
     """Targets, with the lines of stdin in place of "-"."""
     for target in targets:
@@ -192,19 +213,20 @@ def _show(matches: Sequence[Mapping[str, Any]], name: str) -> None:
     from geomatch.cli import console
 
     def column(key: str, form: str = "") -> list[Any]:
-        values = [match[key] for match in matches]
+        values = [match.get(key) for match in matches]
         return [format(v, form) if form and v is not None else v for v in values]
 
     columns = {key: column(key) for key in ("rank", "tile", "year", "score")}
     columns |= {key: column(key, ".6f") for key in ("lon", "lat")}
     columns["distance (m)"] = column("distance_m", ".0f")
+    columns["turn"] = column("turn", "g")
     # Images without years or georeference leave columns empty.
     shown = {title: values for title, values in columns.items() if set(values) != {None}}
     console.table(
         f"{name}: nearest tiles",
         tuple(shown),
         list(zip(*shown.values(), strict=True)),
-        numbers=("rank", "score", "lon", "lat", "distance (m)"),
+        numbers=("rank", "score", "lon", "lat", "distance (m)", "turn"),
     )
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from geomatch.errors import GeomatchError
 from geomatch.querying.targets import Query
-from geomatch.records import Record
+from geomatch.records import OPTIONAL, Record
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,8 @@ class Match(Record):
         query: id of the query's tile, or path of its image.
         score: cosine similarity, or negative distance; higher is better.
         distance_m: metres between tile centres; None if the query or the tiles have no real place.
+        turn: degrees by which the query is turned counter-clockwise for this answer, if it was to
+            be turned.
     """
 
     query: str
@@ -28,6 +30,7 @@ class Match(Record):
     lon: float | None
     lat: float | None
     distance_m: float | None
+    turn: float | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

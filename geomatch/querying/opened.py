@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from geomatch.data import embeddings
 from geomatch.data.index_rows import IndexRows
@@ -53,6 +57,17 @@ class OpenIndex:
                 f"Available: {available}." if available else "Its images have no years.",
             )
         return self.manifest.years.index(year)
+
+    def search(
+        self, vectors: NDArray[np.float32], years: Sequence[int], k: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The k nearest tiles of some years to each descriptor (n, d).
+
+        Returns:
+            Scores and positions (n, m), best first; m is k, or the number of tiles.
+        """
+        found = [self.vectors.search(vector, years, k) for vector in vectors]
+        return np.stack([scores for scores, _ in found]), np.stack([at for _, at in found])
 
     def check_ground(self, option: str) -> None:
         """Check that tiles have footprints, which an option needs.

@@ -17,6 +17,8 @@ class Options:
         years: the years to search; by default all but the query's own.
         same_year: also search the query's own year (its tile is never an answer).
         from_year: year of the tile to take at a point, and of an image; by default the newest.
+        rotate: degrees between turns in which the query is searched; 90 for quarter turns. The best
+            turn counts for each answer.
         index: name of the index; by default that of the latest embeddings, or the latest index
             where that is newer.
         build: make an index that is missing or stale.
@@ -31,6 +33,7 @@ class Options:
     years: tuple[str, ...] = ()
     same_year: bool = False
     from_year: str | None = None
+    rotate: float | None = None
     index: str | None = None
     build: bool = True
     csv: Path | None = None

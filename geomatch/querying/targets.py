@@ -5,6 +5,7 @@ Only an image needs the encoder, which is loaded for the first of them.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from geomatch.data.store import TileStore
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.progress import ProgressCallback
 from geomatch.querying.opened import OpenIndex
@@ -44,7 +46,8 @@ class Query:
         position, store_row: of the tile in the index, and in the pixel store; None for an image.
         epsg: code of the CRS of its centre (x, y); None without a place.
         year: label of its year; None for an image, or without years.
-        pixels: (h, w, c) uint8, the part of an image that is described; None for a tile.
+        pixels: (size, size, c) uint8, the part of an image that is described; None for a tile.
+        around: (h, w, c) uint8, the same with more of the image on all sides.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Query:
     y: float = 0.0
     year: str | None = None
     pixels: NDArray[np.uint8] | None = field(default=None, compare=False)
+    around: NDArray[np.uint8] | None = field(default=None, compare=False)
 
     @property
     def picture(self) -> int | NDArray[np.uint8]:
@@ -69,10 +73,18 @@ class Targets:
 
     Args:
         year: code of the year of the tile at a point, and of an image; None for the newest.
+        angles: degrees by which queries are turned, 0 first.
     """
 
-    def __init__(self, index: OpenIndex, year: int | None, progress: ProgressCallback) -> None:
-        self._index, self._year, self._progress = index, year, progress
+    def __init__(
+        self,
+        index: OpenIndex,
+        year: int | None,
+        angles: Sequence[float],
+        progress: ProgressCallback,
+    ) -> None:
+        self._index, self._year, self._angles = index, year, angles
+        self._progress = progress
 
     @cached_property
     def encoding(self) -> Encoding:
@@ -195,29 +207,58 @@ class Targets:
         from geomatch import image_input
 
         label = None if self._year is None else self._index.manifest.years[self._year]
-        cut = image_input.cut(path, self.encoding, self._index.tiles, label)
+        reach = 1.0 if len(self._angles) == 1 else math.sqrt(2)
+        cut = image_input.cut(path, self.encoding, self._index.tiles, label, reach)
         self._progress(cut.remark)
         if self.encoding.form.label_channels:
             self._progress("the query has no labels: its label channels are set to unknown")
-        return Query(path, epsg=cut.epsg, x=cut.x, y=cut.y, pixels=cut.pixels)
+        return Query(path, epsg=cut.epsg, x=cut.x, y=cut.y, pixels=cut.pixels, around=cut.around)
 
     def vectors(self, queries: Sequence[Query]) -> Iterator[NDArray[np.float32]]:
-        """The descriptor (d,) of each query; images are described in one batch."""
-        images = [query.pixels for query in queries if query.pixels is not None]
-        described: Iterator[NDArray[np.float32]] = iter(())
-        if images:
+        """Descriptors (turns, d) of each query; all turns of all queries are one batch.
+
+        A tile that is not turned has the descriptor that it has in the index.
+        """
+        tiles, years = [], []
+        for query in queries:
+            views = self._views(query)
+            tiles += views
+            years += [self._year_of(query)] * len(views)
+        described: NDArray[np.float32] | None = None
+        if tiles:
             from geomatch import image_input
 
-            described = iter(
-                image_input.describe_pixels(
-                    self.encoding, np.stack(images), self._index.manifest, self._year
-                )
+            described = image_input.describe_pixels(
+                self.encoding, np.stack(tiles), self._index.manifest, years
             )
+        start = 0
         for query in queries:
-            if query.position is None:
-                yield next(described)
-            else:
-                yield self._index.vectors.vector(query.position)
+            stored = [] if query.position is None else [self._index.vectors.vector(query.position)]
+            stop = start + len(self._angles) - len(stored)
+            fresh = [] if described is None else [*described[start:stop]]
+            yield np.stack([*stored, *fresh])
+            start = stop
+
+    def _views(self, query: Query) -> list[NDArray[np.uint8]]:
+        """What of a query is to be described: its turns; a tile needs no first one."""
+        if query.position is not None and len(self._angles) == 1:
+            return []
+        from geomatch.querying.turns import turned
+
+        tiles = self._index.tiles
+        if query.pixels is not None and query.around is not None:
+            upright, around = [query.pixels], query.around
+        else:
+            upright, around = [], self._store.read(np.array([query.store_row]))[0]
+        size, channels = self.encoding.form.size, tiles.channels.image
+        return upright + [turned(around, angle, size, channels) for angle in self._angles[1:]]
+
+    @cached_property
+    def _store(self) -> TileStore:
+        return TileStore.open(self._index.project.pixels)
+
+    def _year_of(self, query: Query) -> int | None:
+        return self._year if query.position is None else self._index.year_code(query.year or "")
 
 
 def _check_degrees(lon: float, lat: float) -> None:
