@@ -79,9 +79,12 @@ def query_each(
     years = [index.year_code(year) for year in options.years]
     from_code = index.year_code(options.from_year) if options.from_year else None
     if options.geojson or options.gpkg:
-        index.check_ground("--geojson" if options.geojson else "--gpkg")
+        option = "--geojson" if options.geojson else "--gpkg"
+        index.check_ground(f"{option} needs footprints", "Write --csv FILE instead.")
+    if options.scales:
+        index.check_ground("a scan needs tiles with a place", "Ask without --gsd and --scales.")
     angles = turns.angles(options.rotate)
-    finder = Targets(index, from_code, angles, progress)
+    finder = Targets(index, from_code, angles, bool(options.scales), progress)
     answered: list[Matches] = []
     remaining = (found for target in targets for found in _find(finder, target))
     while found := list(islice(remaining, CHUNK)):
@@ -90,8 +93,13 @@ def query_each(
             if isinstance(each, Unanswered):
                 yield each
                 continue
-            result = _answer(index, each, next(vectors), angles, options, years)
-            answered += [result] if options.files else []
+            result: Matches | Unanswered
+            if each.is_scan:
+                result = _locate(index, each, finder, angles, options, years)
+            else:
+                result = _answer(index, each, next(vectors), angles, options, years)
+            if options.files and isinstance(result, Matches):
+                answered.append(result)
             yield result
     if answered:
         _write(index, answered, options)
@@ -148,6 +156,68 @@ def _answer(
     best = order[np.sort(first)[: options.top]]
     degrees = [angles[code] for code in turn[best]] if options.rotate else [None] * len(best)
     return _matches(index, query, scores.ravel()[best], positions.ravel()[best], degrees)
+
+
+def _locate(
+    index: OpenIndex,
+    query: Query,
+    finder: Targets,
+    angles: Sequence[float],
+    options: Options,
+    years: Sequence[int],
+) -> Matches | Unanswered:
+    """The places where a scan may lie."""
+    from geomatch.geo.footprints import lonlat
+    from geomatch.querying import scan, votes
+
+    assert query.pixels is not None
+    tiles, gsds = index.tiles, options.scales
+    poses = [scan.Pose(angle, gsd) for gsd in gsds for angle in angles]
+    cut = scan.windows(query.pixels, poses, tiles.size, tiles.gsd or 0.0)
+    searched = years or range(len(index.manifest.years))
+    found = votes.locate(index, cut, finder.describe, searched, options.top)
+    if not found:
+        at = ", ".join(f"{gsd:g}" for gsd in gsds)
+        return Unanswered(
+            query.name,
+            GeomatchError(
+                f"{query.name} has nothing to go by at {at} m per pixel",
+                f"It must be larger than a tile of {tiles.size * (tiles.gsd or 0):g} m, and not "
+                "blank: give other --scales.",
+            ),
+        )
+    weights = np.array([place.weight for place in found])
+    found = found[: options.top]
+    epsg = np.array([place.epsg for place in found])
+    degrees = lonlat(epsg, np.array([(place.x, place.y) for place in found]))
+    rows = index.rows.take([place.tile for place in found])
+    matches = [
+        Match(
+            query=query.name,
+            rank=rank,
+            tile=row["id"],
+            year=row["year"],
+            score=place.score,
+            lon=lon,
+            lat=lat,
+            distance_m=None,
+            turn=place.pose.turn,
+            gsd=place.pose.gsd,
+            confidence=max(0.0, 1 - np.delete(weights, rank - 1).max(initial=0) / place.weight),
+            agreeing=place.agreeing,
+            windows=place.windows,
+        )
+        for rank, (place, row, (lon, lat)) in enumerate(
+            zip(found, rows, degrees.tolist(), strict=True), 1
+        )
+    ]
+    return Matches(
+        query=query,
+        matches=tuple(matches),
+        rows=tuple(row["store_row"] for row in rows),
+        centres=tuple((place.epsg, place.x, place.y) for place in found),
+        places=tuple(found),
+    )
 
 
 def _matches(

@@ -109,6 +109,20 @@ def query(
             metavar="[DEGREES]",
         ),
     ] = None,
+    gsd: Annotated[
+        float | None,
+        typer.Option(
+            help="Metres per pixel of an image that is a scan of a larger area: where it lies.",
+            metavar="METRES",
+        ),
+    ] = None,
+    scales: Annotated[
+        str | None,
+        typer.Option(
+            help="The same where that is unknown; all of them are tried: 0.25,0.5,1,2.",
+            metavar="METRES,...",
+        ),
+    ] = None,
     name: Annotated[
         str | None,
         typer.Option("--index", help="Index to search; by default that of the latest embeddings."),
@@ -159,6 +173,7 @@ def query(
         same_year=same_year,
         from_year=from_year,
         rotate=rotate,
+        scales=_scales(gsd, scales),
         index=name,
         build=build,
         csv=as_csv,
@@ -200,6 +215,20 @@ class Query(TyperCommand):
         return super().parse_args(ctx, args)
 
 
+def _scales(gsd: float | None, scales: str | None) -> tuple[float, ...]:
+    """The scales of `--gsd` or `--scales`."""
+    if gsd is not None and scales is not None:
+        raise UsageError("--gsd and --scales cannot be combined")
+    if scales is None:
+        return () if gsd is None else (gsd,)
+    try:
+        return tuple(map(float, scales.split(",")))
+    except ValueError as error:
+        raise UsageError(
+            f"--scales {scales} is no list of metres per pixel", "For example: 0.25,0.5,1,2"
+        ) from error
+
+
 def _listed(targets: Sequence[str]) -> Iterator[str]:
     """Targets, with the lines of stdin in place of "-"."""
     for target in targets:
@@ -220,13 +249,18 @@ def _show(matches: Sequence[Mapping[str, Any]], name: str) -> None:
     columns |= {key: column(key, ".6f") for key in ("lon", "lat")}
     columns["distance (m)"] = column("distance_m", ".0f")
     columns["turn"] = column("turn", "g")
+    columns |= {"m/px": column("gsd", "g"), "confidence": column("confidence", ".2f")}
+    columns["windows"] = [
+        f"{match['agreeing']}/{match['windows']}" if "windows" in match else None
+        for match in matches
+    ]
     # Images without years or georeference leave columns empty.
     shown = {title: values for title, values in columns.items() if set(values) != {None}}
     console.table(
         f"{name}: nearest tiles",
         tuple(shown),
         list(zip(*shown.values(), strict=True)),
-        numbers=("rank", "score", "lon", "lat", "distance (m)", "turn"),
+        numbers=("rank", "score", "lon", "lat", "distance (m)", "turn", "m/px", "confidence"),
     )
 
 

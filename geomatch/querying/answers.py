@@ -7,6 +7,7 @@ from typing import Any
 
 from geomatch.errors import GeomatchError
 from geomatch.querying.targets import Query
+from geomatch.querying.votes import Place
 from geomatch.records import OPTIONAL, Record
 
 
@@ -20,6 +21,10 @@ class Match(Record):
         distance_m: metres between tile centres; None if the query or the tiles have no real place.
         turn: degrees by which the query is turned counter-clockwise for this answer, if it was to
             be turned.
+        gsd: of a scan, metres per pixel.
+        confidence: of a scan, 1 less the votes for the best other place as a share of those for
+            this one, at least 0.
+        agreeing, windows: of a scan, how many of its windows vote for this place, and of how many.
     """
 
     query: str
@@ -31,6 +36,10 @@ class Match(Record):
     lat: float | None
     distance_m: float | None
     turn: float | None = field(default=None, metadata=OPTIONAL)
+    gsd: float | None = field(default=None, metadata=OPTIONAL)
+    confidence: float | None = field(default=None, metadata=OPTIONAL)
+    agreeing: int | None = field(default=None, metadata=OPTIONAL)
+    windows: int | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -42,12 +51,14 @@ class Matches:
         rows: rows of the answers in the pixel store.
         centres: EPSG code, x and y of the centre of each answer; all None without
             georeference.
+        places: of a scan, the place of each answer, whose tile is the one nearest to it.
     """
 
     query: Query
     matches: tuple[Match, ...]
     rows: tuple[int, ...]
     centres: tuple[tuple[int | None, float | None, float | None], ...]
+    places: tuple[Place, ...] = ()
 
     def as_json(self) -> list[dict[str, Any]]:
         """A list of plain dictionaries."""

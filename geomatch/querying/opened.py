@@ -69,17 +69,17 @@ class OpenIndex:
         found = [self.vectors.search(vector, years, k) for vector in vectors]
         return np.stack([scores for scores, _ in found]), np.stack([at for _, at in found])
 
-    def check_ground(self, option: str) -> None:
-        """Check that tiles have footprints, which an option needs.
+    def check_ground(self, need: str, hint: str) -> None:
+        """Check that tiles have a place on the ground.
+
+        Args:
+            need: what needs one, for the message.
 
         Raises:
             UsageError: they have no georeference.
         """
         if not self.tiles.on_ground:
-            raise UsageError(
-                f"{option} needs footprints, but the images have no georeference",
-                "Write --csv FILE instead.",
-            )
+            raise UsageError(f"{need}, but the images have no georeference", hint)
 
 
 def wanted(project: Project, name: str | None) -> tuple[str, bool]:

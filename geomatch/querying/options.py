@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ class Options:
         from_year: year of the tile to take at a point, and of an image; by default the newest.
         rotate: degrees between turns in which the query is searched; 90 for quarter turns. The best
             turn counts for each answer.
+        scales: metres per pixel of images that are scans of a larger area, of which every one is
+            tried; none if images are tiles.
         index: name of the index; by default that of the latest embeddings, or the latest index
             where that is newer.
         build: make an index that is missing or stale.
@@ -34,6 +37,7 @@ class Options:
     same_year: bool = False
     from_year: str | None = None
     rotate: float | None = None
+    scales: tuple[float, ...] = ()
     index: str | None = None
     build: bool = True
     csv: Path | None = None
@@ -44,6 +48,9 @@ class Options:
     def __post_init__(self) -> None:
         if self.top < 1:
             raise UsageError(f"--top {self.top}: must be at least 1")
+        for scale in self.scales:
+            if not 0 < scale < math.inf:
+                raise UsageError(f"{scale:g} m per pixel is no scale", "For example: --gsd 0.5")
 
     @property
     def files(self) -> tuple[Path, ...]:
