@@ -14,7 +14,7 @@ from geomatch import config
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project
-from geomatch.querying import turns
+from geomatch.querying import feedback, turns
 from geomatch.querying.answers import Match, Matches, Unanswered
 from geomatch.querying.opened import OpenIndex, wanted
 from geomatch.querying.options import Options
@@ -78,6 +78,7 @@ def query_each(
     index = OpenIndex.open(project, options.index)
     years = [index.year_code(year) for year in options.years]
     from_code = index.year_code(options.from_year) if options.from_year else None
+    index.positions((*options.like, *options.unlike))  # before anything is computed
     if options.geojson or options.gpkg:
         option = "--geojson" if options.geojson else "--gpkg"
         index.check_ground(f"{option} needs footprints", "Write --csv FILE instead.")
@@ -147,15 +148,40 @@ def _answer(
     if not years:
         own = None if options.same_year else query.year
         years = [code for code, year in enumerate(index.manifest.years) if year != own]
-    scores, positions = index.search(vectors, years, options.top + 1)
+    liked, unliked = (index.positions(ids) for ids in (options.like, options.unlike))
+    if liked or unliked:
+        vectors = feedback.rocchio(
+            index.comparable(vectors), index.vectors_at(liked), index.vectors_at(unliked)
+        )
+    excluded = [query.position, *unliked]
+    scores, positions, won = _nearest(index, vectors, years, excluded, options.top)
+    if options.expand:
+        _, first, turn = _nearest(index, vectors, years, excluded, options.expand)
+        chosen = index.comparable(vectors)[turn[0]]
+        expanded = feedback.expand(chosen, index.vectors_at(first.tolist()))
+        scores, positions, won = _nearest(index, expanded[None], years, excluded, options.top)
+        won += turn[0]
+    degrees = [angles[code] for code in won] if options.rotate else [None] * len(won)
+    return _matches(index, query, scores, positions, degrees)
+
+
+def _nearest(
+    index: OpenIndex,
+    vectors: NDArray[np.float32],
+    years: Sequence[int],
+    excluded: Sequence[int | None],
+    top: int,
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+    """Scores, positions and best turns of the tiles that are nearest to any turn (turns, d)."""
+    scores, positions = index.search(vectors, years, top + len(excluded))
     turn = np.repeat(np.arange(len(vectors)), positions.shape[1])
     order = np.argsort(-scores, axis=None, kind="stable")
-    order = order[positions.ravel()[order] != query.position]
+    out = [position for position in excluded if position is not None]
+    order = order[~np.isin(positions.ravel()[order], out)]
     # The best of a tile's turns is its first.
     _, first = np.unique(positions.ravel()[order], return_index=True)
-    best = order[np.sort(first)[: options.top]]
-    degrees = [angles[code] for code in turn[best]] if options.rotate else [None] * len(best)
-    return _matches(index, query, scores.ravel()[best], positions.ravel()[best], degrees)
+    best = order[np.sort(first)[:top]]
+    return scores.ravel()[best], positions.ravel()[best], turn[best]
 
 
 def _locate(

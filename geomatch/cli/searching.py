@@ -123,6 +123,18 @@ def query(
             metavar="METRES,...",
         ),
     ] = None,
+    expand: Annotated[
+        int,
+        typer.Option(help="Search again with the query averaged with its first answers: so many."),
+    ] = 0,
+    like: Annotated[
+        list[str] | None,
+        typer.Option(help="An answer that is right: search for more like it.", metavar="ID"),
+    ] = None,
+    unlike: Annotated[
+        list[str] | None,
+        typer.Option(help="An answer that is wrong: leave it out, and its like.", metavar="ID"),
+    ] = None,
     name: Annotated[
         str | None,
         typer.Option("--index", help="Index to search; by default that of the latest embeddings."),
@@ -174,6 +186,9 @@ def query(
         from_year=from_year,
         rotate=rotate,
         scales=_scales(gsd, scales),
+        expand=expand,
+        like=tuple(like or ()),
+        unlike=tuple(unlike or ()),
         index=name,
         build=build,
         csv=as_csv,
@@ -182,6 +197,8 @@ def query(
         sheet=sheet,
     )
     several = len(target) > 1 or target == ["-"] or is_several(target[0])
+    if several and (like or unlike):
+        raise UsageError("--like and --unlike are about one query", "Give one target.")
     answered = failed = 0
     with console.progress(quiet) as progress:
         answers = query_each(opened, _listed(target), options, settings=wanted, progress=progress)

@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 
 from geomatch.data import embeddings
 from geomatch.data.index_rows import IndexRows
-from geomatch.errors import StaleError, UsageError
+from geomatch.errors import GeomatchError, StaleError, UsageError
 from geomatch.manifests import IndexManifest, TileManifest
 from geomatch.project import Project, latest
+from geomatch.search.exact import unit
 from geomatch.search.flat import FlatIndex
+
+NONE = np.empty((0, 0), np.float32)
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,27 @@ class OpenIndex:
         """
         found = [self.vectors.search(vector, years, k) for vector in vectors]
         return np.stack([scores for scores, _ in found]), np.stack([at for _, at in found])
+
+    def positions(self, ids: Sequence[str]) -> list[int]:
+        """The positions of tiles.
+
+        Raises:
+            GeomatchError: an id is not in the index.
+        """
+        found = []
+        for name in ids:
+            if (position := self.rows.find(name)) is None:
+                raise GeomatchError(f"{name} is no tile of the index", "Give the id of an answer.")
+            found.append(position)
+        return found
+
+    def vectors_at(self, positions: Sequence[int]) -> NDArray[np.float32]:
+        """The descriptors (n, d) at positions; their directions if the metric is cosine."""
+        return np.stack([self.vectors.vector(each) for each in positions]) if positions else NONE
+
+    def comparable(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Descriptors (n, d) in the form of those of the index."""
+        return unit(vectors) if self.manifest.metric == "cosine" else vectors
 
     def check_ground(self, need: str, hint: str) -> None:
         """Check that tiles have a place on the ground.

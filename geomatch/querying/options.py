@@ -22,6 +22,10 @@ class Options:
             turn counts for each answer.
         scales: metres per pixel of images that are scans of a larger area, of which every one is
             tried; none if images are tiles.
+        expand: number of first answers that a query is averaged with and searched again; see
+            `feedback.expand`.
+        like, unlike: ids of answers that are confirmed and rejected, for one query; see
+            `feedback.rocchio`. Rejected ones are no answers any more.
         index: name of the index; by default that of the latest embeddings, or the latest index
             where that is newer.
         build: make an index that is missing or stale.
@@ -38,6 +42,9 @@ class Options:
     from_year: str | None = None
     rotate: float | None = None
     scales: tuple[float, ...] = ()
+    expand: int = 0
+    like: tuple[str, ...] = ()
+    unlike: tuple[str, ...] = ()
     index: str | None = None
     build: bool = True
     csv: Path | None = None
@@ -48,6 +55,10 @@ class Options:
     def __post_init__(self) -> None:
         if self.top < 1:
             raise UsageError(f"--top {self.top}: must be at least 1")
+        if self.expand < 0:
+            raise UsageError(f"--expand {self.expand}: must not be negative")
+        if self.scales and (self.expand or self.like or self.unlike):
+            raise UsageError("--expand, --like and --unlike are for tiles, not for scans")
         for scale in self.scales:
             if not 0 < scale < math.inf:
                 raise UsageError(f"{scale:g} m per pixel is no scale", "For example: --gsd 0.5")
