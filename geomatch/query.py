@@ -115,8 +115,8 @@ def _made(
         from geomatch.index import index
 
         progress(f"the index of {name} is missing or stale: making it")
-        metric = (settings or config.load(project.config)).index.metric
-        index(project, run=name, metric=metric, progress=progress)
+        chosen = (settings or config.load(project.config)).index
+        index(project, run=name, settings=chosen, progress=progress)
     return name
 
 

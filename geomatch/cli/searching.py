@@ -65,17 +65,23 @@ def embed(
 def index(
     project: ProjectFolder = HERE,
     run: Embeddings = None,
+    whiten: Annotated[
+        bool | None,
+        typer.Option(
+            "--whiten/--no-whiten", help="PCA-whiten descriptors, as fitted on training tiles."
+        ),
+    ] = None,
     settings: Settings = None,
     quiet: Quiet = False,
 ) -> None:
     """Index embeddings for queries."""
     from geomatch.cli import console
 
-    opened, wanted = open_project(project, settings)
+    opened, wanted = open_project(project, settings, {"index.whiten": whiten})
     from geomatch.index import index as stage
 
     with console.progress(quiet) as progress:
-        made = stage(opened, run=run, metric=wanted.index.metric, progress=progress)
+        made = stage(opened, run=run, settings=wanted.index, progress=progress)
     console.note(f"{made.tiles} tiles in {made.folder}")
 
 
@@ -86,7 +92,7 @@ def query(
             help="A tile id, LON,LAT or an image file; for several at once also W,S,E,N (the tiles "
             "whose centres are in that box of degrees), a folder or glob of images, or - for a "
             "list on stdin, one a line.",
-            metavar="TARGET...",
+            metavar="TARGET",
         ),
     ],
     project: ProjectFolder = HERE,

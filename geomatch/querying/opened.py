@@ -16,6 +16,7 @@ from geomatch.manifests import IndexManifest, TileManifest
 from geomatch.project import Project, latest
 from geomatch.search.exact import unit
 from geomatch.search.flat import FlatIndex
+from geomatch.search.whitening import WHITENING, Whitening
 
 NONE = np.empty((0, 0), np.float32)
 
@@ -29,6 +30,7 @@ class OpenIndex:
     rows: IndexRows
     manifest: IndexManifest
     tiles: TileManifest
+    whitening: Whitening | None = None
 
     @classmethod
     def open(cls, project: Project, name: str | None) -> Self:
@@ -45,7 +47,9 @@ class OpenIndex:
         manifest = _fresh_manifest(project, name)
         folder = project.indexes / name
         vectors = FlatIndex(folder, manifest.counts, manifest.metric)
-        return cls(project, vectors, IndexRows(folder), manifest, project.tile_manifest())
+        rows, tiles = IndexRows(folder), project.tile_manifest()
+        whitening = Whitening.load(folder / WHITENING) if manifest.whitened else None
+        return cls(project, vectors, rows, manifest, tiles, whitening)
 
     def year_code(self, year: str) -> int:
         """The code of a year.

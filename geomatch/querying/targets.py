@@ -253,7 +253,9 @@ class Targets:
         from geomatch import image_input
 
         years = [self._year] * len(tiles) if years is None else years
-        return image_input.describe_pixels(self.encoding, tiles, self._index.manifest, years)
+        index = self._index
+        vectors = image_input.describe_pixels(self.encoding, tiles, index.manifest, years)
+        return vectors if index.whitening is None else index.whitening(vectors)
 
     def _views(self, query: Query) -> list[NDArray[np.uint8]]:
         """What of a query is to be described: its turns; a tile needs no first one."""
