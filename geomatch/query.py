@@ -20,8 +20,8 @@ from geomatch.querying.opened import OpenIndex, wanted
 from geomatch.querying.options import Options
 from geomatch.querying.targets import Query, Targets, is_several
 
-CHUNK = 32
-"""Targets that are described at a time."""
+CHUNK, VIEWS = 32, 256
+"""Targets that are described at a time, and how often they are turned in all, at most."""
 
 
 def query(
@@ -88,7 +88,8 @@ def query_each(
     finder = Targets(index, from_code, angles, bool(options.scales), progress)
     answered: list[Matches] = []
     remaining = (found for target in targets for found in _find(finder, target))
-    while found := list(islice(remaining, CHUNK)):
+    together = 1 if options.scales else max(1, min(CHUNK, VIEWS // len(angles)))
+    while found := list(islice(remaining, together)):
         vectors = finder.vectors([each for each in found if isinstance(each, Query)])
         for each in found:
             if isinstance(each, Unanswered):
@@ -155,7 +156,7 @@ def _answer(
         )
     excluded = [query.position, *unliked]
     scores, positions, won = _nearest(index, vectors, years, excluded, options.top)
-    if options.expand:
+    if options.expand and len(positions):
         _, first, turn = _nearest(index, vectors, years, excluded, options.expand)
         chosen = index.comparable(vectors)[turn[0]]
         expanded = feedback.expand(chosen, index.vectors_at(first.tolist()))
