@@ -16,6 +16,7 @@ from geomatch.data import index_rows
 from geomatch.data.embeddings import DescriptorFile
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import GeomatchError
+from geomatch.evaluation import no_match
 from geomatch.geo import footprints
 from geomatch.manifests import IndexManifest
 from geomatch.progress import ProgressCallback, silent
@@ -76,6 +77,8 @@ def index(
             flat.write(partial, year, _of_year(rows, tiles, year), chosen)
             progress(f"indexed {counts[year]} tiles" + (f" of {label}" if label else ""))
         index_rows.write(partial, tiles, footprints.lonlat)
+        if known := no_match.reference(rows, chosen, tiles):
+            known.confidence().save(partial)
         manifest = IndexManifest(
             name=name,
             tiles=origin.tiles,

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomatch import config
+from geomatch.data.confidence import ANSWERS
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project
@@ -155,15 +156,26 @@ def _answer(
             index.comparable(vectors), index.vectors_at(liked), index.vectors_at(unliked)
         )
     excluded = [query.position, *unliked]
-    scores, positions, won = _nearest(index, vectors, years, excluded, options.top)
+    # What a probability says holds for the scores of a query as it is.
+    is_changed = options.rotate or options.expand or liked or unliked
+    confidence = None if is_changed else index.confidence
+    most = max(options.top, options.expand, ANSWERS if confidence else 0)
+    scores, positions, won = _nearest(index, vectors, years, excluded, most)
     if options.expand and len(positions):
-        _, first, turn = _nearest(index, vectors, years, excluded, options.expand)
-        chosen = index.comparable(vectors)[turn[0]]
-        expanded = feedback.expand(chosen, index.vectors_at(first.tolist()))
+        chosen = index.comparable(vectors)[won[0]]
+        expanded = feedback.expand(chosen, index.vectors_at(positions[: options.expand].tolist()))
+        turn = won[0]
         scores, positions, won = _nearest(index, expanded[None], years, excluded, options.top)
-        won += turn[0]
-    degrees = [angles[code] for code in won] if options.rotate else [None] * len(won)
-    return _matches(index, query, scores, positions, degrees)
+        won += turn
+    judgement = confidence and confidence.judge(scores, options.fpr)
+    shown = slice(options.top)
+    degrees = [angles[code] if options.rotate else None for code in won[shown]]
+    found = _matches(index, query, scores[shown], positions[shown], degrees)
+    if judgement:
+        pairs = zip(found.matches, judgement.probability, strict=False)
+        judged = (replace(m, probability=p, match=judgement.is_match) for m, p in pairs)
+        found = replace(found, matches=tuple(judged))
+    return found
 
 
 def _nearest(
@@ -265,7 +277,17 @@ def _matches(
         to_epsg = np.array([row["epsg"] for row in answers], np.int64)
         distances = distance(from_epsg, from_xy, to_epsg, to_xy).tolist()
     found = [
-        Match(query.name, rank, row["id"], row["year"], score, row["lon"], row["lat"], metres, turn)
+        Match(
+            query=query.name,
+            rank=rank,
+            tile=row["id"],
+            year=row["year"],
+            score=score,
+            lon=row["lon"],
+            lat=row["lat"],
+            distance_m=metres,
+            turn=turn,
+        )
         for rank, (score, row, metres, turn) in enumerate(
             zip(scores.tolist(), answers, distances, turns, strict=True), 1
         )

@@ -30,6 +30,7 @@ from geomatch.search import flat
 from geomatch.search.whitening import whitening
 
 KEYS = ["query", "rank", "tile", "year", "score", "lon", "lat", "distance_m"]
+KEYS += ["probability", "match"]
 
 
 @pytest.fixture(scope="module")

@@ -145,6 +145,12 @@ def query(
         str | None,
         typer.Option("--index", help="Index to search; by default that of the latest embeddings."),
     ] = None,
+    fpr: Annotated[
+        float,
+        typer.Option(
+            help="Share of queries without a match that may get one; others print: no match."
+        ),
+    ] = 0.01,
     build: Annotated[
         bool,
         typer.Option(
@@ -196,6 +202,7 @@ def query(
         like=tuple(like or ()),
         unlike=tuple(unlike or ()),
         index=name,
+        fpr=fpr,
         build=build,
         csv=as_csv,
         geojson=geojson,
@@ -268,7 +275,7 @@ def _show(matches: Sequence[Mapping[str, Any]], name: str) -> None:
         values = [match.get(key) for match in matches]
         return [format(v, form) if form and v is not None else v for v in values]
 
-    columns = {key: column(key) for key in ("rank", "tile", "year", "score")}
+    columns = {key: column(key) for key in ("rank", "tile", "year", "score", "probability")}
     columns |= {key: column(key, ".6f") for key in ("lon", "lat")}
     columns["distance (m)"] = column("distance_m", ".0f")
     columns["turn"] = column("turn", "g")
@@ -279,11 +286,15 @@ def _show(matches: Sequence[Mapping[str, Any]], name: str) -> None:
     ]
     # Images without years or georeference leave columns empty.
     shown = {title: values for title, values in columns.items() if set(values) != {None}}
+    is_none = any(match["match"] is False for match in matches)
     console.table(
-        f"{name}: nearest tiles",
+        f"{name}: no match; nearest tiles" if is_none else f"{name}: nearest tiles",
         tuple(shown),
         list(zip(*shown.values(), strict=True)),
-        numbers=("rank", "score", "lon", "lat", "distance (m)", "turn", "m/px", "confidence"),
+        numbers=(
+            *("rank", "score", "probability", "lon", "lat", "distance (m)"),
+            *("turn", "m/px", "confidence"),
+        ),
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomatch.data import embeddings
+from geomatch.data.confidence import Confidence
 from geomatch.data.index_rows import IndexRows
 from geomatch.errors import GeomatchError, StaleError, UsageError
 from geomatch.manifests import IndexManifest, TileManifest
@@ -30,6 +31,7 @@ class OpenIndex:
     rows: IndexRows
     manifest: IndexManifest
     tiles: TileManifest
+    confidence: Confidence | None
     whitening: Whitening | None = None
 
     @classmethod
@@ -48,8 +50,9 @@ class OpenIndex:
         folder = project.indexes / name
         vectors = FlatIndex(folder, manifest.counts, manifest.metric)
         rows, tiles = IndexRows(folder), project.tile_manifest()
+        confidence = Confidence.load(folder)
         whitening = Whitening.load(folder / WHITENING) if manifest.whitened else None
-        return cls(project, vectors, rows, manifest, tiles, whitening)
+        return cls(project, vectors, rows, manifest, tiles, confidence, whitening)
 
     def year_code(self, year: str) -> int:
         """The code of a year.
