@@ -247,7 +247,7 @@ def _write_gpkg(path: Path, found: Changes) -> None:
             columns = {name: [row[name] for row in rows] for name in rows[0]}
             yield Layer("places", footprints.rings(tiles.epsg, tiles.bounds(), crs), columns)
 
-    write(path, layers(), "GPKG", "EPSG:4326" if crs == CRS84 else crs)
+    write(path, layers(), "GPKG", crs)
 
 
 def _write_csv(path: Path, found: Changes) -> None:
