@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from geomatch.data.filters import Filter
 from geomatch.errors import GeomatchError
 from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project
@@ -55,7 +56,13 @@ def query_each(
     Raises:
         GeomatchError: there is no index, or it is stale.
     """
-    index = OpenIndex.open(project, options.index)
+    with OpenIndex.open(project, options.index) as index:
+        yield from _answers(index, targets, options, progress)
+
+
+def _answers(
+    index: OpenIndex, targets: Iterable[str], options: Options, progress: ProgressCallback
+) -> Iterator[Matches | Unanswered]:
     years = [index.year_code(year) for year in options.years]
     from_code = index.year_code(options.from_year) if options.from_year else None
     finder = Targets(index, from_code, progress)
@@ -73,7 +80,7 @@ def query_each(
                 answered.append(result)
             yield result
     if options.sheet and answered:
-        _draw(project, answered, options.sheet)
+        _draw(index.project, answered, options.sheet)
 
 
 def _find(finder: Targets, target: str) -> Query | Unanswered:
@@ -93,9 +100,9 @@ def _answer(
     if not years:
         every_year = options.same_year or index.manifest.years == ("",)
         years = [y for y in range(len(index.manifest.years)) if every_year or y != query.year]
-    scores, positions = index.vectors.search(vector, years, options.top + 1)
-    keep = np.flatnonzero(positions != query.position)[: options.top]
-    return _matches(index, query, scores[keep], positions[keep])
+    wanted = Filter(years=tuple(years), without=query.position)
+    scores, positions = index.vectors.search(vector[None], options.top, wanted)
+    return _matches(index, query, scores[0], positions[0])
 
 
 def _matches(

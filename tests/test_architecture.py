@@ -42,7 +42,7 @@ ROOMS = {
     "init": "errors config project",
     "geo": "errors",
     "data": "errors manifests project records geo.grid",
-    "search": "errors data",
+    "search": "errors manifests data",
     "nn": "errors config",
     "report": "errors manifests project data",
     "runs": "errors manifests config project nn",
@@ -54,9 +54,9 @@ ROOMS = {
     "train": "errors manifests progress config project data nn report runs training",
     # An encoder that needs no training is a run of no steps, which `training.setup` begins.
     "embed": "errors manifests progress config project geo data nn runs training.setup",
-    "index": "errors manifests progress project geo data search",
+    "index": "errors manifests progress config project geo data search",
     "querying": "errors manifests progress records project geo data search runs image_input",
-    "query": "errors progress project geo querying report",
+    "query": "errors progress project geo data querying report",
     "evaluate": "errors progress config project data search report evaluation",
     "compare": "errors manifests progress project data search evaluation image_input",
     "export": "errors config project data nn runs",
@@ -83,7 +83,7 @@ room further down this table."""
 LIBRARIES = {
     "geo": "numpy rasterio pyogrio shapely scipy",
     "data": "numpy pyarrow shapely tensorstore",
-    "search": "numpy faiss",
+    "search": "numpy faiss pyarrow shapely psycopg",
     "nn": "numpy jax flax optax orbax h5py safetensors onnx onnxruntime openvino nncf",
     "report": "numpy PIL matplotlib sklearn tensorboardX",
     "runs": "numpy jax",
@@ -116,6 +116,7 @@ ONLY = {
     "optax": {"nn.optimizers", "nn.step"},
     "rich": {"cli.console"},
     "optuna": {"tune"},
+    "psycopg": {"search.pgvector"},
 }
 """Libraries of one module."""
 
@@ -220,7 +221,8 @@ def test_rooms_within_rooms():
     for name in ("geo.grid", "search.metrics", "evaluation.oxford", "evaluation.bootstrap"):
         assert outside(modules[name]) == {"numpy"}, name
     # A ranking is measured from arrays; the protocol alone joins it to tiles.
-    assert users_of("search", "data") == {"search.protocol"}
+    # Rows and filters are data; an index joins them to vectors.
+    assert users_of("search", "data") == {"search.protocol", "search.engines", "search.pgvector"}
     assert users_of("evaluation", "nn") == {"evaluation.baselines"}
 
 
@@ -268,7 +270,9 @@ def test_no_module_for_odds_and_ends():
         (("embed",), {"pyarrow", "rasterio", "faiss", "sklearn"}),
         (("data.tiles", "data.store", "data.ground_truth", "data.embeddings"), {"jax", "rasterio"}),
         (("training.sampler", "training.mining", "training.feed"), {"jax", "rasterio"}),
-        (("search.exact", "search.metrics", "search.flat", "search.protocol"), {"jax", "rasterio"}),
+        (("search.exact", "search.metrics", "search.protocol"), {"jax", "rasterio"}),
+        (("search.engines", "search.pgvector", "index", "query"), {"jax", "rasterio", "sklearn"}),
+        (("search.engines", "query"), {"scipy", "psycopg"}),
         (("geo.grid",), HEAVY - {"numpy"}),
         (("tile",), {"jax", "flax", "faiss", "sklearn"}),
     ],

@@ -62,18 +62,32 @@ def embed(
 def index(
     project: ProjectFolder = HERE,
     run: Embeddings = None,
+    engine: Annotated[
+        config.IndexKind | None,
+        typer.Option(help="How it is searched: exactly, or approximately for millions of tiles."),
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            help="Write it to a PostgreSQL database with pgvector: postgresql://USER@HOST/NAME.",
+            metavar="URL",
+        ),
+    ] = None,
     settings: Settings = None,
     quiet: Quiet = False,
 ) -> None:
     """Index embeddings for queries."""
     from geomatch.cli import console
 
-    opened, wanted = open_project(project, settings)
+    opened, wanted = open_project(project, settings, {"index.engine": engine})
     from geomatch.index import index as stage
 
     with console.progress(quiet) as progress:
-        made = stage(opened, run=run, metric=wanted.index.metric, progress=progress)
-    console.note(f"{made.tiles} tiles in {made.folder}")
+        made = stage(opened, run=run, settings=wanted.index, to=to, progress=progress)
+    console.note(f"{made.tiles} tiles in {made.where}")
+    if made.engine.queries:
+        found = f"{made.engine.recall:.3f} of {made.engine.queries} queries"
+        console.note(f"recall@5 against exact search: {found}")
 
 
 def query(

@@ -31,13 +31,12 @@ from rasterio.windows import Window
 
 from geomatch.errors import BadFileError, GeomatchError, UsageError, listed
 from geomatch.geo import collars, files, views
-from geomatch.geo.grid import Grid, utm_epsg
+from geomatch.geo.grid import CRS84, Grid, utm_epsg
 from geomatch.geo.views import Layout, Reading
 
 Bounds = tuple[float, float, float, float]
 Pixels = NDArray[np.uint8]
 
-CRS84 = "OGC:CRS84"
 GDAL_ERRORS = (RasterioError, CRSError, CPLE_BaseError)
 """What rasterio raises: its own errors, and GDAL's, which it hands on."""
 

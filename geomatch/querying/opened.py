@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
 
 from geomatch.data import embeddings
-from geomatch.data.index_rows import IndexRows
+from geomatch.data.index_rows import IndexRows, Rows
 from geomatch.errors import UsageError
 from geomatch.manifests import IndexManifest, TileManifest
 from geomatch.project import Project, latest
-from geomatch.search.flat import FlatIndex
+from geomatch.search import pgvector
+from geomatch.search.engines import LocalVectors, Vectors
 
 
 @dataclass(frozen=True)
@@ -18,29 +21,37 @@ class OpenIndex:
     """An open index of a project: its vectors, a row for each vector, and the manifests."""
 
     project: Project
-    vectors: FlatIndex
-    rows: IndexRows
+    vectors: Vectors
+    rows: Rows
     manifest: IndexManifest
     tiles: TileManifest
 
     @classmethod
-    def open(cls, project: Project, name: str | None) -> Self:
-        """Open an index.
+    @contextmanager
+    def open(cls, project: Project, name: str | None) -> Iterator[Self]:
+        """Open an index, and close it when the block ends.
 
         Args:
-            name: by default the latest.
+            name: or the URL of a database; by default the latest of the project.
 
         Raises:
             GeomatchError: there is none.
             StaleError: it is stale or damaged.
         """
+        tiles = project.tile_manifest()
+        if name is not None and pgvector.is_url(name):
+            with pgvector.connect(name) as connection:
+                found = pgvector.PostgresIndex(connection, tiles.fingerprint, name)
+                project.check_fresh(found.manifest)
+                yield cls(project, found, found, found.manifest, tiles)
+            return
         name = latest(project.index_names(), name, "index", "geomatch index")
         folder = project.indexes / name
         manifest = project.index_manifest(name)
         project.check_fresh(manifest)
         embeddings.check_index(manifest, project.embeddings / f"{name}.parquet")
-        vectors = FlatIndex(folder, manifest.counts, manifest.metric)
-        return cls(project, vectors, IndexRows(folder), manifest, project.tile_manifest())
+        rows = IndexRows(folder, manifest.counts)
+        yield cls(project, LocalVectors(folder, manifest, rows), rows, manifest, tiles)
 
     def year_code(self, year: str) -> int:
         """The code of a year.
