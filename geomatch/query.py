@@ -2,40 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from geomatch import config
 from geomatch.data.filters import Filter
-from geomatch.errors import GeomatchError
+from geomatch.errors import GeomatchError, UsageError
 from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project
+from geomatch.querying import feedback, filters, turns
 from geomatch.querying.answers import Match, Matches, Unanswered
-from geomatch.querying.opened import OpenIndex
+from geomatch.querying.opened import OpenIndex, wanted
 from geomatch.querying.options import Options
-from geomatch.querying.targets import Query, Targets
+from geomatch.querying.targets import Query, Targets, is_several
 
 CHUNK = 32
 """Targets that are described at a time."""
 
 
 def query(
-    project: Project, target: str, *, progress: ProgressCallback = silent, **options: Any
+    project: Project,
+    target: str,
+    *,
+    settings: config.Config | None = None,
+    progress: ProgressCallback = silent,
+    **options: Any,
 ) -> Matches:
     """Find the nearest tiles to a tile, a point or an image.
 
     Args:
-        target: a tile id, "LON,LAT", or the path of an image.
+        target: a tile id, "LON,LAT", or the path of an image; for several, see `query_each`.
+        settings: see `query_each`.
         options: fields of `querying.options.Options`, such as `top=5` and `years=("2010",)`.
 
     Raises:
         GeomatchError: there is no index, it is stale, or the target is not found.
     """
-    (found,) = query_each(project, [target], Options(**options), progress=progress)
+    if is_several(target):
+        raise UsageError(f"{target} stands for several queries", "Call query_each.")
+    asked = Options(**options)
+    (found,) = query_each(project, [target], asked, settings=settings, progress=progress)
     if isinstance(found, Unanswered):
         raise found.error
     return found
@@ -46,16 +57,25 @@ def query_each(
     targets: Iterable[str],
     options: Options,
     *,
+    settings: config.Config | None = None,
     progress: ProgressCallback = silent,
 ) -> Iterator[Matches | Unanswered]:
     """Answer queries one after another, with one start of the network.
+
+    Args:
+        targets: tile ids, points "LON,LAT" and paths of images; boxes "W,S,E,N" in degrees for the
+            tiles whose centres are in them, folders and globs for the images in them.
+        settings: how an index is made; by default as `geomatch.toml` says.
 
     Yields:
         For each target in order its answers, or why there are none.
 
     Raises:
-        GeomatchError: there is no index, or it is stale.
+        GeomatchError: there is no index and nothing to make it of.
+        StaleError: embeddings, or an index that is not to be made again, are stale.
     """
+    if options.build:
+        options = replace(options, index=_made(project, options.index, settings, progress))
     with OpenIndex.open(project, options.index) as index:
         yield from _answers(index, targets, options, progress)
 
@@ -63,50 +83,172 @@ def query_each(
 def _answers(
     index: OpenIndex, targets: Iterable[str], options: Options, progress: ProgressCallback
 ) -> Iterator[Matches | Unanswered]:
-    years = [index.year_code(year) for year in options.years]
+    passing = filters.passing(index, options)
     from_code = index.year_code(options.from_year) if options.from_year else None
-    finder = Targets(index, from_code, progress)
+    index.positions((*options.like, *options.unlike))  # before anything is computed
+    if options.geojson or options.gpkg:
+        option = "--geojson" if options.geojson else "--gpkg"
+        index.check_ground(f"{option} needs footprints", "Write --csv FILE instead.")
+    if options.scales:
+        index.check_ground("a scan needs tiles with a place", "Ask without --gsd and --scales.")
+    angles = turns.angles(options.rotate)
+    finder = Targets(index, from_code, angles, bool(options.scales), progress)
     answered: list[Matches] = []
-    remaining = iter(targets)
-    while chunk := list(islice(remaining, CHUNK)):
-        found = [_find(finder, target) for target in chunk]
+    remaining = (found for target in targets for found in _find(finder, target))
+    while found := list(islice(remaining, CHUNK)):
         vectors = finder.vectors([each for each in found if isinstance(each, Query)])
         for each in found:
             if isinstance(each, Unanswered):
                 yield each
                 continue
-            result = _answer(index, each, next(vectors), options, years)
-            if options.sheet:
+            result: Matches | Unanswered
+            if each.is_scan:
+                result = _locate(index, each, finder, angles, options, passing)
+            else:
+                result = _answer(index, each, next(vectors), angles, options, passing)
+            if options.files and isinstance(result, Matches):
                 answered.append(result)
             yield result
-    if options.sheet and answered:
-        _draw(index.project, answered, options.sheet)
+    if answered:
+        _write(index, answered, options)
 
 
-def _find(finder: Targets, target: str) -> Query | Unanswered:
+def _made(
+    project: Project, name: str | None, settings: config.Config | None, progress: ProgressCallback
+) -> str:
+    """The name of the index to search, which is made where it is missing or stale."""
+    name, is_fresh = wanted(project, name)
+    if not is_fresh and name in project.embedding_names():
+        from geomatch.index import index
+
+        progress(f"the index of {name} is missing or stale: making it")
+        settings = settings or config.load(project.config)
+        index(project, run=name, settings=settings.index, progress=progress)
+    return name
+
+
+def _find(finder: Targets, target: str) -> Iterator[Query | Unanswered]:
+    """What a target names, which may be many tiles or images."""
     try:
-        return finder.find(target)
+        for each in finder.each(target):
+            try:
+                yield finder.find(each)
+            except GeomatchError as error:
+                yield Unanswered(each, error)
     except GeomatchError as error:
-        return Unanswered(target, error)
+        yield Unanswered(target, error)
 
 
 def _answer(
     index: OpenIndex,
     query: Query,
-    vector: NDArray[np.float32],
+    vectors: NDArray[np.float32],
+    angles: Sequence[float],
     options: Options,
-    years: list[int],
+    passing: Filter,
 ) -> Matches:
-    if not years:
-        every_year = options.same_year or index.manifest.years == ("",)
-        years = [y for y in range(len(index.manifest.years)) if every_year or y != query.year]
-    wanted = Filter(years=tuple(years), without=query.position)
-    scores, positions = index.vectors.search(vector[None], options.top, wanted)
-    return _matches(index, query, scores[0], positions[0])
+    """The best answers to any turn of a query.
+
+    Args:
+        vectors: (turns, d).
+    """
+    liked, unliked = (index.positions(ids) for ids in (options.like, options.unlike))
+    if liked or unliked:
+        vectors = feedback.rocchio(
+            index.comparable(vectors), index.vectors_at(liked), index.vectors_at(unliked)
+        )
+    passing = filters.for_query(index, query, options, passing, unliked)
+    scores, positions, won = _nearest(index, vectors, passing, options.top)
+    if options.expand:
+        _, first, turn = _nearest(index, vectors, passing, options.expand)
+        chosen = index.comparable(vectors)[turn[0]]
+        expanded = feedback.expand(chosen, index.vectors_at(first.tolist()))
+        scores, positions, won = _nearest(index, expanded[None], passing, options.top)
+        won += turn[0]
+    degrees = [angles[code] for code in won] if options.rotate else [None] * len(won)
+    return _matches(index, query, scores, positions, degrees)
+
+
+def _nearest(
+    index: OpenIndex, vectors: NDArray[np.float32], passing: Filter, top: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+    """Scores, positions and best turns of the tiles that are nearest to any turn (turns, d)."""
+    scores, positions = index.vectors.search(vectors, top, passing)
+    turn = np.repeat(np.arange(len(vectors)), positions.shape[1])
+    order = np.argsort(-scores, axis=None, kind="stable")
+    # The best of a tile's turns is its first.
+    _, first = np.unique(positions.ravel()[order], return_index=True)
+    best = order[np.sort(first)[:top]]
+    return scores.ravel()[best], positions.ravel()[best], turn[best]
+
+
+def _locate(
+    index: OpenIndex,
+    query: Query,
+    finder: Targets,
+    angles: Sequence[float],
+    options: Options,
+    passing: Filter,
+) -> Matches | Unanswered:
+    """The places where a scan may lie."""
+    from geomatch.geo.footprints import lonlat
+    from geomatch.querying import scan, votes
+
+    assert query.pixels is not None
+    tiles, gsds = index.tiles, options.scales
+    poses = [scan.Pose(angle, gsd) for gsd in gsds for angle in angles]
+    cut = scan.windows(query.pixels, poses, tiles.size, tiles.gsd or 0.0)
+    found = votes.locate(index, cut, finder.describe, passing, options.top)
+    if not found:
+        at = ", ".join(f"{gsd:g}" for gsd in gsds)
+        return Unanswered(
+            query.name,
+            GeomatchError(
+                f"{query.name} has nothing to go by at {at} m per pixel",
+                f"It must be larger than a tile of {tiles.size * (tiles.gsd or 0):g} m, and not "
+                "blank: give other --scales.",
+            ),
+        )
+    weights = np.array([place.weight for place in found])
+    found = found[: options.top]
+    epsg = np.array([place.epsg for place in found])
+    degrees = lonlat(epsg, np.array([(place.x, place.y) for place in found]))
+    rows = index.rows.take([place.tile for place in found])
+    matches = [
+        Match(
+            query=query.name,
+            rank=rank,
+            tile=row["id"],
+            year=row["year"],
+            score=place.score,
+            lon=lon,
+            lat=lat,
+            distance_m=None,
+            turn=place.pose.turn,
+            gsd=place.pose.gsd,
+            confidence=max(0.0, 1 - np.delete(weights, rank - 1).max(initial=0) / place.weight),
+            agreeing=place.agreeing,
+            windows=place.windows,
+        )
+        for rank, (place, row, (lon, lat)) in enumerate(
+            zip(found, rows, degrees.tolist(), strict=True), 1
+        )
+    ]
+    return Matches(
+        query=query,
+        matches=tuple(matches),
+        rows=tuple(row["store_row"] for row in rows),
+        centres=tuple((place.epsg, place.x, place.y) for place in found),
+        places=tuple(found),
+    )
 
 
 def _matches(
-    index: OpenIndex, query: Query, scores: NDArray[np.float32], positions: NDArray[np.int64]
+    index: OpenIndex,
+    query: Query,
+    scores: NDArray[np.float32],
+    positions: NDArray[np.int64],
+    turns: Sequence[float | None],
 ) -> Matches:
     answers = index.rows.take(positions.tolist())
     distances: list[float | None] = [None] * len(answers)
@@ -119,9 +261,9 @@ def _matches(
         to_epsg = np.array([row["epsg"] for row in answers], np.int64)
         distances = distance(from_epsg, from_xy, to_epsg, to_xy).tolist()
     found = [
-        Match(query.name, rank, row["id"], row["year"], score, row["lon"], row["lat"], metres)
-        for rank, (score, row, metres) in enumerate(
-            zip(scores.tolist(), answers, distances, strict=True), 1
+        Match(query.name, rank, row["id"], row["year"], score, row["lon"], row["lat"], metres, turn)
+        for rank, (score, row, metres, turn) in enumerate(
+            zip(scores.tolist(), answers, distances, turns, strict=True), 1
         )
     ]
     return Matches(
@@ -132,11 +274,17 @@ def _matches(
     )
 
 
-def _draw(project: Project, answered: list[Matches], path: Path) -> None:
+def _write(index: OpenIndex, found: list[Matches], options: Options) -> None:
+    """Write the files that are asked for."""
+    from geomatch.querying import outputs
     from geomatch.report.matches import match_sheet
 
-    match_sheet(
-        project,
-        [(each.as_json(), each.rows, each.query.picture, each.query.name) for each in answered],
-        path,
-    )
+    if options.csv:
+        outputs.write_csv(options.csv, found)
+    if options.geojson:
+        outputs.write_geojson(options.geojson, found, index.tiles)
+    if options.gpkg:
+        outputs.write_gpkg(options.gpkg, found, index.tiles)
+    if options.sheet:
+        shown = [(each.as_json(), each.rows, each.query.picture, each.query.name) for each in found]
+        match_sheet(index.project, shown, options.sheet)

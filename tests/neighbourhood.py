@@ -65,7 +65,7 @@ def filters(table: TileTable) -> dict[str, Filter]:
     return {
         "none": Filter(),
         "year": Filter(years=(1,)),
-        "both years": Filter(years=(0, 1), without=3),
+        "both years": Filter(years=(0, 1), without=(3,)),
         "split": Filter(split=2),
         "few": Filter(split=1, years=(1,)),
         "box": Filter(box=box),
@@ -74,7 +74,9 @@ def filters(table: TileTable) -> dict[str, Filter]:
         "nowhere": Filter(area=shapely.Polygon()),
         "away": Filter(away=(here, 100.0)),
         "far": Filter(away=(here, 1e6)),
-        "together": Filter(years=(0,), split=0, box=box, area=area, away=(here, 40.0), without=820),
+        "together": Filter(
+            years=(0,), split=0, box=box, area=area, away=(here, 40.0), without=(820,)
+        ),
     }
 
 
@@ -106,6 +108,6 @@ def passing(table: TileTable, wanted: Filter) -> np.ndarray:
             )
             if metres[0] < least:
                 continue
-        if position != wanted.without:
+        if position not in wanted.without:
             found.append(position)
     return np.array(found, np.int64)

@@ -55,8 +55,10 @@ ROOMS = {
     # An encoder that needs no training is a run of no steps, which `training.setup` begins.
     "embed": "errors manifests progress config project geo data nn runs training.setup",
     "index": "errors manifests progress config project geo data search",
-    "querying": "errors manifests progress records project geo data search runs image_input",
-    "query": "errors progress project geo data querying report",
+    "querying": "errors manifests progress records config project geo data search runs "
+    "tiling.image_files image_input",
+    # It makes the index that it searches, where that is missing.
+    "query": "errors progress config project geo data querying report index",
     "evaluate": "errors progress config project data search report evaluation",
     "compare": "errors manifests progress project data search evaluation image_input",
     "export": "errors config project data nn runs",
@@ -70,7 +72,7 @@ ROOMS = {
     "cli": " ".join(
         (
             "errors progress config project init data.eval_report data.registration",
-            "tiling.request",
+            "tiling.request querying",
             *STAGES,
             *FURTHER,
         )
@@ -95,7 +97,7 @@ LIBRARIES = {
     "train": "numpy jax",
     "embed": "numpy",
     "index": "numpy",
-    "querying": "numpy",
+    "querying": "numpy scipy",
     "query": "numpy",
     "evaluate": "numpy",
     "compare": "numpy",

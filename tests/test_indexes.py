@@ -19,7 +19,6 @@ from geomatch.data.filters import Filter
 from geomatch.data.index_rows import IndexRows
 from geomatch.errors import StaleError
 from geomatch.index import index
-from geomatch.project import Project
 from geomatch.query import query
 from geomatch.search import approximate, engines, flat
 from geomatch.search.engines import LocalVectors
@@ -272,7 +271,7 @@ def test_an_index_of_an_earlier_version_names_the_command(tmp_path):
     del values["engine"]
     path.write_text(json.dumps(values))
     with pytest.raises(StaleError) as failed:
-        query(Project(project.root), TILES.ids()[0])
+        query(project, TILES.ids()[0], build=False)
     assert failed.value.hint == "Run: geomatch index"
 
 

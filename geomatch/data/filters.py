@@ -36,7 +36,7 @@ class Filter:
         box: west, south, east and north in degrees; west is greater where it crosses 180.
         area: polygons in degrees (OGC:CRS84).
         away: a place, and how many metres from it an answer is at least.
-        without: position of a tile that is no answer: the query's own.
+        without: positions of tiles that are no answers, such as the query's own.
     """
 
     years: tuple[int, ...] | None = None
@@ -44,7 +44,7 @@ class Filter:
     box: Box | None = None
     area: shapely.Geometry | None = None
     away: tuple[Place, float] | None = None
-    without: int | None = None
+    without: tuple[int, ...] = ()
 
     @property
     def columns(self) -> list[str]:

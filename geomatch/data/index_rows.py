@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from geomatch.data.filters import Filter
+from geomatch.data.filters import Box, Filter
 from geomatch.data.tiles import TileTable
 from geomatch.errors import StaleError
 
@@ -108,6 +108,9 @@ class Rows(Protocol):
             point: maps the EPSG code of a tile to the point (x, y) in that CRS.
         """
 
+    def inside(self, box: Box) -> list[int]:
+        """Rows of tiles whose centre is in a box of degrees; see `filters.Filter`."""
+
 
 class IndexRows:
     """The rows of an index on disk, read when they are asked for.
@@ -172,6 +175,11 @@ class IndexRows:
                 ).tolist()
         return found
 
+    def inside(self, box: Box) -> list[int]:
+        """See `Rows.inside`."""
+        found: list[int] = np.flatnonzero(self.select(Filter(box=box))).tolist()
+        return found
+
     def select(self, wanted: Filter) -> NDArray[np.bool_]:
         """Which rows (n,) pass a filter. Only groups that it divides are read."""
         chosen = np.zeros(self._starts[-1], np.bool_)
@@ -187,8 +195,7 @@ class IndexRows:
                 part[:] = False
             elif not wanted.is_far(bounds):
                 part &= wanted.passing(self._read(group, wanted.columns))
-        if wanted.without is not None:
-            chosen[wanted.without] = False
+        chosen[list(wanted.without)] = False
         return chosen
 
     def _read(self, group: int, names: list[str]) -> Mapping[str, NDArray[Any]]:

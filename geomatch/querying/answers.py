@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from geomatch.errors import GeomatchError
 from geomatch.querying.targets import Query
-from geomatch.records import Record
+from geomatch.querying.votes import Place
+from geomatch.records import OPTIONAL, Record
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,12 @@ class Match(Record):
         query: id of the query's tile, or path of its image.
         score: cosine similarity, or negative distance; higher is better.
         distance_m: metres between tile centres; None if the query or the tiles have no real place.
+        turn: degrees by which the query is turned counter-clockwise for this answer, if it was to
+            be turned.
+        gsd: of a scan, metres per pixel.
+        confidence: of a scan, 1 less the votes for the best other place as a share of those for
+            this one, at least 0.
+        agreeing, windows: of a scan, how many of its windows vote for this place, and of how many.
     """
 
     query: str
@@ -28,6 +35,11 @@ class Match(Record):
     lon: float | None
     lat: float | None
     distance_m: float | None
+    turn: float | None = field(default=None, metadata=OPTIONAL)
+    gsd: float | None = field(default=None, metadata=OPTIONAL)
+    confidence: float | None = field(default=None, metadata=OPTIONAL)
+    agreeing: int | None = field(default=None, metadata=OPTIONAL)
+    windows: int | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -39,16 +51,22 @@ class Matches:
         rows: rows of the answers in the pixel store.
         centres: EPSG code, x and y of the centre of each answer; all None without
             georeference.
+        places: of a scan, the place of each answer, whose tile is the one nearest to it.
     """
 
     query: Query
     matches: tuple[Match, ...]
     rows: tuple[int, ...]
     centres: tuple[tuple[int | None, float | None, float | None], ...]
+    places: tuple[Place, ...] = ()
 
     def as_json(self) -> list[dict[str, Any]]:
         """A list of plain dictionaries."""
         return [match.as_json() for match in self.matches]
+
+    def as_line(self) -> dict[str, Any]:
+        """A plain dictionary, to stand among those of other queries."""
+        return {"query": self.query.name, "matches": self.as_json()}
 
 
 @dataclass(frozen=True)
@@ -58,6 +76,6 @@ class Unanswered:
     target: str
     error: GeomatchError
 
-    def as_json(self) -> dict[str, Any]:
-        """A plain dictionary."""
+    def as_line(self) -> dict[str, Any]:
+        """A plain dictionary, to stand among answers."""
         return {"query": self.target, "error": self.error.message, "hint": self.error.hint}

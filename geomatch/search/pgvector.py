@@ -315,6 +315,12 @@ class PostgresIndex:
             )
         return [position for (position,) in found]
 
+    def inside(self, box: Box) -> list[int]:
+        """See `Rows.inside`."""
+        condition, values = _in_box(box)
+        found = self._fetch(f"SELECT position FROM {{}} WHERE {condition} ORDER BY 1", *values)
+        return [position for (position,) in found]
+
     def vector(self, position: int) -> Float32Array:
         """See `Vectors.vector`."""
         ((text,),) = self._fetch("SELECT embedding::text FROM {} WHERE position = %s", position)
@@ -374,8 +380,8 @@ class PostgresIndex:
             parts.append(
                 (AWAY, [place.epsg, place.x, place.y, *[place.lat] * 2, place.lon, metres])
             )
-        if wanted.without is not None:
-            parts.append(("position <> %s", [wanted.without]))
+        if wanted.without:
+            parts.append(("position <> ALL(%s)", [list(wanted.without)]))
         return " AND ".join(f"({text})" for text, _ in parts), [v for _, vs in parts for v in vs]
 
     def _in_area(self, area: shapely.Geometry) -> tuple[str, list[Any]]:
