@@ -129,7 +129,7 @@ class Targets:
         _check_degrees(west, south)
         _check_degrees(east, north)
         newest: dict[tuple[int, float, float], tuple[int, str]] = {}
-        for row in index.rows.take(index.rows.inside(west, south, east, north)):
+        for row in index.rows.take(index.rows.inside((west, south, east, north))):
             code, place = index.year_code(row["year"] or ""), (row["epsg"], row["x"], row["y"])
             if self._year in (None, code):
                 newest[place] = max(newest.get(place, (code, row["id"])), (code, row["id"]))
