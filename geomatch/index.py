@@ -14,7 +14,6 @@ from geomatch.data import index_rows
 from geomatch.data.embeddings import DescriptorFile
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import GeomatchError, UsageError
-from geomatch.evaluation import no_match
 from geomatch.geo import footprints
 from geomatch.geo.grid import CRS84
 from geomatch.manifests import EmbeddingManifest, IndexEngine, IndexManifest
@@ -104,6 +103,9 @@ def index(
         order = np.argsort(tiles.year, kind="stable")
         engine = engines.build(partial, rows, order, _counts(tiles), wanted, progress)
         index_rows.write(partial, tiles, footprints.lonlat)
+        # Imported here, since a query that makes an index should start as quickly as others.
+        from geomatch.evaluation import no_match
+
         if known := no_match.reference(rows, wanted.metric, tiles):
             known.confidence().save(partial)
         manifest = _manifest(origin, tiles, settings, engine)

@@ -112,7 +112,7 @@ LIBRARIES = {
     "train": "numpy jax",
     "embed": "numpy",
     "index": "numpy",
-    "querying": "numpy scipy",
+    "querying": "numpy scipy shapely PIL",
     "query": "numpy",
     "evaluate": "numpy",
     "change": "numpy",

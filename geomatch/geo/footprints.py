@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geomatch.geo import coordinates
 from geomatch.geo.grid import CRS84, Float64Array, Grid, Ints, great_circle
 
 
@@ -48,6 +47,7 @@ def lonlat(epsg: Ints, centres: Float64Array) -> Float64Array:
 def in_crs(epsg: Ints, points: Float64Array, target: str) -> Float64Array:
     """Points (n, ..., 2), each in the CRS of its code (n,), in `target`."""
     # Late, since most queries are answered without: it takes as long as their search.
+    from geomatch.geo import coordinates
 
     result = np.array(points, np.float64)
     for code in np.unique(epsg):
