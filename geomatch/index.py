@@ -12,7 +12,9 @@ import numpy as np
 from geomatch.config import IndexConfig
 from geomatch.data import index_rows
 from geomatch.data.embeddings import DescriptorFile
-from geomatch.data.tiles import TileTable
+from geomatch.data.tiles import SPLITS, TileTable
+from geomatch.errors import GeomatchError, UsageError
+from geomatch.evaluation import no_match
 from geomatch.geo import footprints
 from geomatch.geo.grid import CRS84
 from geomatch.manifests import EmbeddingManifest, IndexEngine, IndexManifest
@@ -21,9 +23,13 @@ from geomatch.project import Project, replace_folder, write_record
 from geomatch.search import engines
 from geomatch.search.exact import Metric
 from geomatch.search.flat import Dtype
+from geomatch.search.whitening import WHITENING, FileRows, Whitened, Whitening
 
 if TYPE_CHECKING:
     from geomatch.search.pgvector import Part
+
+SAMPLE = 100_000
+"""Training descriptors that a whitening is fitted on at most."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,8 @@ def index(
         to: URL of a PostgreSQL database with pgvector; by default a folder of the project.
 
     Raises:
-        GeomatchError: there are no embeddings, or they are stale; the database cannot be used.
+        GeomatchError: there are no embeddings, or they are stale, or too few of them to whiten by;
+            the database cannot be used.
     """
     settings = settings or IndexConfig()
     project.tile_manifest()
@@ -70,6 +77,10 @@ def index(
         project.check_fresh(origin)
         tiles = TileTable.load(project.catalogue)
         if to is not None:
+            if settings.whiten:
+                raise UsageError(
+                    "an index in a database is not whitened", "Index with --no-whiten."
+                )
             from geomatch.search import pgvector
 
             manifest = _manifest(origin, tiles, settings, pgvector.ENGINE)
@@ -79,21 +90,43 @@ def index(
         partial = project.indexes / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+        rows: FileRows = descriptors
+        if settings.whiten:
+            rows = whitened(descriptors, tiles)
+            rows.whitening.save(partial / WHITENING)
+            progress(f"whitened to {rows.whitening.size} values")
         default: Dtype = "float32" if settings.engine == "exact" else "int8"
+        metric = _metric(origin, settings)
         wanted = engines.Wanted(
             kind=settings.engine,
             dtype=default if settings.dtype == "auto" else settings.dtype,
-            metric=_metric(origin, settings),
+            metric=metric,
             memory=settings.memory * 1e9,
             recall=settings.recall,
         )
         order = np.argsort(tiles.year, kind="stable")
-        engine = engines.build(partial, descriptors, order, _counts(tiles), wanted, progress)
+        engine = engines.build(partial, rows, order, _counts(tiles), wanted, progress)
         index_rows.write(partial, tiles, footprints.lonlat)
+        if known := no_match.reference(rows, metric, tiles):
+            known.confidence().save(partial)
         manifest = _manifest(origin, tiles, settings, engine)
         write_record(partial / "manifest.json", manifest)
         replace_folder(partial, project.indexes / name)
         return Indexed(name, str(project.indexes / name), len(tiles), engine)
+
+
+def whitened(descriptors: DescriptorFile, tiles: TileTable) -> Whitened:
+    """Descriptors seen through a whitening that is fitted on those of training tiles alone."""
+    training = np.flatnonzero(tiles.split == SPLITS.index("train"))
+    sample = training[:: -(-len(training) // SAMPLE) or 1]
+    size = min(descriptors.manifest.dimension, len(sample) // 2)
+    if size < 2:
+        raise GeomatchError(
+            f"whitening needs training tiles, of which there are {len(sample)}",
+            "Index without --whiten.",
+        )
+    fitted = Whitening.fit(descriptors[sample], tiles.year[sample], size)
+    return Whitened(descriptors, fitted)
 
 
 def _metric(origin: EmbeddingManifest, settings: IndexConfig) -> Metric:
@@ -121,6 +154,7 @@ def _manifest(
         counts=_counts(tiles),
         embeddings=origin.fingerprint,
         engine=engine,
+        whitened=settings.whiten or None,
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomatch import config
+from geomatch.data.confidence import ANSWERS
 from geomatch.data.filters import Filter
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.progress import ProgressCallback, silent
@@ -21,8 +22,8 @@ from geomatch.querying.opened import OpenIndex, wanted
 from geomatch.querying.options import Options
 from geomatch.querying.targets import Query, Targets, is_several
 
-CHUNK = 32
-"""Targets that are described at a time."""
+CHUNK, VIEWS = 32, 256
+"""Targets that are described at a time, and how often they are turned in all, at most."""
 
 
 def query(
@@ -95,7 +96,8 @@ def _answers(
     finder = Targets(index, from_code, angles, bool(options.scales), progress)
     answered: list[Matches] = []
     remaining = (found for target in targets for found in _find(finder, target))
-    while found := list(islice(remaining, CHUNK)):
+    together = 1 if options.scales else max(1, min(CHUNK, VIEWS // len(angles)))
+    while found := list(islice(remaining, together)):
         vectors = finder.vectors([each for each in found if isinstance(each, Query)])
         for each in found:
             if isinstance(each, Unanswered):
@@ -122,8 +124,8 @@ def _made(
         from geomatch.index import index
 
         progress(f"the index of {name} is missing or stale: making it")
-        settings = settings or config.load(project.config)
-        index(project, run=name, settings=settings.index, progress=progress)
+        chosen = (settings or config.load(project.config)).index
+        index(project, run=name, settings=chosen, progress=progress)
     return name
 
 
@@ -158,15 +160,26 @@ def _answer(
             index.comparable(vectors), index.vectors_at(liked), index.vectors_at(unliked)
         )
     passing = filters.for_query(index, query, options, passing, unliked)
-    scores, positions, won = _nearest(index, vectors, passing, options.top)
-    if options.expand:
-        _, first, turn = _nearest(index, vectors, passing, options.expand)
-        chosen = index.comparable(vectors)[turn[0]]
-        expanded = feedback.expand(chosen, index.vectors_at(first.tolist()))
+    # What a probability says holds for the scores of a query as it is, among all tiles.
+    is_changed = options.rotate or options.expand or liked or unliked or passing.columns
+    confidence = None if is_changed else index.confidence
+    most = max(options.top, options.expand, ANSWERS if confidence else 0)
+    scores, positions, won = _nearest(index, vectors, passing, most)
+    if options.expand and len(positions):
+        chosen = index.comparable(vectors)[won[0]]
+        expanded = feedback.expand(chosen, index.vectors_at(positions[: options.expand].tolist()))
+        turn = won[0]
         scores, positions, won = _nearest(index, expanded[None], passing, options.top)
-        won += turn[0]
-    degrees = [angles[code] for code in won] if options.rotate else [None] * len(won)
-    return _matches(index, query, scores, positions, degrees)
+        won += turn
+    judgement = confidence and confidence.judge(scores, options.fpr)
+    shown = slice(options.top)
+    degrees = [angles[code] if options.rotate else None for code in won[shown]]
+    found = _matches(index, query, scores[shown], positions[shown], degrees)
+    if judgement:
+        pairs = zip(found.matches, judgement.probability, strict=False)
+        judged = (replace(m, probability=p, match=judgement.is_match) for m, p in pairs)
+        found = replace(found, matches=tuple(judged))
+    return found
 
 
 def _nearest(
@@ -261,7 +274,17 @@ def _matches(
         to_epsg = np.array([row["epsg"] for row in answers], np.int64)
         distances = distance(from_epsg, from_xy, to_epsg, to_xy).tolist()
     found = [
-        Match(query.name, rank, row["id"], row["year"], score, row["lon"], row["lat"], metres, turn)
+        Match(
+            query=query.name,
+            rank=rank,
+            tile=row["id"],
+            year=row["year"],
+            score=score,
+            lon=row["lon"],
+            lat=row["lat"],
+            distance_m=metres,
+            turn=turn,
+        )
         for rank, (score, row, metres, turn) in enumerate(
             zip(scores.tolist(), answers, distances, turns, strict=True), 1
         )

@@ -25,9 +25,9 @@ DEVELOPERS = {"test", "benchmark", "lint", "dev"}
 """Extras that no user needs."""
 
 STAGES = ("tile", "train", "embed", "index", "query", "evaluate")
-FURTHER = ("compare", "export", "import_weights", "info", "project2d", "tune", "demo")
+FURTHER = ("change", "compare", "export", "import_weights", "info", "project2d", "tune", "demo")
 """Commands beside the pipeline's; each is one module, as a stage is."""
-SHOWING = ("console", "eval_tables", "registration_table")
+SHOWING = ("console", "eval_tables", "registration_table", "trial_tables")
 """Modules of the command line that print results; a command imports them when it runs."""
 HEAVY = {"jax", "numpy", "rasterio", "sklearn", "faiss", "orbax", "pyarrow", "tensorstore"}
 
@@ -47,19 +47,21 @@ ROOMS = {
     "report": "errors manifests project data",
     "runs": "errors manifests config project nn",
     "tiling": "errors manifests progress config project geo data",
-    "training": "errors manifests progress config project data search nn report",
+    "training": "errors manifests progress config project records data search nn report runs "
+    "geo.phase_correlation",
     "evaluation": "errors manifests progress project geo data search nn runs training.setup",
     "image_input": "errors manifests project geo nn runs tiling.image_files",
     "tile": "errors manifests progress config project geo data report tiling",
     "train": "errors manifests progress config project data nn report runs training",
     # An encoder that needs no training is a run of no steps, which `training.setup` begins.
     "embed": "errors manifests progress config project geo data nn runs training.setup",
-    "index": "errors manifests progress config project geo data search",
+    "index": "errors manifests progress config project geo data search evaluation",
     "querying": "errors manifests progress records config project geo data search runs "
     "tiling.image_files image_input",
     # It makes the index that it searches, where that is missing.
     "query": "errors progress config project geo data querying report index",
     "evaluate": "errors progress config project data search report evaluation",
+    "change": "errors progress project records geo data report",
     "compare": "errors manifests progress project data search evaluation image_input",
     "export": "errors config project data nn runs",
     "import_weights": "errors project nn",
@@ -68,11 +70,11 @@ ROOMS = {
     # Two commands run stages: each trial of a search is a run, and the demo is the whole chain.
     "tune": "errors progress config project train training.setup",
     "demo": "errors progress config project geo data report tile train embed index query evaluate",
-    "api": " ".join(("project", *STAGES, "compare", "export", "tune")),
+    "api": " ".join(("project", *STAGES, "change", "compare", "export", "tune")),
     "cli": " ".join(
         (
             "errors progress config project init data.eval_report data.registration",
-            "tiling.request querying",
+            "tiling.request querying training.dry_run training.overfit",
             *STAGES,
             *FURTHER,
         )
@@ -85,7 +87,7 @@ room further down this table."""
 LIBRARIES = {
     "geo": "numpy rasterio pyogrio shapely scipy",
     "data": "numpy pyarrow shapely tensorstore",
-    "search": "numpy faiss pyarrow shapely psycopg",
+    "search": "numpy faiss pyarrow shapely psycopg sklearn",
     "nn": "numpy jax flax optax orbax h5py safetensors onnx onnxruntime openvino nncf",
     "report": "numpy PIL matplotlib sklearn tensorboardX",
     "runs": "numpy jax",
@@ -97,9 +99,10 @@ LIBRARIES = {
     "train": "numpy jax",
     "embed": "numpy",
     "index": "numpy",
-    "querying": "numpy scipy",
+    "querying": "numpy scipy PIL shapely",
     "query": "numpy",
     "evaluate": "numpy",
+    "change": "numpy",
     "compare": "numpy",
     "export": "numpy jax safetensors",
     "info": "jax",
@@ -250,7 +253,7 @@ def test_the_command_line_imports_stages_inside_commands():
 
 
 def test_the_python_api_has_every_stage():
-    assert set(api.__all__) == {"Project", *STAGES, "compare", "export", "tune"}
+    assert set(api.__all__) == {"Project", *STAGES, "change", "compare", "export", "tune"}
     assert inside(PACKAGE / "api.py") == {name.lower() for name in api.__all__}
     for name in api.__all__:
         assert getattr(api, name).__module__ == f"geomatch.{name.lower()}"
@@ -273,7 +276,7 @@ def test_no_module_for_odds_and_ends():
         (("data.tiles", "data.store", "data.ground_truth", "data.embeddings"), {"jax", "rasterio"}),
         (("training.sampler", "training.mining", "training.feed"), {"jax", "rasterio"}),
         (("search.exact", "search.metrics", "search.protocol"), {"jax", "rasterio"}),
-        (("search.engines", "search.pgvector", "index", "query"), {"jax", "rasterio", "sklearn"}),
+        (("search.engines", "search.pgvector", "query"), {"jax", "rasterio", "sklearn"}),
         (("search.engines", "query"), {"scipy", "psycopg"}),
         (("geo.grid",), HEAVY - {"numpy"}),
         (("tile",), {"jax", "flax", "faiss", "sklearn"}),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import geopandas
@@ -13,7 +16,8 @@ import rasterio
 import shapely
 from command_line import run_command
 from PIL import Image
-from small_project import SIZE
+from rasterio.errors import NotGeoreferencedWarning
+from small_project import SIZE, new_project, tile_sources
 
 from geomatch import image_input
 from geomatch.data.embeddings import Embeddings
@@ -25,7 +29,11 @@ from geomatch.manifests import EmbeddingManifest
 from geomatch.nn.encoder import TileForm
 from geomatch.query import query
 from geomatch.querying.scan import Pose, Windows, _lattice, windows
+from geomatch.querying.turns import turned
 from geomatch.querying.votes import Place, best_places, places
+
+REAL = SimpleNamespace(**vars(image_input))
+"""Before its functions are replaced."""
 
 # Windows
 
@@ -249,3 +257,80 @@ def test_scales_that_make_no_sense(project, scan):
         query(project, path, scales=(-1.0,))
     for wrong in (["--scales", "1,x"], ["--gsd", "1", "--scales", "1"]):
         assert run_command("query", path, "-p", project.root, *wrong).exit_code == 2
+
+
+# Real imagery
+
+
+@pytest.fixture(scope="module")
+def farmland(tmp_path_factory):
+    """Ten years of farmland with ImageNet descriptors, and its images by year."""
+    folder = Path(os.environ.get("GEOMATCH_DATA", "../shared/data")) / "naip"
+    if not folder.is_dir():
+        pytest.skip(f"no real imagery at {folder} (set GEOMATCH_DATA)")
+    from geomatch.embed import embed
+
+    project = new_project(tmp_path_factory.mktemp("naip") / "project")
+    images = {path.stem[-8:]: str(path.absolute()) for path in sorted(folder.glob("*.tif"))}
+    sizes = ("grid.size=64", "grid.gsd=5.0", "split.by=blocks")
+    tile_sources(project, images, *sizes, workers=2)
+    embed(project, model="imagenet")
+    return project, images
+
+
+def mosaics(project, image, year, tiles, turn, scale, folder):
+    """Images of so many tiles a side around test places, turned and scaled, by their centre."""
+    table = TileTable.load(project.catalogue)
+    held_back = np.flatnonzero((table.split == 2) & (table.year == table.years.index(year)))
+    shift = np.random.default_rng(0).uniform(-0.5, 0.5, (6, 2)) * 320
+    centres = table.centres()[held_back[:: len(held_back) // 6][:6]] + shift
+    with rasterio.open(image) as source:
+        pixels = np.moveaxis(source.read(), 0, -1)
+        at = [~source.transform @ tuple(centre) for centre in centres]
+    for (x, y), (column, row) in zip(centres, at, strict=True):
+        off = (column - pixels.shape[1] / 2, pixels.shape[0] / 2 - row)
+        angle = math.radians(-turn)
+        east = off[0] * math.cos(angle) - off[1] * math.sin(angle)
+        north = off[0] * math.sin(angle) + off[1] * math.cos(angle)
+        seen = turned(pixels, -turn, tiles * 64, 4, (east, north))
+        side = round(tiles * 64 * scale)
+        planes = [
+            np.asarray(Image.fromarray(plane).resize((side, side), Image.Resampling.BILINEAR))
+            for plane in np.moveaxis(seen, -1, 0)
+        ]
+        path = folder / f"{x:.0f}-{y:.0f}.tif"
+        form = {"driver": "GTiff", "count": 4, "dtype": "uint8", "height": side, "width": side}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            target = rasterio.open(path, "w", **form)
+        with target:
+            target.write(np.stack(planes))
+        yield str(path), x, y
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("tiles", "turn", "scale", "options"),
+    [
+        (2, 0, 1.0, {"scales": (5.0,)}),
+        (4, 0, 1.0, {"scales": (5.0,)}),
+        (3, 90, 0.7, {"scales": (5 / 0.7,), "rotate": 90}),
+        (4, 0, 1.4, {"scales": (1.8, 5 / 1.4, 7.2)}),
+    ],
+)
+def test_mosaics_of_held_back_farmland_are_found(farmland, tmp_path, tiles, turn, scale, options):
+    project, images = farmland
+    year = list(images)[-1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_input, "encoder_of", REAL.encoder_of)
+        patch.setattr(image_input, "describe_pixels", REAL.describe_pixels)
+        errors, right_poses = [], 0
+        years = tuple(each for each in images if each != year)
+        for path, x, y in mosaics(project, images[year], year, tiles, turn, scale, tmp_path):
+            found = query(project, path, years=years, **options)
+            place = found.places[0]
+            errors.append(math.hypot(place.x - x, place.y - y))
+            right_poses += place.pose == Pose(turn, pytest.approx(5 / scale))
+    assert np.count_nonzero(np.array(errors) < 320) >= 5
+    assert np.median(errors) < 80
+    assert right_poses >= 5

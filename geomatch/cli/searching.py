@@ -69,6 +69,12 @@ def index(
         config.IndexKind | None,
         typer.Option(help="How it is searched: exactly, or approximately for millions of tiles."),
     ] = None,
+    whiten: Annotated[
+        bool | None,
+        typer.Option(
+            "--whiten/--no-whiten", help="PCA-whiten descriptors, as fitted on training tiles."
+        ),
+    ] = None,
     to: Annotated[
         str | None,
         typer.Option(
@@ -82,7 +88,9 @@ def index(
     """Index embeddings for queries."""
     from geomatch.cli import console
 
-    opened, wanted = open_project(project, settings, {"index.engine": engine})
+    opened, wanted = open_project(
+        project, settings, {"index.engine": engine, "index.whiten": whiten}
+    )
     from geomatch.index import index as stage
 
     with console.progress(quiet) as progress:
@@ -100,7 +108,7 @@ def query(
             help="A tile id, LON,LAT or an image file; for several at once also W,S,E,N (the tiles "
             "whose centres are in that box of degrees), a folder or glob of images, or - for a "
             "list on stdin, one a line.",
-            metavar="TARGET...",
+            metavar="TARGET",
         ),
     ],
     project: ProjectFolder = HERE,
@@ -172,6 +180,12 @@ def query(
             "the latest embeddings.",
         ),
     ] = None,
+    fpr: Annotated[
+        float,
+        typer.Option(
+            help="Share of queries without a match that may get one; others print: no match."
+        ),
+    ] = 0.01,
     build: Annotated[
         bool,
         typer.Option(
@@ -227,6 +241,7 @@ def query(
         like=tuple(like or ()),
         unlike=tuple(unlike or ()),
         index=name,
+        fpr=fpr,
         build=build,
         csv=as_csv,
         geojson=geojson,
@@ -307,7 +322,7 @@ def _show(matches: Sequence[Mapping[str, Any]], name: str) -> None:
         values = [match.get(key) for match in matches]
         return [format(v, form) if form and v is not None else v for v in values]
 
-    columns = {key: column(key) for key in ("rank", "tile", "year", "score")}
+    columns = {key: column(key) for key in ("rank", "tile", "year", "score", "probability")}
     columns |= {key: column(key, ".6f") for key in ("lon", "lat")}
     columns["distance (m)"] = column("distance_m", ".0f")
     columns["turn"] = column("turn", "g")
@@ -318,11 +333,15 @@ def _show(matches: Sequence[Mapping[str, Any]], name: str) -> None:
     ]
     # Images without years or georeference leave columns empty.
     shown = {title: values for title, values in columns.items() if set(values) != {None}}
+    is_none = any(match["match"] is False for match in matches)
     console.table(
-        f"{name}: nearest tiles",
+        f"{name}: no match; nearest tiles" if is_none else f"{name}: nearest tiles",
         tuple(shown),
         list(zip(*shown.values(), strict=True)),
-        numbers=("rank", "score", "lon", "lat", "distance (m)", "turn", "m/px", "confidence"),
+        numbers=(
+            *("rank", "score", "probability", "lon", "lat", "distance (m)"),
+            *("turn", "m/px", "confidence"),
+        ),
     )
 
 

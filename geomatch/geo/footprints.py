@@ -40,7 +40,7 @@ def lonlat(epsg: Ints, centres: Float64Array) -> Float64Array:
 def in_crs(epsg: Ints, points: Float64Array, target: str) -> Float64Array:
     """Points (n, ..., 2), each in the CRS of its code (n,), in `target`."""
     # Late, since most queries are answered without: it takes as long as their search.
-    from geomatch.geo import rasters
+    from geomatch.geo import coordinates
 
     result = np.array(points, np.float64)
     for code in np.unique(epsg):
@@ -48,7 +48,7 @@ def in_crs(epsg: Ints, points: Float64Array, target: str) -> Float64Array:
             continue
         in_zone = epsg == code
         flat = points[in_zone].reshape(-1, 2)
-        x, y = rasters.project_points(f"EPSG:{code}", flat[:, 0], flat[:, 1], target)
+        x, y = coordinates.project_points(f"EPSG:{code}", flat[:, 0], flat[:, 1], target)
         result[in_zone] = np.stack([x, y], axis=1).reshape(points[in_zone].shape)
     return result
 

@@ -19,6 +19,9 @@ class Match(Record):
         query: id of the query's tile, or path of its image.
         score: cosine similarity, or negative distance; higher is better.
         distance_m: metres between tile centres; None if the query or the tiles have no real place.
+        probability: that it shows the query's place, if half of all queries have a match; None
+            where that is unknown.
+        match: False for an answer to a query that has no match; None where that is unknown.
         turn: degrees by which the query is turned counter-clockwise for this answer, if it was to
             be turned.
         gsd: of a scan, metres per pixel.
@@ -35,6 +38,8 @@ class Match(Record):
     lon: float | None
     lat: float | None
     distance_m: float | None
+    probability: float | None = None
+    match: bool | None = None
     turn: float | None = field(default=None, metadata=OPTIONAL)
     gsd: float | None = field(default=None, metadata=OPTIONAL)
     confidence: float | None = field(default=None, metadata=OPTIONAL)

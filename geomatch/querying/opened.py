@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomatch.data import embeddings
+from geomatch.data.confidence import Confidence
 from geomatch.data.index_rows import IndexRows, Rows
 from geomatch.errors import GeomatchError, StaleError, UsageError
 from geomatch.manifests import IndexManifest, TileManifest
@@ -18,6 +19,7 @@ from geomatch.project import Project, latest
 from geomatch.search import pgvector
 from geomatch.search.engines import LocalVectors, Vectors
 from geomatch.search.exact import unit
+from geomatch.search.whitening import WHITENING, Whitening
 
 NONE = np.empty((0, 0), np.float32)
 
@@ -34,6 +36,8 @@ class OpenIndex:
     rows: Rows
     manifest: IndexManifest
     tiles: TileManifest
+    confidence: Confidence | None
+    whitening: Whitening | None = None
     _connected: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Self:
@@ -59,12 +63,18 @@ class OpenIndex:
                 connection = connected.enter_context(pgvector.connect(name))
                 found = pgvector.PostgresIndex(connection, tiles.fingerprint, name)
                 project.check_fresh(found.manifest)
-                return cls(project, found, found, found.manifest, tiles, connected.pop_all())
+                return cls(
+                    *(project, found, found, found.manifest, tiles, None),
+                    _connected=connected.pop_all(),
+                )
         name = latest(project.index_names(), name, "index", "geomatch index")
         manifest = _fresh_manifest(project, name)
         folder = project.indexes / name
         rows = IndexRows(folder, manifest.counts)
-        return cls(project, LocalVectors(folder, manifest, rows), rows, manifest, tiles)
+        vectors = LocalVectors(folder, manifest, rows)
+        confidence = Confidence.load(folder)
+        whitening = Whitening.load(folder / WHITENING) if manifest.whitened else None
+        return cls(project, vectors, rows, manifest, tiles, confidence, whitening)
 
     def year_code(self, year: str) -> int:
         """The code of a year.

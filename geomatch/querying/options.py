@@ -36,6 +36,7 @@ class Options:
             `feedback.rocchio`. Rejected ones are no answers any more.
         index: name of the index; by default that of the latest embeddings, or the latest index
             where that is newer.
+        fpr: share of queries without a match whose first answer may pass as one.
         build: make an index that is missing or stale.
         csv, geojson, gpkg: files to write the answers in; see `outputs`.
         sheet: PNG to draw the queries and their answers in.
@@ -58,6 +59,7 @@ class Options:
     like: tuple[str, ...] = ()
     unlike: tuple[str, ...] = ()
     index: str | None = None
+    fpr: float = 0.01
     build: bool = True
     csv: Path | None = None
     geojson: Path | None = None
@@ -85,6 +87,8 @@ class Options:
         for scale in self.scales:
             if not 0 < scale < math.inf:
                 raise UsageError(f"{scale:g} m per pixel is no scale", "For example: --gsd 0.5")
+        if not 0 <= self.fpr <= 1:
+            raise UsageError(f"--fpr {self.fpr}: a share between 0 and 1 is expected")
 
     @property
     def files(self) -> tuple[Path, ...]:

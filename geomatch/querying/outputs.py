@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomatch.geo import footprints
-from geomatch.geo.grid import CRS84
+from geomatch.geo.coordinates import CRS84
 from geomatch.geo.layers import Layer, write
 from geomatch.manifests import TileManifest
 from geomatch.project import replacing

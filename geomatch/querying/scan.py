@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from geomatch.querying.turns import turned
 
@@ -78,6 +77,8 @@ def windows(scan: Pixels, poses: Sequence[Pose], size: int, gsd: float) -> Itera
 
 
 def _resized(scan: Pixels, factor: float) -> Pixels:
+    from PIL import Image
+
     height, width = (max(1, round(side * factor)) for side in scan.shape[:2])
     planes = [
         np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR))

@@ -6,6 +6,7 @@ Only an image needs the encoder, which is loaded for the first of them.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,6 @@ from geomatch.data.store import TileStore
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.progress import ProgressCallback
 from geomatch.querying.opened import OpenIndex
-from geomatch.tiling.image_files import list_images
 
 if TYPE_CHECKING:
     from geomatch.runs import Encoding
@@ -33,8 +33,8 @@ BOX = re.compile(f"{NUMBER},{NUMBER},{NUMBER},{NUMBER}")
 
 def is_several(target: str) -> bool:
     """Whether a target stands for any number of others: a box, a folder or a glob."""
-    is_glob = bool(re.search(r"[*?[]", target)) and not Path(target).is_file()
-    return bool(BOX.fullmatch(target)) or Path(target).is_dir() or is_glob
+    is_glob = bool(re.search(r"[*?[]", target)) and not os.path.isfile(target)
+    return bool(BOX.fullmatch(target)) or os.path.isdir(target) or is_glob
 
 
 @dataclass(frozen=True)
@@ -111,12 +111,17 @@ class Targets:
         if not is_several(target) or self._index.rows.find(target) is not None:
             return [target]
         if box := BOX.fullmatch(target):
+            self._index.check_ground(f"{target} is a box", "Give tile ids or image files.")
             return self._tiles_in(*map(float, box.groups()))
-        folder = Path(target)
-        paths = list_images(folder) if folder.is_dir() else sorted(glob(target, recursive=True))
+        if os.path.isdir(target):
+            from geomatch.tiling.image_files import list_images
+
+            paths = [str(path) for path in list_images(Path(target))]
+        else:
+            paths = sorted(glob(target, recursive=True))
         if not paths:
             raise GeomatchError(f"{target} has no image files", "Give another folder or glob.")
-        return map(str, paths)
+        return paths
 
     def _tiles_in(self, west: float, south: float, east: float, north: float) -> list[str]:
         """Ids of the tiles in a box, of the given or else the newest year of each place."""
@@ -152,13 +157,11 @@ class Targets:
             return self._tile(position)
         example = index.rows.take([0])[0]["id"]
         if point := POINT.fullmatch(target):
-            if not index.tiles.on_ground:
-                raise UsageError(
-                    f"{target} is a point, but the images have no georeference",
-                    f"Give a tile id, such as {example}, or an image file.",
-                )
+            index.check_ground(
+                f"{target} is a point", f"Give a tile id, such as {example}, or an image file."
+            )
             return self._tile(self._position_at(float(point[1]), float(point[2])))
-        if Path(target).is_file():
+        if os.path.isfile(target):
             return self._image(target)
         raise GeomatchError(
             f"{target} is neither a tile of the index, nor LON,LAT, nor an image file",
@@ -179,7 +182,7 @@ class Targets:
 
     def _position_at(self, lon: float, lat: float) -> int:
         """Position of the tile at a point, of the given or else the newest year."""
-        from geomatch.geo.rasters import project_points
+        from geomatch.geo.coordinates import project_points
 
         _check_degrees(lon, lat)
         index = self._index
@@ -253,7 +256,9 @@ class Targets:
         from geomatch import image_input
 
         years = [self._year] * len(tiles) if years is None else years
-        return image_input.describe_pixels(self.encoding, tiles, self._index.manifest, years)
+        index = self._index
+        vectors = image_input.describe_pixels(self.encoding, tiles, index.manifest, years)
+        return vectors if index.whitening is None else index.whitening(vectors)
 
     def _views(self, query: Query) -> list[NDArray[np.uint8]]:
         """What of a query is to be described: its turns; a tile needs no first one."""

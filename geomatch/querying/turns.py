@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import affine_transform
 
 from geomatch.errors import UsageError
 
@@ -50,6 +49,9 @@ def turned(
         quarter = np.rot90(pixels, int(degrees // 90))
         top, left = ((side - size) // 2 for side in quarter.shape[:2])
         return quarter[top : top + size, left : left + size]
+    # Imported here, since most queries are not turned.
+    from scipy.ndimage import affine_transform
+
     angle = np.radians(degrees)
     # From rows and columns of the result to those of the image; rows run downward.
     back = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
