@@ -281,6 +281,9 @@ class IndexConfig:
     metric: Literal["auto", "cosine", "euclidean"] = _key(
         "auto", 'how descriptors are compared; "auto": as in the loss of the run'
     )
+    whiten: bool = _key(
+        False, "PCA-whiten descriptors first, as fitted on those of the training tiles"
+    )
     engine: IndexKind = _key(
         "exact", 'how they are searched; "ivfpq" and "hnsw" are approximate, for millions of tiles'
     )
@@ -290,9 +293,6 @@ class IndexConfig:
     memory: float = _key(2.0, "GB that an approximate index may take while it is built", least=0.01)
     recall: float = _key(
         0.95, "recall@5 against exact search that an approximate search is set to reach", least=0
-    )
-    whiten: bool = _key(
-        False, "PCA-whiten descriptors first, as fitted on those of the training tiles"
     )
 
 

@@ -14,16 +14,15 @@ from geomatch.data import index_rows
 from geomatch.data.embeddings import DescriptorFile
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import GeomatchError, UsageError
-from geomatch.evaluation import no_match
 from geomatch.geo import footprints
 from geomatch.geo.grid import CRS84
 from geomatch.manifests import EmbeddingManifest, IndexEngine, IndexManifest
 from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project, replace_folder, write_record
 from geomatch.search import engines
-from geomatch.search.exact import Metric
+from geomatch.search.exact import Metric, Rows
 from geomatch.search.flat import Dtype
-from geomatch.search.whitening import WHITENING, FileRows, Whitened, Whitening
+from geomatch.search.whitening import WHITENING, Whitened, Whitening
 
 if TYPE_CHECKING:
     from geomatch.search.pgvector import Part
@@ -68,6 +67,8 @@ def index(
             the database cannot be used.
     """
     settings = settings or IndexConfig()
+    if to is not None and settings.whiten:
+        raise UsageError("a database takes descriptors as they are", "Index without --whiten.")
     project.tile_manifest()
     name = project.embeddings_of(run)
     source = project.embeddings / f"{name}.parquet"
@@ -77,10 +78,6 @@ def index(
         project.check_fresh(origin)
         tiles = TileTable.load(project.catalogue)
         if to is not None:
-            if settings.whiten:
-                raise UsageError(
-                    "an index in a database is not whitened", "Index with --no-whiten."
-                )
             from geomatch.search import pgvector
 
             manifest = _manifest(origin, tiles, settings, pgvector.ENGINE)
@@ -90,24 +87,26 @@ def index(
         partial = project.indexes / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        rows: FileRows = descriptors
+        rows: Rows = descriptors
         if settings.whiten:
             rows = whitened(descriptors, tiles)
             rows.whitening.save(partial / WHITENING)
             progress(f"whitened to {rows.whitening.size} values")
         default: Dtype = "float32" if settings.engine == "exact" else "int8"
-        metric = _metric(origin, settings)
         wanted = engines.Wanted(
             kind=settings.engine,
             dtype=default if settings.dtype == "auto" else settings.dtype,
-            metric=metric,
+            metric=_metric(origin, settings),
             memory=settings.memory * 1e9,
             recall=settings.recall,
         )
         order = np.argsort(tiles.year, kind="stable")
         engine = engines.build(partial, rows, order, _counts(tiles), wanted, progress)
         index_rows.write(partial, tiles, footprints.lonlat)
-        if known := no_match.reference(rows, metric, tiles):
+        # Imported here, since a query that makes an index should start as quickly as others.
+        from geomatch.evaluation import no_match
+
+        if known := no_match.reference(rows, wanted.metric, tiles):
             known.confidence().save(partial)
         manifest = _manifest(origin, tiles, settings, engine)
         write_record(partial / "manifest.json", manifest)

@@ -247,8 +247,8 @@ class IndexManifest(DescriptorManifest):
         years: labels, `("",)` without years.
         counts: number of tiles of each year.
         embeddings: fingerprint of the embeddings.
-        engine: how it is searched.
         whitened: whether descriptors are whitened; see `search.whitening`.
+        engine: how it is searched.
     """
 
     years: tuple[str, ...]

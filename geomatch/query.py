@@ -124,8 +124,8 @@ def _made(
         from geomatch.index import index
 
         progress(f"the index of {name} is missing or stale: making it")
-        chosen = (settings or config.load(project.config)).index
-        index(project, run=name, settings=chosen, progress=progress)
+        settings = settings or config.load(project.config)
+        index(project, run=name, settings=settings.index, progress=progress)
     return name
 
 
@@ -160,7 +160,7 @@ def _answer(
             index.comparable(vectors), index.vectors_at(liked), index.vectors_at(unliked)
         )
     passing = filters.for_query(index, query, options, passing, unliked)
-    # What a probability says holds for the scores of a query as it is, among all tiles.
+    # What a probability says holds for the scores of a query as it is, among all tiles of a year.
     is_changed = options.rotate or options.expand or liked or unliked or passing.columns
     confidence = None if is_changed else index.confidence
     most = max(options.top, options.expand, ANSWERS if confidence else 0)

@@ -25,7 +25,18 @@ DEVELOPERS = {"test", "benchmark", "lint", "dev"}
 """Extras that no user needs."""
 
 STAGES = ("tile", "train", "embed", "index", "query", "evaluate")
-FURTHER = ("change", "compare", "export", "import_weights", "info", "project2d", "tune", "demo")
+FURTHER = (
+    "change",
+    "compare",
+    "export",
+    "export_matches",
+    "export_tiles",
+    "import_weights",
+    "info",
+    "project2d",
+    "tune",
+    "demo",
+)
 """Commands beside the pipeline's; each is one module, as a stage is."""
 SHOWING = ("console", "eval_tables", "registration_table", "trial_tables")
 """Modules of the command line that print results; a command imports them when it runs."""
@@ -64,6 +75,8 @@ ROOMS = {
     "change": "errors progress project records geo data report",
     "compare": "errors manifests progress project data search evaluation image_input",
     "export": "errors config project data nn runs",
+    "export_matches": "errors progress project geo data",
+    "export_tiles": "errors progress project geo data",
     "import_weights": "errors project nn",
     "info": "errors manifests config project data nn runs",
     "project2d": "errors progress config project data report",
@@ -99,12 +112,14 @@ LIBRARIES = {
     "train": "numpy jax",
     "embed": "numpy",
     "index": "numpy",
-    "querying": "numpy scipy PIL shapely",
+    "querying": "numpy scipy shapely PIL",
     "query": "numpy",
     "evaluate": "numpy",
     "change": "numpy",
     "compare": "numpy",
     "export": "numpy jax safetensors",
+    "export_matches": "numpy",
+    "export_tiles": "numpy",
     "info": "jax",
     "project2d": "numpy",
     "tune": "jax optuna",
@@ -276,7 +291,7 @@ def test_no_module_for_odds_and_ends():
         (("data.tiles", "data.store", "data.ground_truth", "data.embeddings"), {"jax", "rasterio"}),
         (("training.sampler", "training.mining", "training.feed"), {"jax", "rasterio"}),
         (("search.exact", "search.metrics", "search.protocol"), {"jax", "rasterio"}),
-        (("search.engines", "search.pgvector", "query"), {"jax", "rasterio", "sklearn"}),
+        (("search.engines", "search.pgvector", "index", "query"), {"jax", "rasterio", "sklearn"}),
         (("search.engines", "query"), {"scipy", "psycopg"}),
         (("geo.grid",), HEAVY - {"numpy"}),
         (("tile",), {"jax", "flax", "faiss", "sklearn"}),

@@ -65,15 +65,15 @@ def embed(
 def index(
     project: ProjectFolder = HERE,
     run: Embeddings = None,
-    engine: Annotated[
-        config.IndexKind | None,
-        typer.Option(help="How it is searched: exactly, or approximately for millions of tiles."),
-    ] = None,
     whiten: Annotated[
         bool | None,
         typer.Option(
             "--whiten/--no-whiten", help="PCA-whiten descriptors, as fitted on training tiles."
         ),
+    ] = None,
+    engine: Annotated[
+        config.IndexKind | None,
+        typer.Option(help="How it is searched: exactly, or approximately for millions of tiles."),
     ] = None,
     to: Annotated[
         str | None,

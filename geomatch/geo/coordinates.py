@@ -18,7 +18,7 @@ from rasterio.errors import CRSError, RasterioError
 from rasterio.warp import transform, transform_bounds
 
 from geomatch.errors import BadFileError, GeomatchError, UsageError
-from geomatch.geo.grid import CRS84 as CRS84
+from geomatch.geo.grid import CRS84
 
 Bounds = tuple[float, float, float, float]
 

@@ -32,6 +32,13 @@ def rings(epsg: Ints, bounds: Float64Array, target: str) -> Float64Array:
     return in_crs(epsg, corners, target)
 
 
+def unbroken(degrees: Float64Array) -> Float64Array:
+    """Coordinates (n, k, 2) with longitudes past 180 where a shape crosses that meridian."""
+    lon = degrees[..., 0]
+    crosses = np.ptp(lon, axis=1, keepdims=True) > 180 if lon.size else np.zeros((0, 1), bool)
+    return np.stack([np.where(crosses, lon % 360, lon), degrees[..., 1]], axis=-1)
+
+
 def lonlat(epsg: Ints, centres: Float64Array) -> Float64Array:
     """(n, 2) longitude and latitude of points (n, 2), each in its own CRS."""
     return in_crs(epsg, centres, CRS84)

@@ -36,7 +36,7 @@ class OpenIndex:
     rows: Rows
     manifest: IndexManifest
     tiles: TileManifest
-    confidence: Confidence | None
+    confidence: Confidence | None = None
     whitening: Whitening | None = None
     _connected: ExitStack = field(default_factory=ExitStack)
 
@@ -64,7 +64,11 @@ class OpenIndex:
                 found = pgvector.PostgresIndex(connection, tiles.fingerprint, name)
                 project.check_fresh(found.manifest)
                 return cls(
-                    *(project, found, found, found.manifest, tiles, None),
+                    project,
+                    found,
+                    found,
+                    found.manifest,
+                    tiles,
                     _connected=connected.pop_all(),
                 )
         name = latest(project.index_names(), name, "index", "geomatch index")

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from geomatch.data.store import TileStore
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.progress import ProgressCallback
 from geomatch.querying.opened import OpenIndex
 
 if TYPE_CHECKING:
+    from geomatch.data.store import TileStore
     from geomatch.runs import Encoding
 
 NUMBER = r"\s*(-?\d+(?:\.\d*)?)\s*"
@@ -276,6 +276,8 @@ class Targets:
 
     @cached_property
     def _store(self) -> TileStore:
+        from geomatch.data.store import TileStore
+
         return TileStore.open(self._index.project.pixels)
 
     def _year_of(self, query: Query) -> int | None:
