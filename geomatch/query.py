@@ -160,8 +160,8 @@ def _answer(
             index.comparable(vectors), index.vectors_at(liked), index.vectors_at(unliked)
         )
     passing = filters.for_query(index, query, options, passing, unliked)
-    # What a probability says holds for the scores of a query as it is.
-    is_changed = options.rotate or options.expand or liked or unliked
+    # What a probability says holds for the scores of a query as it is, among all tiles of a year.
+    is_changed = options.rotate or options.expand or liked or unliked or passing.columns
     confidence = None if is_changed else index.confidence
     most = max(options.top, options.expand, ANSWERS if confidence else 0)
     scores, positions, won = _nearest(index, vectors, passing, most)
