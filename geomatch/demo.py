@@ -175,9 +175,7 @@ def _picture(project: Project, progress: ProgressCallback) -> Path:
     rows = []
     for name in ids:
         found = query(project, name, progress=progress)
-        assert found.query_row is not None
-        asked = found.query_row
-        rows.append(pictures.row(found.as_json(), found.rows, asked, name))
+        rows.append(pictures.row(found.as_json(), found.rows, found.query.picture, name))
     path = project.reports / "demo.png"
     path.parent.mkdir(exist_ok=True)
     sheet(rows, path)

@@ -55,7 +55,10 @@ ROOMS = {
     # An encoder that needs no training is a run of no steps, which `training.setup` begins.
     "embed": "errors manifests progress config project geo data nn runs training.setup",
     "index": "errors manifests progress project geo data search",
-    "query": "errors manifests progress project geo data search report image_input",
+    "querying": "errors manifests progress records project geo data search runs tiling.image_files "
+    "image_input",
+    # It makes the index that it searches, where that is missing.
+    "query": "errors progress config project geo querying report index",
     "evaluate": "errors progress config project data search report evaluation",
     "compare": "errors manifests progress project data search evaluation image_input",
     "export": "errors config project data nn runs",
@@ -69,7 +72,7 @@ ROOMS = {
     "cli": " ".join(
         (
             "errors progress config project init data.eval_report data.registration",
-            "tiling.request",
+            "tiling.request querying",
             *STAGES,
             *FURTHER,
         )
@@ -94,6 +97,7 @@ LIBRARIES = {
     "train": "numpy jax",
     "embed": "numpy",
     "index": "numpy",
+    "querying": "numpy scipy",
     "query": "numpy",
     "evaluate": "numpy",
     "compare": "numpy",

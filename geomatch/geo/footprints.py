@@ -32,15 +32,16 @@ def rings(epsg: Ints, bounds: Float64Array, target: str) -> Float64Array:
         ],
         axis=-1,
     )
-    return _by_zone(epsg, corners, target)
+    return in_crs(epsg, corners, target)
 
 
 def lonlat(epsg: Ints, centres: Float64Array) -> Float64Array:
     """(n, 2) longitude and latitude of points (n, 2), each in its own CRS."""
-    return _by_zone(epsg, centres, CRS84)
+    return in_crs(epsg, centres, CRS84)
 
 
-def _by_zone(epsg: Ints, points: Float64Array, target: str) -> Float64Array:
+def in_crs(epsg: Ints, points: Float64Array, target: str) -> Float64Array:
+    """Points (n, ..., 2), each in the CRS of its code (n,), in `target`."""
     result = np.array(points, np.float64)
     for code in np.unique(epsg):
         if f"EPSG:{code}" == target:
