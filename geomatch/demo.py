@@ -142,7 +142,7 @@ def _chain(project: Project, started: float, progress: ProgressCallback) -> Show
     # A run of no epochs is the untrained encoder.
     for name, epochs in (("untrained", 0), ("run1", settings.train.epochs)):
         wanted = config.with_overrides(settings, [f"train.epochs={epochs}"])
-        train(project, wanted, run=name, progress=progress)
+        train(project, wanted, run=name, reference=False, progress=progress)
         embedded = embed(project, run=name, settings=settings, progress=progress)
         report = evaluate(
             project,

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomatch.errors import GeomatchError, StaleError
-from geomatch.geo import rasters
+from geomatch.geo import coordinates, placement, rasters, windows
 from geomatch.geo.grid import Grid
-from geomatch.geo.rasters import Raster, Stretch
+from geomatch.geo.rasters import Raster
+from geomatch.geo.stretch import Stretch
 from geomatch.geo.views import Reading
 from geomatch.manifests import DescriptorManifest, TileManifest
 from geomatch.nn import backend
@@ -192,8 +193,8 @@ def _georeferenced(
             "Give an image with those bands: gdal_translate -b",
         )
     stretch, how = _stretch(path, raster.dtype, tiles, year)
-    crs = rasters.utm_crs(raster) if grid.crs == "utm" else grid.crs
-    left, bottom, right, top = rasters.project_bounds(raster.crs, raster.bounds, crs)
+    crs = placement.utm_crs(raster) if grid.crs == "utm" else grid.crs
+    left, bottom, right, top = coordinates.project_bounds(raster.crs, raster.bounds, crs)
     if right - left < grid.side or top - bottom < grid.side:
         raise GeomatchError(
             f"{path} covers {right - left:.0f} x {top - bottom:.0f} m, a tile is {grid.side:.0f} m",
@@ -211,7 +212,7 @@ def _georeferenced(
     margin = int(min(room, (reach - 1) * grid.side / 2) / grid.gsd)
     more = margin * grid.gsd
     extent = (box[0] - more, box[1] - more, box[2] + more, box[3] + more)
-    around = rasters.read_extent(raster, crs, extent, grid.gsd, stretch)
+    around = windows.read_extent(raster, crs, extent, grid.gsd, stretch)
     inside = slice(margin, margin + grid.size)
     return Cut(
         pixels=around[inside, inside],

@@ -24,7 +24,7 @@ from geomatch import config
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import GeomatchError, UsageError
-from geomatch.manifests import TileManifest
+from geomatch.manifests import RunManifest, TileManifest
 from geomatch.nn import backend
 from geomatch.nn.checkpoint import Checkpoints
 from geomatch.nn.encoder import Siamese, TileForm, build
@@ -35,11 +35,17 @@ from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project, replacing, write_json, write_record
 from geomatch.runs import read_run
 from geomatch.training import setup
+from geomatch.training.dry_run import Compiled, DryRun
+from geomatch.training.dry_run import dry_run as measure
 from geomatch.training.feed import BatchFeed
 from geomatch.training.interrupts import Interrupts
 from geomatch.training.metrics_log import VALIDATION, MetricsLog
 from geomatch.training.mining import Mined
 from geomatch.training.monitor import Monitor
+from geomatch.training.origin import session
+from geomatch.training.overfit import Overfit
+from geomatch.training.overfit import overfit as fit
+from geomatch.training.reference import imagenet_map5
 from geomatch.training.rounds import Examples, Validator, weights
 from geomatch.training.sampler import Sampler, compares_whole_batch
 
@@ -56,12 +62,15 @@ class Trained:
         best: step of the checkpoint with the best mAP@5 on validation.
         map5: that mAP@5; None without validation queries.
         untrained: mAP@5 on validation before the first step; None without validation queries.
+        imagenet: mAP@5 on validation of `geomatch embed --model imagenet`; None where training
+            began with its weights, and see `imagenet_map5`.
     """
 
     run: str
     best: int
     map5: float | None
     untrained: float | None = None
+    imagenet: float | None = None
 
 
 ShouldStop = Callable[[int, float | None], bool]
@@ -92,6 +101,7 @@ def train(
     *,
     run: str | None = None,
     should_stop: ShouldStop = never,
+    reference: bool = True,
     progress: ProgressCallback = silent,
 ) -> Trained:
     """Train a run, or resume it.
@@ -99,6 +109,7 @@ def train(
     Args:
         run: its name; by default the latest, or "run1".
         should_stop: called after every validation; if it returns True, the run stops unfinished.
+        reference: in the end, also measure what ImageNet features reach without training.
 
     Raises:
         UsageError: the run was begun with another configuration.
@@ -116,7 +127,94 @@ def train(
         form = setup.form_of(manifest)
         sampler = _checked_sampler(settings, splits["train"])
         settings = _open_run(project, name, settings, manifest, form)
-        return _loop(project, name, settings, splits, sampler, form, should_stop, progress)
+        trained = _loop(project, name, settings, splits, sampler, form, should_stop, progress)
+        if reference and not settings.train.init:
+            trained = replace(trained, imagenet=imagenet_map5(project, settings, splits, progress))
+        _say_if_lost(trained, settings, progress)
+        return trained
+
+
+def _say_if_lost(trained: Trained, settings: config.Config, progress: ProgressCallback) -> None:
+    """Say so if no training does better, and what to try."""
+    if trained.best == 0 < settings.train.epochs:
+        progress(
+            "training did not beat the untrained network, which later stages will use; "
+            "try a lower train.lr, or `geomatch init DIR --preset pretrained`"
+        )
+    if (
+        trained.map5 is not None
+        and trained.imagenet is not None
+        and trained.map5 < trained.imagenet
+    ):
+        progress(
+            "ImageNet features do better without training: `geomatch embed --model imagenet`, "
+            "or train from them: `geomatch init DIR --preset pretrained`"
+        )
+
+
+def dry_run(
+    project: Project,
+    settings: config.Config,
+    *,
+    run: str | None = None,
+    progress: ProgressCallback = silent,
+) -> DryRun:
+    """Tell what `train` would do, from its first steps; only a picture of a batch is written.
+
+    Args:
+        run: its name; by default a new one.
+
+    Raises:
+        UsageError, GeomatchError: as for `train`.
+    """
+    name = run or _next_name(project)
+    check_name(name)
+    backend.prepare(settings.train.dtype)
+    with project.lock("tiles", shared=True):
+        settings, splits, sampler, form = _prepared(project, name, settings)
+        total = sampler.steps_per_epoch * settings.train.epochs
+        frozen = not settings.train.freeze_epochs
+        step_of = partial(_step, settings, form, sampler, total, frozen)
+        return measure(project, settings, splits, sampler, form, step_of, progress)
+
+
+def overfit(
+    project: Project,
+    settings: config.Config,
+    places: int,
+    *,
+    progress: ProgressCallback = silent,
+) -> Overfit:
+    """Train on a few places until each is found at once, and tell what is wrong if that fails.
+
+    No run is begun, and nothing is written.
+
+    Args:
+        places: how many places, or classes without years.
+
+    Raises:
+        UsageError, GeomatchError: as for `train`.
+    """
+    backend.prepare(settings.train.dtype)
+    with project.lock("tiles", shared=True):
+        settings, splits, _, form = _prepared(project, _next_name(project), settings)
+
+        def step_of(settings: config.Config, sampler: Sampler, steps: int) -> Any:
+            return _step(settings, form, sampler, steps, frozen=True)
+
+        return fit(project, settings, splits["train"], form, places, step_of, progress)
+
+
+def _prepared(
+    project: Project, name: str, settings: config.Config
+) -> tuple[config.Config, dict[str, TileTable], Sampler, TileForm]:
+    """Resolved settings, tiles by split, the sampler and the tiles' form, of no run."""
+    manifest = project.tile_manifest()
+    splits = _splits(TileTable.load(project.catalogue), settings)
+    form = setup.form_of(manifest)
+    sampler = _checked_sampler(settings, splits["train"])
+    settings, _ = _resolved(project, name, settings, manifest, form)
+    return settings, splits, sampler, form
 
 
 def _splits(tiles: TileTable, settings: config.Config) -> dict[str, TileTable]:
@@ -141,6 +239,19 @@ def _open_run(
     project: Project, name: str, settings: config.Config, tiles: TileManifest, form: TileForm
 ) -> config.Config:
     """Begin a run, or check that it was begun with these settings; returns them resolved."""
+    folder = project.run(name)
+    settings, manifest = _resolved(project, name, settings, tiles, form)
+    finished = (folder / "finished.json").exists()
+    if not finished or read_run(folder)[2].settings != manifest.settings:
+        manifest = replace(manifest, sessions=(*manifest.sessions, session(project.root)))
+    write_record(folder / "config.json", manifest)
+    return settings
+
+
+def _resolved(
+    project: Project, name: str, settings: config.Config, tiles: TileManifest, form: TileForm
+) -> tuple[config.Config, RunManifest]:
+    """Resolved settings and manifest of a run; if it exists, it was begun with these settings."""
     path = project.run(name) / "config.json"
     before, old = None, None
     if path.exists():
@@ -154,14 +265,13 @@ def _open_run(
             changed.remove("train.epochs")
         if old.tiles != manifest.tiles:
             changed.append("the tiles")
-        manifest = replace(manifest, id=old.id)
+        manifest = replace(manifest, id=old.id, sessions=old.sessions)
         if changed:
             raise UsageError(
                 f"run {name} was begun with other settings: {', '.join(changed)}",
                 f"Start a new one: geomatch train --run {_next_name(project)}",
             )
-    write_record(path, manifest)
-    return settings
+    return settings, manifest
 
 
 def _checked_sampler(settings: config.Config, training: TileTable) -> Sampler:
@@ -314,7 +424,7 @@ def _loop(
             mine = scheduled and validator.mines(step, total) and not mining_file.exists()
             if validate or mine:
                 monitor.check(state, step, mined)
-                round_ = validator.round(state, step, epoch, progress)
+                round_ = validator.round(state.variables, step, epoch, progress)
 
             # Validate if due.
             if validate:
@@ -373,17 +483,16 @@ def _loop(
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         if pruned:
             return _best(name, checkpoints, log.scores)
-        trained = _finish(folder, name, checkpoints, log.scores)
-    if trained.best == 0 < total:
-        progress(
-            "training did not beat the untrained network, which later stages will use; "
-            "try a lower train.lr, or `geomatch init DIR --preset pretrained`"
-        )
-    return trained
+        return _finish(folder, name, checkpoints, log.scores)
 
 
 def _step(
-    settings: config.Config, form: TileForm, sampler: Sampler, total: int, frozen: bool
+    settings: config.Config,
+    form: TileForm,
+    sampler: Sampler,
+    total: int,
+    frozen: bool,
+    compiled: Compiled = lambda program: None,
 ) -> Any:
     tiles = sampler.tiles
     return make_step(
@@ -393,6 +502,7 @@ def _step(
         MatchRule(tiles.dated, tiles.grid.reach if tiles.grid else 0),
         RunLength(total, sampler.steps_per_epoch),
         settings.train.views if compares_whole_batch(settings.train, settings.mining) else 0,
+        compiled,
     )
 
 

@@ -249,6 +249,23 @@ def test_weights_are_recommended_where_none_are_given(tiled, copied, init):
     assert any("--preset pretrained" in note for note in notes) == (not init)
 
 
+def test_imagenet_features_are_measured_once_to_compare_with(tmp_path, monkeypatch):
+    write_imagery(tmp_path / "imagery", size=64)
+    project = make_project(tmp_path / "p", tmp_path / "imagery", "grid.size=64")
+    wanted = settings(*SMALL_NETWORK, "train.epochs=1", "mining.rule=none")
+    notes, again = Notes(), Notes()
+    with monkeypatch.context() as patch:
+        script_validation(patch, [0.1, 0.2, 0.9])
+        result = train(project, wanted, progress=notes)
+        # The third that was measured: after both rounds of the run.
+        assert (result.map5, result.imagenet) == (0.2, 0.9)
+        assert train(project, wanted, progress=again) == result
+    assert any("geomatch embed --model imagenet" in note for note in notes)
+    assert "fitting the PCA" in notes
+    assert "fitting the PCA" not in again
+    assert train(project, wanted, reference=False).imagenet is None
+
+
 # Stopping early
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 
-from geomatch.geo import rasters
+from geomatch.geo import coordinates
+from geomatch.geo.coordinates import CRS84
 from geomatch.geo.grid import Float64Array, Grid, Ints
-from geomatch.geo.rasters import CRS84
 
 
 def rings(epsg: Ints, bounds: Float64Array, target: str) -> Float64Array:
@@ -48,7 +48,7 @@ def in_crs(epsg: Ints, points: Float64Array, target: str) -> Float64Array:
             continue
         in_zone = epsg == code
         flat = points[in_zone].reshape(-1, 2)
-        x, y = rasters.project_points(f"EPSG:{code}", flat[:, 0], flat[:, 1], target)
+        x, y = coordinates.project_points(f"EPSG:{code}", flat[:, 0], flat[:, 1], target)
         result[in_zone] = np.stack([x, y], axis=1).reshape(points[in_zone].shape)
     return result
 

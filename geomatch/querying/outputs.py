@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomatch.geo import footprints
+from geomatch.geo.coordinates import CRS84
 from geomatch.geo.layers import Layer, write
-from geomatch.geo.rasters import CRS84
 from geomatch.manifests import TileManifest
 from geomatch.project import replacing
 from geomatch.querying.answers import Matches

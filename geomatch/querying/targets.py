@@ -175,7 +175,7 @@ class Targets:
 
     def _position_at(self, lon: float, lat: float) -> int:
         """Position of the tile at a point, of the given or else the newest year."""
-        from geomatch.geo.rasters import project_points
+        from geomatch.geo.coordinates import project_points
 
         _check_degrees(lon, lat)
         index = self._index

@@ -219,8 +219,8 @@ def pretrained(
 ) -> Path:
     """The folder of an encoder that needs no training, created if absent or stale.
 
-    Features of a middle stage of an ImageNet trunk, pooled on a coarse grid and whitened on the
-    training tiles: spatial layout distinguishes places.
+    Features of a middle stage of an ImageNet trunk, normalised within each tile, pooled on a coarse
+    grid and whitened on the training tiles: spatial layout distinguishes places.
 
     Raises:
         GeomatchError: the weights are not installed, or there are too few training tiles.
@@ -231,6 +231,7 @@ def pretrained(
         stage=5,
         pooling="grid",
         bins=settings.model.bins,
+        instance_norm=True,
         head="pca",
         descriptor=settings.model.descriptor,
         centre=True,
