@@ -2,7 +2,8 @@
 
 As in EarthMatch (Berton et al., "EarthMatch: Iterative coregistration for fine-grained
 localization of astronaut photography", 2024), each match says where the image lies, for the ground
-there to be matched again: first reduced to few pixels, since what is large changes least.
+there to be matched again with the image warped onto it. The first matches are of few pixels, since
+what is large changes least.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ LEVELS = 384, 768, 1536, 2048
 """Pixels along a side of the ground, in each match."""
 ROOM = 1.6, 1.15, 1.1, 1.1
 """Sides of the ground, in those of the image."""
+SURE = 4.0
+"""Least score of a match: an image has more ways to lie by chance than a tile has."""
 FEW = 20
 """Points fewer than these are too few to trust."""
 LEAST_SHARE = 0.05
@@ -97,7 +100,7 @@ def place(
     for level, room in zip(LEVELS, ROOM, strict=True):
         matrix = start if best is None else best.matrix
         refined = _match(scan, ground, epsg, matrix, year, level, room, is_first=best is None)
-        if refined is None and best is not None:
+        if refined is None and (best is not None or level == LEVELS[1]):
             break
         best = refined or best
     return best
@@ -124,13 +127,16 @@ def _match(
     to_scan = np.diag(np.array([scan.width, scan.height]) / shape)
     to_scan = np.column_stack([to_scan, np.zeros(2)])
     guess = _after(_inverse(mosaic.to_ground()), _after(start, to_scan))
+    if not is_first:
+        image, valid = local_features.warped(image, valid, guess, mosaic.valid.shape)
+        to_scan, guess = _after(to_scan, _inverse(guess)), np.eye(2, 3)
     finding = local_features.find(
         Sought.of(image, valid),
         local_features.features(mosaic.pixels, mosaic.valid),
         [guess],
         (1 / 4, 4.0) if is_first else (0.8, 1.25),
     )
-    if finding.alignment is None or not finding.is_confirmed:
+    if finding.alignment is None or finding.score < SURE:
         return None
     found = local_features.affine(finding.alignment)
     at = transformed(found.query, to_scan)

@@ -156,6 +156,20 @@ def transformed(points: Float64Array, matrix: Float64Array) -> Float64Array:
     return points @ matrix[:, :2].T + matrix[:, 2]
 
 
+def warped(
+    image: Pixels, valid: NDArray[np.bool_], matrix: Float64Array, shape: tuple[int, ...]
+) -> tuple[Pixels, NDArray[np.bool_]]:
+    """An image and where it is valid, as they lie in a reference (h, w) by a transform (2, 3)."""
+    import cv2
+
+    # OpenCV counts from the centre of the first pixel.
+    centred = np.column_stack([matrix[:, :2], matrix[:, 2] + matrix[:, :2].sum(axis=1) / 2 - 0.5])
+    size = shape[1], shape[0]
+    moved = cv2.warpAffine(np.ascontiguousarray(image), centred, size, flags=cv2.INTER_LINEAR)
+    shown = cv2.warpAffine(valid.astype(np.uint8), centred, size, flags=cv2.INTER_NEAREST)
+    return moved.reshape(*shape, -1).astype(np.uint8, copy=False), shown > 0
+
+
 def scale_of(matrix: Float64Array) -> float:
     """The scale of an affine transform (2, 3): the root of how it changes areas."""
     return float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
