@@ -111,6 +111,21 @@ def cut(
     return Cut(pixels, pixels, None, 0.0, 0.0, remark)
 
 
+def read_scan(
+    path: str, encoding: Encoding, tiles: TileManifest, year: str | None = None
+) -> tuple[NDArray[np.uint8], str]:
+    """All pixels (h, w, channels) of an image, wherever it lies, and a remark of how it was read.
+
+    Arguments and errors as for `cut`.
+    """
+    reading = _reading(tiles)
+    dtype = image_files.inspect(Path(path), reading).dtype
+    stretch, how = _stretch(path, dtype, tiles, year)
+    channels = encoding.form.image_channels
+    pixels = image_files.read_whole(Path(path), channels, reading, stretch)
+    return pixels, f"{path}: a scan of {pixels.shape[1]} x {pixels.shape[0]} px{how}"
+
+
 def _reading(tiles: TileManifest) -> Reading:
     """How the imagery of tiles was read."""
     recorded = tiles.reading or {}

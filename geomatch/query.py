@@ -11,17 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomatch import config
+from geomatch.data.confidence import ANSWERS
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project
-from geomatch.querying import turns
+from geomatch.querying import feedback, turns
 from geomatch.querying.answers import Match, Matches, Unanswered
 from geomatch.querying.opened import OpenIndex, wanted
 from geomatch.querying.options import Options
 from geomatch.querying.targets import Query, Targets, is_several
 
-CHUNK = 32
-"""Targets that are described at a time."""
+CHUNK, VIEWS = 32, 256
+"""Targets that are described at a time, and how often they are turned in all, at most."""
 
 
 def query(
@@ -78,20 +79,30 @@ def query_each(
     index = OpenIndex.open(project, options.index)
     years = [index.year_code(year) for year in options.years]
     from_code = index.year_code(options.from_year) if options.from_year else None
+    index.positions((*options.like, *options.unlike))  # before anything is computed
     if options.geojson or options.gpkg:
-        index.check_ground("--geojson" if options.geojson else "--gpkg")
+        option = "--geojson" if options.geojson else "--gpkg"
+        index.check_ground(f"{option} needs footprints", "Write --csv FILE instead.")
+    if options.scales:
+        index.check_ground("a scan needs tiles with a place", "Ask without --gsd and --scales.")
     angles = turns.angles(options.rotate)
-    finder = Targets(index, from_code, angles, progress)
+    finder = Targets(index, from_code, angles, bool(options.scales), progress)
     answered: list[Matches] = []
     remaining = (found for target in targets for found in _find(finder, target))
-    while found := list(islice(remaining, CHUNK)):
+    together = 1 if options.scales else max(1, min(CHUNK, VIEWS // len(angles)))
+    while found := list(islice(remaining, together)):
         vectors = finder.vectors([each for each in found if isinstance(each, Query)])
         for each in found:
             if isinstance(each, Unanswered):
                 yield each
                 continue
-            result = _answer(index, each, next(vectors), angles, options, years)
-            answered += [result] if options.files else []
+            result: Matches | Unanswered
+            if each.is_scan:
+                result = _locate(index, each, finder, angles, options, years)
+            else:
+                result = _answer(index, each, next(vectors), angles, options, years)
+            if options.files and isinstance(result, Matches):
+                answered.append(result)
             yield result
     if answered:
         _write(index, answered, options)
@@ -106,8 +117,8 @@ def _made(
         from geomatch.index import index
 
         progress(f"the index of {name} is missing or stale: making it")
-        metric = (settings or config.load(project.config)).index.metric
-        index(project, run=name, metric=metric, progress=progress)
+        chosen = (settings or config.load(project.config)).index
+        index(project, run=name, settings=chosen, progress=progress)
     return name
 
 
@@ -139,15 +150,113 @@ def _answer(
     if not years:
         own = None if options.same_year else query.year
         years = [code for code, year in enumerate(index.manifest.years) if year != own]
-    scores, positions = index.search(vectors, years, options.top + 1)
+    liked, unliked = (index.positions(ids) for ids in (options.like, options.unlike))
+    if liked or unliked:
+        vectors = feedback.rocchio(
+            index.comparable(vectors), index.vectors_at(liked), index.vectors_at(unliked)
+        )
+    excluded = [query.position, *unliked]
+    # What a probability says holds for the scores of a query as it is.
+    is_changed = options.rotate or options.expand or liked or unliked
+    confidence = None if is_changed else index.confidence
+    most = max(options.top, options.expand, ANSWERS if confidence else 0)
+    scores, positions, won = _nearest(index, vectors, years, excluded, most)
+    if options.expand and len(positions):
+        chosen = index.comparable(vectors)[won[0]]
+        expanded = feedback.expand(chosen, index.vectors_at(positions[: options.expand].tolist()))
+        turn = won[0]
+        scores, positions, won = _nearest(index, expanded[None], years, excluded, options.top)
+        won += turn
+    judgement = confidence and confidence.judge(scores, options.fpr)
+    shown = slice(options.top)
+    degrees = [angles[code] if options.rotate else None for code in won[shown]]
+    found = _matches(index, query, scores[shown], positions[shown], degrees)
+    if judgement:
+        pairs = zip(found.matches, judgement.probability, strict=False)
+        judged = (replace(m, probability=p, match=judgement.is_match) for m, p in pairs)
+        found = replace(found, matches=tuple(judged))
+    return found
+
+
+def _nearest(
+    index: OpenIndex,
+    vectors: NDArray[np.float32],
+    years: Sequence[int],
+    excluded: Sequence[int | None],
+    top: int,
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+    """Scores, positions and best turns of the tiles that are nearest to any turn (turns, d)."""
+    scores, positions = index.search(vectors, years, top + len(excluded))
     turn = np.repeat(np.arange(len(vectors)), positions.shape[1])
     order = np.argsort(-scores, axis=None, kind="stable")
-    order = order[positions.ravel()[order] != query.position]
+    out = [position for position in excluded if position is not None]
+    order = order[~np.isin(positions.ravel()[order], out)]
     # The best of a tile's turns is its first.
     _, first = np.unique(positions.ravel()[order], return_index=True)
-    best = order[np.sort(first)[: options.top]]
-    degrees = [angles[code] for code in turn[best]] if options.rotate else [None] * len(best)
-    return _matches(index, query, scores.ravel()[best], positions.ravel()[best], degrees)
+    best = order[np.sort(first)[:top]]
+    return scores.ravel()[best], positions.ravel()[best], turn[best]
+
+
+def _locate(
+    index: OpenIndex,
+    query: Query,
+    finder: Targets,
+    angles: Sequence[float],
+    options: Options,
+    years: Sequence[int],
+) -> Matches | Unanswered:
+    """The places where a scan may lie."""
+    from geomatch.geo.footprints import lonlat
+    from geomatch.querying import scan, votes
+
+    assert query.pixels is not None
+    tiles, gsds = index.tiles, options.scales
+    poses = [scan.Pose(angle, gsd) for gsd in gsds for angle in angles]
+    cut = scan.windows(query.pixels, poses, tiles.size, tiles.gsd or 0.0)
+    searched = years or range(len(index.manifest.years))
+    found = votes.locate(index, cut, finder.describe, searched, options.top)
+    if not found:
+        at = ", ".join(f"{gsd:g}" for gsd in gsds)
+        return Unanswered(
+            query.name,
+            GeomatchError(
+                f"{query.name} has nothing to go by at {at} m per pixel",
+                f"It must be larger than a tile of {tiles.size * (tiles.gsd or 0):g} m, and not "
+                "blank: give other --scales.",
+            ),
+        )
+    weights = np.array([place.weight for place in found])
+    found = found[: options.top]
+    epsg = np.array([place.epsg for place in found])
+    degrees = lonlat(epsg, np.array([(place.x, place.y) for place in found]))
+    rows = index.rows.take([place.tile for place in found])
+    matches = [
+        Match(
+            query=query.name,
+            rank=rank,
+            tile=row["id"],
+            year=row["year"],
+            score=place.score,
+            lon=lon,
+            lat=lat,
+            distance_m=None,
+            turn=place.pose.turn,
+            gsd=place.pose.gsd,
+            confidence=max(0.0, 1 - np.delete(weights, rank - 1).max(initial=0) / place.weight),
+            agreeing=place.agreeing,
+            windows=place.windows,
+        )
+        for rank, (place, row, (lon, lat)) in enumerate(
+            zip(found, rows, degrees.tolist(), strict=True), 1
+        )
+    ]
+    return Matches(
+        query=query,
+        matches=tuple(matches),
+        rows=tuple(row["store_row"] for row in rows),
+        centres=tuple((place.epsg, place.x, place.y) for place in found),
+        places=tuple(found),
+    )
 
 
 def _matches(
@@ -168,7 +277,17 @@ def _matches(
         to_epsg = np.array([row["epsg"] for row in answers], np.int64)
         distances = distance(from_epsg, from_xy, to_epsg, to_xy).tolist()
     found = [
-        Match(query.name, rank, row["id"], row["year"], score, row["lon"], row["lat"], metres, turn)
+        Match(
+            query=query.name,
+            rank=rank,
+            tile=row["id"],
+            year=row["year"],
+            score=score,
+            lon=row["lon"],
+            lat=row["lat"],
+            distance_m=metres,
+            turn=turn,
+        )
         for rank, (score, row, metres, turn) in enumerate(
             zip(scores.tolist(), answers, distances, turns, strict=True), 1
         )

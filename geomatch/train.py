@@ -100,6 +100,7 @@ def train(
     settings: config.Config,
     *,
     run: str | None = None,
+    hours: float | None = None,
     should_stop: ShouldStop = never,
     reference: bool = True,
     progress: ProgressCallback = silent,
@@ -108,6 +109,8 @@ def train(
 
     Args:
         run: its name; by default the latest, or "run1".
+        hours: how long a new run may take, by its first steps; the number of epochs follows. A run
+            that was begun keeps its own.
         should_stop: called after every validation; if it returns True, the run stops unfinished.
         reference: in the end, also measure what ImageNet features reach without training.
 
@@ -123,9 +126,11 @@ def train(
     backend.prepare(settings.train.dtype)
     with project.lock("tiles", shared=True), project.lock(f"runs/{name}"):
         manifest = project.tile_manifest()
-        splits = _splits(TileTable.load(project.catalogue), settings)
+        settings, splits, sampler = _prepared(project, settings, manifest, progress)
         form = setup.form_of(manifest)
-        sampler = _checked_sampler(settings, splits["train"])
+        if hours is not None:
+            epochs = _epochs_within(hours, project, name, settings, manifest, splits, progress)
+            settings = replace(settings, train=replace(settings.train, epochs=epochs))
         settings = _open_run(project, name, settings, manifest, form)
         trained = _loop(project, name, settings, splits, sampler, form, should_stop, progress)
         if reference and not settings.train.init:
@@ -171,11 +176,55 @@ def dry_run(
     check_name(name)
     backend.prepare(settings.train.dtype)
     with project.lock("tiles", shared=True):
-        settings, splits, sampler, form = _prepared(project, name, settings)
-        total = sampler.steps_per_epoch * settings.train.epochs
-        frozen = not settings.train.freeze_epochs
-        step_of = partial(_step, settings, form, sampler, total, frozen)
-        return measure(project, settings, splits, sampler, form, step_of, progress)
+        manifest = project.tile_manifest()
+        settings, splits, sampler = _prepared(project, settings, manifest, progress)
+        settings, _ = _resolved(project, name, settings, manifest, setup.form_of(manifest))
+        return _measured(project, settings, manifest, splits, sampler, progress)
+
+
+def _measured(
+    project: Project,
+    settings: config.Config,
+    manifest: TileManifest,
+    splits: dict[str, TileTable],
+    sampler: Sampler,
+    progress: ProgressCallback,
+) -> DryRun:
+    """What a run with resolved settings would be."""
+    form, total = setup.form_of(manifest), sampler.steps_per_epoch * settings.train.epochs
+    frozen = not settings.train.freeze_epochs
+    step_of = partial(_step, settings, form, sampler, total, frozen)
+    return measure(project, settings, splits, sampler, form, step_of, progress)
+
+
+def _epochs_within(
+    hours: float,
+    project: Project,
+    name: str,
+    settings: config.Config,
+    manifest: TileManifest,
+    splits: dict[str, TileTable],
+    progress: ProgressCallback,
+) -> int:
+    """The number of epochs that takes so many hours, or that of the run if it was begun.
+
+    Raises:
+        UsageError: `hours` is not positive.
+    """
+    if not hours > 0:
+        raise UsageError(f"--hours {hours}: must be more than 0")
+    if (project.run(name) / "config.json").exists():
+        return read_run(project.run(name))[0].train.epochs
+    settings = replace(
+        settings, train=replace(settings.train, epochs=max(1, settings.train.epochs))
+    )
+    settings, _ = _resolved(project, name, settings, manifest, setup.form_of(manifest))
+    sampler = _checked_sampler(settings, splits["train"])
+    planned = _measured(project, settings, manifest, splits, sampler, progress)
+    per_epoch = (planned.seconds - planned.first_step_s) / planned.epochs
+    epochs = max(1, int((3600 * hours - planned.first_step_s) / per_epoch))
+    progress(f"{hours:g} hours are enough for {epochs} epochs of about {per_epoch:.0f} s")
+    return epochs
 
 
 def overfit(
@@ -197,7 +246,10 @@ def overfit(
     """
     backend.prepare(settings.train.dtype)
     with project.lock("tiles", shared=True):
-        settings, splits, _, form = _prepared(project, _next_name(project), settings)
+        manifest = project.tile_manifest()
+        settings, splits, _ = _prepared(project, settings, manifest, progress)
+        form = setup.form_of(manifest)
+        settings, _ = _resolved(project, _next_name(project), settings, manifest, form)
 
         def step_of(settings: config.Config, sampler: Sampler, steps: int) -> Any:
             return _step(settings, form, sampler, steps, frozen=True)
@@ -206,15 +258,14 @@ def overfit(
 
 
 def _prepared(
-    project: Project, name: str, settings: config.Config
-) -> tuple[config.Config, dict[str, TileTable], Sampler, TileForm]:
-    """Resolved settings, tiles by split, the sampler and the tiles' form, of no run."""
-    manifest = project.tile_manifest()
+    project: Project, settings: config.Config, manifest: TileManifest, progress: ProgressCallback
+) -> tuple[config.Config, dict[str, TileTable], Sampler]:
+    """Settings that fit the tiles, tiles by split, and the sampler."""
+    asked, settings = settings, setup.of_tiles(settings, manifest)
+    if settings.mining != asked.mining:
+        progress("images without years have no neighbours: batches are drawn at random")
     splits = _splits(TileTable.load(project.catalogue), settings)
-    form = setup.form_of(manifest)
-    sampler = _checked_sampler(settings, splits["train"])
-    settings, _ = _resolved(project, name, settings, manifest, form)
-    return settings, splits, sampler, form
+    return settings, splits, _checked_sampler(settings, splits["train"])
 
 
 def _splits(tiles: TileTable, settings: config.Config) -> dict[str, TileTable]:
@@ -256,7 +307,7 @@ def _resolved(
     before, old = None, None
     if path.exists():
         before, _, old = read_run(project.run(name))
-    settings = setup.resolve_settings(setup.of_tiles(settings, tiles), project.root, before)
+    settings = setup.resolve_settings(settings, project.root, before)
     manifest = setup.manifest(settings, form, tiles)
     if before is not None and old is not None:
         requested = config.from_dict(manifest.settings, str(path))
@@ -301,11 +352,6 @@ def _checked_sampler(settings: config.Config, training: TileTable) -> Sampler:
             f'train.distil with train.loss = "{train.loss}" and '
             f'model.head = "{settings.model.head}"',
             "It needs --set train.loss=infonce and a head that takes pooled features.",
-        )
-    if rule == "neighbours" and not training.dated:
-        raise UsageError(
-            'mining.rule = "neighbours" needs places seen in several years',
-            "For class folders: --set mining.rule=knn, ranked or in-batch.",
         )
     sampler = Sampler(training, train, settings.mining)
     if sampler.anchors < 2:

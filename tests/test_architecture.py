@@ -25,7 +25,7 @@ DEVELOPERS = {"test", "benchmark", "lint", "dev"}
 """Extras that no user needs."""
 
 STAGES = ("tile", "train", "embed", "index", "query", "evaluate")
-FURTHER = ("compare", "export", "import_weights", "info", "project2d", "tune", "demo")
+FURTHER = ("change", "compare", "export", "import_weights", "info", "project2d", "tune", "demo")
 """Commands beside the pipeline's; each is one module, as a stage is."""
 SHOWING = ("console", "eval_tables", "registration_table", "trial_tables")
 """Modules of the command line that print results; a command imports them when it runs."""
@@ -55,12 +55,13 @@ ROOMS = {
     "train": "errors manifests progress config project data nn report runs training",
     # An encoder that needs no training is a run of no steps, which `training.setup` begins.
     "embed": "errors manifests progress config project geo data nn runs training.setup",
-    "index": "errors manifests progress project geo data search",
+    "index": "errors manifests progress config project geo data search evaluation",
     "querying": "errors manifests progress records project geo data search runs tiling.image_files "
     "image_input",
     # It makes the index that it searches, where that is missing.
-    "query": "errors progress config project geo querying report index",
+    "query": "errors progress config project geo data querying report index",
     "evaluate": "errors progress config project data search report evaluation",
+    "change": "errors progress project records geo data report",
     "compare": "errors manifests progress project data search evaluation image_input",
     "export": "errors config project data nn runs",
     "import_weights": "errors project nn",
@@ -69,7 +70,7 @@ ROOMS = {
     # Two commands run stages: each trial of a search is a run, and the demo is the whole chain.
     "tune": "errors progress config project train training.setup",
     "demo": "errors progress config project geo data report tile train embed index query evaluate",
-    "api": " ".join(("project", *STAGES, "compare", "export", "tune")),
+    "api": " ".join(("project", *STAGES, "change", "compare", "export", "tune")),
     "cli": " ".join(
         (
             "errors progress config project init data.eval_report data.registration",
@@ -86,7 +87,7 @@ room further down this table."""
 LIBRARIES = {
     "geo": "numpy rasterio pyogrio shapely scipy",
     "data": "numpy pyarrow shapely tensorstore",
-    "search": "numpy faiss",
+    "search": "numpy faiss sklearn",
     "nn": "numpy jax flax optax orbax h5py safetensors onnx onnxruntime openvino nncf",
     "report": "numpy PIL matplotlib sklearn tensorboardX",
     "runs": "numpy jax",
@@ -101,6 +102,7 @@ LIBRARIES = {
     "querying": "numpy scipy",
     "query": "numpy",
     "evaluate": "numpy",
+    "change": "numpy",
     "compare": "numpy",
     "export": "numpy jax safetensors",
     "info": "jax",
@@ -249,7 +251,7 @@ def test_the_command_line_imports_stages_inside_commands():
 
 
 def test_the_python_api_has_every_stage():
-    assert set(api.__all__) == {"Project", *STAGES, "compare", "export", "tune"}
+    assert set(api.__all__) == {"Project", *STAGES, "change", "compare", "export", "tune"}
     assert inside(PACKAGE / "api.py") == {name.lower() for name in api.__all__}
     for name in api.__all__:
         assert getattr(api, name).__module__ == f"geomatch.{name.lower()}"

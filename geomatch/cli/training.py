@@ -16,6 +16,14 @@ def train(
     run: Annotated[
         str | None, typer.Option(help="Name of the run; by default the latest, or run1.")
     ] = None,
+    hours: Annotated[
+        float | None,
+        typer.Option(
+            help="Time that a new run may take, in place of train.epochs; its first steps tell how "
+            "many epochs that are.",
+            metavar="H",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -43,15 +51,17 @@ def train(
     from geomatch import train as stage
     from geomatch.cli import trial_tables
 
-    if dry_run and overfit is not None:
-        raise UsageError("--dry-run and --overfit cannot be combined")
+    given = {"--dry-run": dry_run, "--overfit": overfit is not None, "--hours": hours is not None}
+    if sum(given.values()) > 1:
+        names = " and ".join(name for name, there in given.items() if there)
+        raise UsageError(f"{names} cannot be combined")
     with console.progress(quiet) as progress:
         if dry_run:
             planned = stage.dry_run(opened, wanted, run=run, progress=progress)
         elif overfit is not None:
             learnt = stage.overfit(opened, wanted, overfit, progress=progress)
         else:
-            trained = stage.train(opened, wanted, run=run, progress=progress)
+            trained = stage.train(opened, wanted, run=run, hours=hours, progress=progress)
             scores = {
                 "validation mAP@5": trained.map5,
                 "untrained": trained.untrained,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,10 +44,12 @@ class Layer:
         return encoded
 
 
-def write(path: Path, layers: Sequence[Layer], driver: str, crs: str) -> None:
+def write(path: Path, layers: Iterable[Layer], driver: str, crs: str) -> None:
     """Write layers to a new file, in place of an earlier one.
 
     Args:
+        layers: of a GeoPackage, each is written before the next is asked for, and joins an earlier
+            one of its name.
         driver: of OGR: "GPKG", or "GeoJSON", which has one layer with the features of all.
         crs: of the coordinates, "EPSG:n".
 
@@ -63,7 +65,7 @@ def write(path: Path, layers: Sequence[Layer], driver: str, crs: str) -> None:
         temporary = Path(folder, "written").with_suffix(f".{driver.lower()}")
         try:
             if driver == "GeoJSON":
-                _write(temporary, layers, driver, crs, RFC7946="YES")
+                _write(temporary, list(layers), driver, crs, RFC7946="YES")
             else:
                 for layer in layers:
                     _write(temporary, [layer], driver, crs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +20,15 @@ class Options:
         from_year: year of the tile to take at a point, and of an image; by default the newest.
         rotate: degrees between turns in which the query is searched; 90 for quarter turns. The best
             turn counts for each answer.
+        scales: metres per pixel of images that are scans of a larger area, of which every one is
+            tried; none if images are tiles.
+        expand: number of first answers that a query is averaged with and searched again; see
+            `feedback.expand`.
+        like, unlike: ids of answers that are confirmed and rejected, for one query; see
+            `feedback.rocchio`. Rejected ones are no answers any more.
         index: name of the index; by default that of the latest embeddings, or the latest index
             where that is newer.
+        fpr: share of queries without a match whose first answer may pass as one.
         build: make an index that is missing or stale.
         csv, geojson, gpkg: files to write the answers in; see `outputs`.
         sheet: PNG to draw the queries and their answers in.
@@ -34,7 +42,12 @@ class Options:
     same_year: bool = False
     from_year: str | None = None
     rotate: float | None = None
+    scales: tuple[float, ...] = ()
+    expand: int = 0
+    like: tuple[str, ...] = ()
+    unlike: tuple[str, ...] = ()
     index: str | None = None
+    fpr: float = 0.01
     build: bool = True
     csv: Path | None = None
     geojson: Path | None = None
@@ -44,6 +57,15 @@ class Options:
     def __post_init__(self) -> None:
         if self.top < 1:
             raise UsageError(f"--top {self.top}: must be at least 1")
+        if self.expand < 0:
+            raise UsageError(f"--expand {self.expand}: must not be negative")
+        if self.scales and (self.expand or self.like or self.unlike):
+            raise UsageError("--expand, --like and --unlike are for tiles, not for scans")
+        for scale in self.scales:
+            if not 0 < scale < math.inf:
+                raise UsageError(f"{scale:g} m per pixel is no scale", "For example: --gsd 0.5")
+        if not 0 <= self.fpr <= 1:
+            raise UsageError(f"--fpr {self.fpr}: a share between 0 and 1 is expected")
 
     @property
     def files(self) -> tuple[Path, ...]:
