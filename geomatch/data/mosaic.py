@@ -41,7 +41,8 @@ class Mosaic:
         pixels = self.pixels[: h * factor, : w * factor].reshape(*blocks, -1)
         valid = self.valid[: h * factor, : w * factor].reshape(blocks)
         means = np.rint(pixels.mean(axis=(1, 3), dtype=np.float32)).astype(np.uint8)
-        return Mosaic(means, valid.all(axis=(1, 3)), self.left, self.top, self.gsd * factor)
+        whole: NDArray[np.bool_] = np.all(valid, axis=(1, 3))
+        return Mosaic(means, whole, self.left, self.top, self.gsd * factor)
 
     def to_ground(self) -> Float64Array:
         """The transform (2, 3) from points of its pixels, x before y, to x, y in its CRS."""

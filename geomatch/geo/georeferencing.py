@@ -16,6 +16,7 @@ from rasterio.transform import Affine, from_origin
 from rasterio.vrt import WarpedVRT
 
 from geomatch.errors import GeomatchError
+from geomatch.geo.coordinates import GDAL_ERRORS
 from geomatch.geo.grid import Float64Array
 from geomatch.geo.rasters import guarded, has_alpha, open_raster
 from geomatch.geo.stretch import Stretch
@@ -96,28 +97,31 @@ def write_geotiff(scan: Scan, matrix: Float64Array, epsg: int, path: Path) -> fl
     left, top = math.floor(x.min() / gsd) * gsd, math.ceil(y.max() / gsd) * gsd
     (a, b, c), (d, e, f) = matrix.tolist()
     crs = CRS.from_epsg(epsg)
-    try:
-        with (
-            guarded(scan.path),
-            open_raster(scan.path) as source,
-            WarpedVRT(
-                source,
-                src_crs=crs,
-                src_transform=Affine(a, b, c, d, e, f),
-                crs=crs,
-                resampling=Resampling.nearest
-                if source.colorinterp[0] == ColorInterp.palette
-                else Resampling.bilinear,
-                transform=from_origin(left, top, gsd, gsd),
-                width=math.ceil((x.max() - left) / gsd),
-                height=math.ceil((top - y.min()) / gsd),
-                add_alpha=not has_alpha(source) and source.nodata is None,
-            ) as vrt,
-        ):
-            options = {"tiled": True, "compress": "deflate", "bigtiff": "if_safer"}
+    options = {"tiled": True, "compress": "deflate", "bigtiff": "if_safer"}
+    with (
+        guarded(scan.path),
+        open_raster(scan.path) as source,
+        WarpedVRT(
+            source,
+            src_crs=crs,
+            src_transform=Affine(a, b, c, d, e, f),
+            crs=crs,
+            resampling=Resampling.nearest
+            if source.colorinterp[0] == ColorInterp.palette
+            else Resampling.bilinear,
+            transform=from_origin(left, top, gsd, gsd),
+            width=math.ceil((x.max() - left) / gsd),
+            height=math.ceil((top - y.min()) / gsd),
+            add_alpha=not has_alpha(source) and source.nodata is None,
+        ) as vrt,
+    ):
+        try:
             rasterio.shutil.copy(vrt, path, driver="GTiff", **options)
-    except OSError as error:
-        raise GeomatchError(f"{path} cannot be written: {error.strerror or error}") from error
+        except GDAL_ERRORS as error:
+            raise GeomatchError(
+                f"{scan.path} cannot be written as {path}: {error}",
+                "Free space and check permissions; check the image with gdalinfo.",
+            ) from error
     return gsd
 
 

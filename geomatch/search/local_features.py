@@ -240,13 +240,11 @@ def affine(alignment: Alignment) -> Alignment:
     if len(alignment.query) < AFFINE:
         return alignment
     points = np.column_stack([alignment.query, np.ones(len(alignment.query))])
-    solved = np.linalg.lstsq(points, alignment.reference, rcond=None)[0]
+    solved: Any = np.linalg.lstsq(points, alignment.reference, rcond=None)[0]
     return replace(alignment, matrix=solved.T)
 
 
-def _voted(
-    query: Features, reference: Features, scales: tuple[float, float]
-) -> list[Float64Array]:
+def _voted(query: Features, reference: Features, scales: tuple[float, float]) -> list[Float64Array]:
     """Up to `GUIDED` similarities that most pairs agree with, each unlike those before."""
     q, r = _nearest(query, reference).T
     at, to = _complex(query.points[q]), _complex(reference.points[r])
@@ -308,20 +306,21 @@ def _similarity(
         at, to, method=cv2.RANSAC, ransacReprojThreshold=REACH, maxIters=RANSAC
     )
     matrix, inside = fitted
+    if matrix is None or not np.isfinite(matrix).all():  # points that coincide
+        return None, np.zeros(len(at), bool)
     return matrix, inside.ravel() > 0
 
 
 def _within_window(query: Features, reference: Features, matrix: Float64Array) -> Ints:
     """Pairs (m, 2) that are each other's nearest within `WINDOW` of where `matrix` puts them."""
-    at = transformed(query.points, matrix).astype(np.float32)
-    to = reference.points.astype(np.float32)
-    found = [np.zeros((0, 2), np.int64)]
-    for start in range(0, len(at), 500):
-        part = at[start : start + 500]
-        near = np.abs(part[:, None, 0] - to[:, 0]) < WINDOW
-        near &= np.abs(part[:, None, 1] - to[:, 1]) < WINDOW
-        found.append(np.argwhere(near) + np.array((start, 0)))
-    pairs = np.concatenate(found)
+    at, to = transformed(query.points, matrix), reference.points
+    along = np.argsort(to[:, 0], kind="stable")
+    low, high = (np.searchsorted(to[along, 0], at[:, 0] + side * WINDOW) for side in (-1, 1))
+    counts = high - low
+    q = np.repeat(np.arange(len(at)), counts)
+    r = along[np.arange(len(q)) - np.repeat(counts.cumsum() - counts - low, counts)]
+    near = np.abs(at[q, 1] - to[r, 1]) < WINDOW
+    pairs = np.stack([q[near], r[near]], axis=1)
     q, r = pairs.T
     pairs = pairs[_like(reference.frames[r], query.frames[q] * _frame(matrix))]
     q, r = pairs.T
