@@ -100,7 +100,7 @@ room further down this table."""
 LIBRARIES = {
     "geo": "numpy rasterio pyogrio shapely scipy",
     "data": "numpy pyarrow shapely tensorstore",
-    "search": "numpy faiss pyarrow shapely psycopg sklearn",
+    "search": "cv2 numpy faiss pyarrow shapely psycopg sklearn",
     "nn": "numpy jax flax optax orbax h5py safetensors onnx onnxruntime openvino nncf",
     "report": "numpy PIL matplotlib sklearn tensorboardX",
     "runs": "numpy jax",
@@ -308,6 +308,7 @@ def test_what_a_module_brings_along(modules, absent):
 # What is imported is required, and what is required is imported
 
 DISTRIBUTIONS = {
+    "cv2": "opencv-python-headless",
     "PIL": "pillow",
     "faiss": "faiss-cpu",
     "orbax": "orbax-checkpoint",
