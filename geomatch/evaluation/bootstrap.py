@@ -69,8 +69,9 @@ def threshold_intervals(
     thresholds, rates = np.empty((2, DRAWS))
     pairs = zip(_counts(place[order], 0), _counts(tested_place[falling], 1), strict=True)
     for draw, (times, tested_times) in enumerate(pairs):
-        passing = np.searchsorted(times.cumsum(), fpr * times.sum(), "right")
-        threshold = known[passing - 1] if passing else np.nextafter(known[0], np.inf)
+        drawn, total = known[times > 0], times[times > 0].cumsum()
+        passing = np.searchsorted(total, fpr * total[-1], "right")
+        threshold = drawn[passing - 1] if passing else np.nextafter(drawn[0], np.inf)
         reached = np.searchsorted(-others, -threshold, "right")
         thresholds[draw] = threshold
         rates[draw] = tested_times[:reached].sum() / tested_times.sum()
