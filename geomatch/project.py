@@ -102,6 +102,10 @@ class Project:
     def registration_map(self) -> Path:
         return self.reports / "registration.png"
 
+    @property
+    def dry_run_picture(self) -> Path:
+        return self.reports / "dry-run.png"
+
     def tile_manifest(self) -> TileManifest:
         """The manifest of the tiles.
 

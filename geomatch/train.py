@@ -24,7 +24,7 @@ from geomatch import config
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import GeomatchError, UsageError
-from geomatch.manifests import TileManifest
+from geomatch.manifests import RunManifest, TileManifest
 from geomatch.nn import backend
 from geomatch.nn.checkpoint import Checkpoints
 from geomatch.nn.encoder import Siamese, TileForm, build
@@ -35,11 +35,16 @@ from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project, replacing, write_json, write_record
 from geomatch.runs import read_run
 from geomatch.training import setup
+from geomatch.training.dry_run import Compiled, DryRun
+from geomatch.training.dry_run import dry_run as measure
 from geomatch.training.feed import BatchFeed
 from geomatch.training.interrupts import Interrupts
 from geomatch.training.metrics_log import VALIDATION, MetricsLog
 from geomatch.training.mining import Mined
 from geomatch.training.monitor import Monitor
+from geomatch.training.origin import session
+from geomatch.training.overfit import Overfit
+from geomatch.training.overfit import overfit as fit
 from geomatch.training.reference import imagenet_map5
 from geomatch.training.rounds import Examples, Validator, weights
 from geomatch.training.sampler import Sampler, compares_whole_batch
@@ -95,6 +100,7 @@ def train(
     settings: config.Config,
     *,
     run: str | None = None,
+    hours: float | None = None,
     should_stop: ShouldStop = never,
     reference: bool = True,
     progress: ProgressCallback = silent,
@@ -103,6 +109,8 @@ def train(
 
     Args:
         run: its name; by default the latest, or "run1".
+        hours: how long a new run may take, by its first steps; the number of epochs follows. A run
+            that was begun keeps its own.
         should_stop: called after every validation; if it returns True, the run stops unfinished.
         reference: in the end, also measure what ImageNet features reach without training.
 
@@ -118,9 +126,11 @@ def train(
     backend.prepare(settings.train.dtype)
     with project.lock("tiles", shared=True), project.lock(f"runs/{name}"):
         manifest = project.tile_manifest()
-        splits = _splits(TileTable.load(project.catalogue), settings)
+        settings, splits, sampler = _prepared(project, settings, manifest, progress)
         form = setup.form_of(manifest)
-        sampler = _checked_sampler(settings, splits["train"])
+        if hours is not None:
+            epochs = _epochs_within(hours, project, name, settings, manifest, splits, progress)
+            settings = replace(settings, train=replace(settings.train, epochs=epochs))
         settings = _open_run(project, name, settings, manifest, form)
         trained = _loop(project, name, settings, splits, sampler, form, should_stop, progress)
         if reference and not settings.train.init:
@@ -147,6 +157,117 @@ def _say_if_lost(trained: Trained, settings: config.Config, progress: ProgressCa
         )
 
 
+def dry_run(
+    project: Project,
+    settings: config.Config,
+    *,
+    run: str | None = None,
+    progress: ProgressCallback = silent,
+) -> DryRun:
+    """Tell what `train` would do, from its first steps; only a picture of a batch is written.
+
+    Args:
+        run: its name; by default a new one.
+
+    Raises:
+        UsageError, GeomatchError: as for `train`.
+    """
+    name = run or _next_name(project)
+    check_name(name)
+    backend.prepare(settings.train.dtype)
+    with project.lock("tiles", shared=True):
+        manifest = project.tile_manifest()
+        settings, splits, sampler = _prepared(project, settings, manifest, progress)
+        settings, _ = _resolved(project, name, settings, manifest, setup.form_of(manifest))
+        return _measured(project, settings, manifest, splits, sampler, progress)
+
+
+def _measured(
+    project: Project,
+    settings: config.Config,
+    manifest: TileManifest,
+    splits: dict[str, TileTable],
+    sampler: Sampler,
+    progress: ProgressCallback,
+) -> DryRun:
+    """What a run with resolved settings would be."""
+    form, total = setup.form_of(manifest), sampler.steps_per_epoch * settings.train.epochs
+    frozen = not settings.train.freeze_epochs
+    step_of = partial(_step, settings, form, sampler, total, frozen)
+    return measure(project, settings, splits, sampler, form, step_of, progress)
+
+
+def _epochs_within(
+    hours: float,
+    project: Project,
+    name: str,
+    settings: config.Config,
+    manifest: TileManifest,
+    splits: dict[str, TileTable],
+    progress: ProgressCallback,
+) -> int:
+    """The number of epochs that takes so many hours, or that of the run if it was begun.
+
+    Raises:
+        UsageError: `hours` is not positive.
+    """
+    if not hours > 0:
+        raise UsageError(f"--hours {hours}: must be more than 0")
+    if (project.run(name) / "config.json").exists():
+        return read_run(project.run(name))[0].train.epochs
+    settings = replace(
+        settings, train=replace(settings.train, epochs=max(1, settings.train.epochs))
+    )
+    settings, _ = _resolved(project, name, settings, manifest, setup.form_of(manifest))
+    sampler = _checked_sampler(settings, splits["train"])
+    planned = _measured(project, settings, manifest, splits, sampler, progress)
+    per_epoch = (planned.seconds - planned.first_step_s) / planned.epochs
+    epochs = max(1, int((3600 * hours - planned.first_step_s) / per_epoch))
+    progress(f"{hours:g} hours are enough for {epochs} epochs of about {per_epoch:.0f} s")
+    return epochs
+
+
+def overfit(
+    project: Project,
+    settings: config.Config,
+    places: int,
+    *,
+    progress: ProgressCallback = silent,
+) -> Overfit:
+    """Train on a few places until each is found at once, and tell what is wrong if that fails.
+
+    No run is begun, and nothing is written.
+
+    Args:
+        places: how many places, or classes without years.
+
+    Raises:
+        UsageError, GeomatchError: as for `train`.
+    """
+    backend.prepare(settings.train.dtype)
+    with project.lock("tiles", shared=True):
+        manifest = project.tile_manifest()
+        settings, splits, _ = _prepared(project, settings, manifest, progress)
+        form = setup.form_of(manifest)
+        settings, _ = _resolved(project, _next_name(project), settings, manifest, form)
+
+        def step_of(settings: config.Config, sampler: Sampler, steps: int) -> Any:
+            return _step(settings, form, sampler, steps, frozen=True)
+
+        return fit(project, settings, splits["train"], form, places, step_of, progress)
+
+
+def _prepared(
+    project: Project, settings: config.Config, manifest: TileManifest, progress: ProgressCallback
+) -> tuple[config.Config, dict[str, TileTable], Sampler]:
+    """Settings that fit the tiles, tiles by split, and the sampler."""
+    asked, settings = settings, setup.of_tiles(settings, manifest)
+    if settings.mining != asked.mining:
+        progress("images without years have no neighbours: batches are drawn at random")
+    splits = _splits(TileTable.load(project.catalogue), settings)
+    return settings, splits, _checked_sampler(settings, splits["train"])
+
+
 def _splits(tiles: TileTable, settings: config.Config) -> dict[str, TileTable]:
     """Tiles of training and validation, and of other splits to be measured or pictured."""
     years = settings.split.years
@@ -169,11 +290,24 @@ def _open_run(
     project: Project, name: str, settings: config.Config, tiles: TileManifest, form: TileForm
 ) -> config.Config:
     """Begin a run, or check that it was begun with these settings; returns them resolved."""
+    folder = project.run(name)
+    settings, manifest = _resolved(project, name, settings, tiles, form)
+    finished = (folder / "finished.json").exists()
+    if not finished or read_run(folder)[2].settings != manifest.settings:
+        manifest = replace(manifest, sessions=(*manifest.sessions, session(project.root)))
+    write_record(folder / "config.json", manifest)
+    return settings
+
+
+def _resolved(
+    project: Project, name: str, settings: config.Config, tiles: TileManifest, form: TileForm
+) -> tuple[config.Config, RunManifest]:
+    """Resolved settings and manifest of a run; if it exists, it was begun with these settings."""
     path = project.run(name) / "config.json"
     before, old = None, None
     if path.exists():
         before, _, old = read_run(project.run(name))
-    settings = setup.resolve_settings(setup.of_tiles(settings, tiles), project.root, before)
+    settings = setup.resolve_settings(settings, project.root, before)
     manifest = setup.manifest(settings, form, tiles)
     if before is not None and old is not None:
         requested = config.from_dict(manifest.settings, str(path))
@@ -182,14 +316,13 @@ def _open_run(
             changed.remove("train.epochs")
         if old.tiles != manifest.tiles:
             changed.append("the tiles")
-        manifest = replace(manifest, id=old.id)
+        manifest = replace(manifest, id=old.id, sessions=old.sessions)
         if changed:
             raise UsageError(
                 f"run {name} was begun with other settings: {', '.join(changed)}",
                 f"Start a new one: geomatch train --run {_next_name(project)}",
             )
-    write_record(path, manifest)
-    return settings
+    return settings, manifest
 
 
 def _checked_sampler(settings: config.Config, training: TileTable) -> Sampler:
@@ -219,11 +352,6 @@ def _checked_sampler(settings: config.Config, training: TileTable) -> Sampler:
             f'train.distil with train.loss = "{train.loss}" and '
             f'model.head = "{settings.model.head}"',
             "It needs --set train.loss=infonce and a head that takes pooled features.",
-        )
-    if rule == "neighbours" and not training.dated:
-        raise UsageError(
-            'mining.rule = "neighbours" needs places seen in several years',
-            "For class folders: --set mining.rule=knn, ranked or in-batch.",
         )
     sampler = Sampler(training, train, settings.mining)
     if sampler.anchors < 2:
@@ -405,7 +533,12 @@ def _loop(
 
 
 def _step(
-    settings: config.Config, form: TileForm, sampler: Sampler, total: int, frozen: bool
+    settings: config.Config,
+    form: TileForm,
+    sampler: Sampler,
+    total: int,
+    frozen: bool,
+    compiled: Compiled = lambda program: None,
 ) -> Any:
     tiles = sampler.tiles
     return make_step(
@@ -415,6 +548,7 @@ def _step(
         MatchRule(tiles.dated, tiles.grid.reach if tiles.grid else 0),
         RunLength(total, sampler.steps_per_epoch),
         settings.train.views if compares_whole_batch(settings.train, settings.mining) else 0,
+        compiled,
     )
 
 

@@ -27,7 +27,7 @@ DEVELOPERS = {"test", "benchmark", "lint", "dev"}
 STAGES = ("tile", "train", "embed", "index", "query", "evaluate")
 FURTHER = ("change", "compare", "export", "import_weights", "info", "project2d", "tune", "demo")
 """Commands beside the pipeline's; each is one module, as a stage is."""
-SHOWING = ("console", "eval_tables", "registration_table")
+SHOWING = ("console", "eval_tables", "registration_table", "trial_tables")
 """Modules of the command line that print results; a command imports them when it runs."""
 HEAVY = {"jax", "numpy", "rasterio", "sklearn", "faiss", "orbax", "pyarrow", "tensorstore"}
 
@@ -47,7 +47,8 @@ ROOMS = {
     "report": "errors manifests project data",
     "runs": "errors manifests config project nn",
     "tiling": "errors manifests progress config project geo data",
-    "training": "errors manifests progress config project data search nn report runs",
+    "training": "errors manifests progress config project records data search nn report runs "
+    "geo.phase_correlation",
     "evaluation": "errors manifests progress project geo data search nn runs training.setup",
     "image_input": "errors manifests project geo nn runs tiling.image_files",
     "tile": "errors manifests progress config project geo data report tiling",
@@ -73,7 +74,7 @@ ROOMS = {
     "cli": " ".join(
         (
             "errors progress config project init data.eval_report data.registration",
-            "tiling.request querying",
+            "tiling.request querying training.dry_run training.overfit",
             *STAGES,
             *FURTHER,
         )
