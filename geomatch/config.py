@@ -279,6 +279,9 @@ class IndexConfig:
     metric: Literal["auto", "cosine", "euclidean"] = _key(
         "auto", 'how descriptors are compared; "auto": as in the loss of the run'
     )
+    whiten: bool = _key(
+        False, "PCA-whiten descriptors first, as fitted on those of the training tiles"
+    )
 
 
 @dataclass(frozen=True)

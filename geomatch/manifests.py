@@ -225,8 +225,10 @@ class IndexManifest(DescriptorManifest):
         years: labels, `("",)` without years.
         counts: number of tiles of each year.
         embeddings: fingerprint of the embeddings.
+        whitened: whether descriptors are whitened; see `search.whitening`.
     """
 
     years: tuple[str, ...]
     counts: tuple[int, ...]
     embeddings: str
+    whitened: bool | None = field(default=None, metadata=OPTIONAL)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -11,17 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomatch import config
-from geomatch.data.confidence import ANSWERS
+from geomatch.data.odds import ANSWERS
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project
+from geomatch.querying import feedback, turns
 from geomatch.querying.answers import Match, Matches, Unanswered
 from geomatch.querying.opened import OpenIndex, wanted
 from geomatch.querying.options import Options
 from geomatch.querying.targets import Query, Targets, is_several
 
-CHUNK = 32
-"""Targets that are described at a time."""
+CHUNK, VIEWS = 32, 256
+"""Targets that are described at a time, and how often they are turned in all, at most."""
 
 
 def query(
@@ -78,19 +79,30 @@ def query_each(
     index = OpenIndex.open(project, options.index)
     years = [index.year_code(year) for year in options.years]
     from_code = index.year_code(options.from_year) if options.from_year else None
+    index.positions((*options.like, *options.unlike))  # before anything is computed
     if options.geojson or options.gpkg:
-        index.check_ground("--geojson" if options.geojson else "--gpkg")
-    finder = Targets(index, from_code, progress)
+        option = "--geojson" if options.geojson else "--gpkg"
+        index.check_ground(f"{option} needs footprints", "Write --csv FILE instead.")
+    if options.scales:
+        index.check_ground("a scan needs tiles with a place", "Ask without --gsd and --scales.")
+    angles = turns.angles(options.rotate)
+    finder = Targets(index, from_code, angles, bool(options.scales), progress)
     answered: list[Matches] = []
     remaining = (found for target in targets for found in _find(finder, target))
-    while found := list(islice(remaining, CHUNK)):
+    together = 1 if options.scales else max(1, min(CHUNK, VIEWS // len(angles)))
+    while found := list(islice(remaining, together)):
         vectors = finder.vectors([each for each in found if isinstance(each, Query)])
         for each in found:
             if isinstance(each, Unanswered):
                 yield each
                 continue
-            result = _answer(index, each, next(vectors), options, years)
-            answered += [result] if options.files else []
+            result: Matches | Unanswered
+            if each.is_scan:
+                result = _locate(index, each, finder, angles, options, years)
+            else:
+                result = _answer(index, each, next(vectors), angles, options, years)
+            if options.files and isinstance(result, Matches):
+                answered.append(result)
             yield result
     if answered:
         _write(index, answered, options)
@@ -105,8 +117,8 @@ def _made(
         from geomatch.index import index
 
         progress(f"the index of {name} is missing or stale: making it")
-        metric = (settings or config.load(project.config)).index.metric
-        index(project, run=name, metric=metric, progress=progress)
+        chosen = (settings or config.load(project.config)).index
+        index(project, run=name, settings=chosen, progress=progress)
     return name
 
 
@@ -125,19 +137,39 @@ def _find(finder: Targets, target: str) -> Iterator[Query | Unanswered]:
 def _answer(
     index: OpenIndex,
     query: Query,
-    vector: NDArray[np.float32],
+    vectors: NDArray[np.float32],
+    angles: Sequence[float],
     options: Options,
-    years: list[int],
+    years: Sequence[int],
 ) -> Matches:
+    """The best answers to any turn of a query.
+
+    Args:
+        vectors: (turns, d).
+    """
     if not years:
         own = None if options.same_year else query.year
         years = [code for code, year in enumerate(index.manifest.years) if year != own]
-    searched = max(options.top, ANSWERS if index.confidence else 0)
-    scores, positions = index.vectors.search(vector, years, searched + 1)
-    keep = np.flatnonzero(positions != query.position)
-    judgement = index.confidence and index.confidence.judge(scores[keep], options.fpr)
-    keep = keep[: options.top]
-    found = _matches(index, query, scores[keep], positions[keep])
+    liked, unliked = (index.positions(ids) for ids in (options.like, options.unlike))
+    if liked or unliked:
+        vectors = feedback.rocchio(
+            index.comparable(vectors), index.vectors_at(liked), index.vectors_at(unliked)
+        )
+    excluded = [query.position, *unliked]
+    judge = None if options.moved else index.odds
+    searched = max(options.top, ANSWERS) if judge else options.top
+    scores, positions, won = _nearest(index, vectors, years, excluded, searched)
+    judgement = judge and judge.judge(scores, options.fpr)
+    top = slice(options.top)
+    scores, positions, won = scores[top], positions[top], won[top]
+    if options.expand and len(positions):
+        _, first, turn = _nearest(index, vectors, years, excluded, options.expand)
+        chosen = index.comparable(vectors)[turn[0]]
+        expanded = feedback.expand(chosen, index.vectors_at(first.tolist()))
+        scores, positions, won = _nearest(index, expanded[None], years, excluded, options.top)
+        won += turn[0]
+    degrees = [angles[code] for code in won] if options.rotate else [None] * len(won)
+    found = _matches(index, query, scores, positions, degrees)
     if judgement:
         pairs = zip(found.matches, judgement.probability, strict=False)
         judged = (replace(m, probability=p, match=judgement.is_match) for m, p in pairs)
@@ -145,8 +177,93 @@ def _answer(
     return found
 
 
+def _nearest(
+    index: OpenIndex,
+    vectors: NDArray[np.float32],
+    years: Sequence[int],
+    excluded: Sequence[int | None],
+    top: int,
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+    """Scores, positions and best turns of the tiles that are nearest to any turn (turns, d)."""
+    scores, positions = index.search(vectors, years, top + len(excluded))
+    turn = np.repeat(np.arange(len(vectors)), positions.shape[1])
+    order = np.argsort(-scores, axis=None, kind="stable")
+    out = [position for position in excluded if position is not None]
+    order = order[~np.isin(positions.ravel()[order], out)]
+    # The best of a tile's turns is its first.
+    _, first = np.unique(positions.ravel()[order], return_index=True)
+    best = order[np.sort(first)[:top]]
+    return scores.ravel()[best], positions.ravel()[best], turn[best]
+
+
+def _locate(
+    index: OpenIndex,
+    query: Query,
+    finder: Targets,
+    angles: Sequence[float],
+    options: Options,
+    years: Sequence[int],
+) -> Matches | Unanswered:
+    """The places where a scan may lie."""
+    from geomatch.geo.footprints import lonlat
+    from geomatch.querying import scan, votes
+
+    assert query.pixels is not None
+    tiles, gsds = index.tiles, options.scales
+    poses = [scan.Pose(angle, gsd) for gsd in gsds for angle in angles]
+    cut = scan.windows(query.pixels, poses, tiles.size, tiles.gsd or 0.0)
+    searched = years or range(len(index.manifest.years))
+    found = votes.locate(index, cut, finder.describe, searched, options.top)
+    if not found:
+        at = ", ".join(f"{gsd:g}" for gsd in gsds)
+        return Unanswered(
+            query.name,
+            GeomatchError(
+                f"{query.name} has nothing to go by at {at} m per pixel",
+                f"It must be larger than a tile of {tiles.size * (tiles.gsd or 0):g} m, and not "
+                "blank: give other --scales.",
+            ),
+        )
+    weights = np.array([place.weight for place in found])
+    found = found[: options.top]
+    epsg = np.array([place.epsg for place in found])
+    degrees = lonlat(epsg, np.array([(place.x, place.y) for place in found]))
+    rows = index.rows.take([place.tile for place in found])
+    matches = [
+        Match(
+            query=query.name,
+            rank=rank,
+            tile=row["id"],
+            year=row["year"],
+            score=place.score,
+            lon=lon,
+            lat=lat,
+            distance_m=None,
+            turn=place.pose.turn,
+            gsd=place.pose.gsd,
+            confidence=max(0.0, 1 - np.delete(weights, rank - 1).max(initial=0) / place.weight),
+            agreeing=place.agreeing,
+            windows=place.windows,
+        )
+        for rank, (place, row, (lon, lat)) in enumerate(
+            zip(found, rows, degrees.tolist(), strict=True), 1
+        )
+    ]
+    return Matches(
+        query=query,
+        matches=tuple(matches),
+        rows=tuple(row["store_row"] for row in rows),
+        centres=tuple((place.epsg, place.x, place.y) for place in found),
+        places=tuple(found),
+    )
+
+
 def _matches(
-    index: OpenIndex, query: Query, scores: NDArray[np.float32], positions: NDArray[np.int64]
+    index: OpenIndex,
+    query: Query,
+    scores: NDArray[np.float32],
+    positions: NDArray[np.int64],
+    turns: Sequence[float | None],
 ) -> Matches:
     answers = index.rows.take(positions.tolist())
     distances: list[float | None] = [None] * len(answers)
@@ -159,9 +276,9 @@ def _matches(
         to_epsg = np.array([row["epsg"] for row in answers], np.int64)
         distances = distance(from_epsg, from_xy, to_epsg, to_xy).tolist()
     found = [
-        Match(query.name, rank, row["id"], row["year"], score, row["lon"], row["lat"], metres)
-        for rank, (score, row, metres) in enumerate(
-            zip(scores.tolist(), answers, distances, strict=True), 1
+        Match(query.name, rank, row["id"], row["year"], score, row["lon"], row["lat"], metres, turn)
+        for rank, (score, row, metres, turn) in enumerate(
+            zip(scores.tolist(), answers, distances, turns, strict=True), 1
         )
     ]
     return Matches(

@@ -55,7 +55,7 @@ ROOMS = {
     "train": "errors manifests progress config project data nn report runs training",
     # An encoder that needs no training is a run of no steps, which `training.setup` begins.
     "embed": "errors manifests progress config project geo data nn runs training.setup",
-    "index": "errors manifests progress project geo data search evaluation",
+    "index": "errors manifests progress config project geo data search evaluation",
     "querying": "errors manifests progress records project geo data search runs tiling.image_files "
     "image_input",
     # It makes the index that it searches, where that is missing.
@@ -87,7 +87,7 @@ room further down this table."""
 LIBRARIES = {
     "geo": "numpy rasterio pyogrio shapely scipy",
     "data": "numpy pyarrow shapely tensorstore",
-    "search": "numpy faiss",
+    "search": "numpy faiss sklearn",
     "nn": "numpy jax flax optax orbax h5py safetensors onnx onnxruntime openvino nncf",
     "report": "numpy PIL matplotlib sklearn tensorboardX",
     "runs": "numpy jax",
@@ -99,7 +99,7 @@ LIBRARIES = {
     "train": "numpy jax",
     "embed": "numpy",
     "index": "numpy",
-    "querying": "numpy",
+    "querying": "numpy scipy",
     "query": "numpy",
     "evaluate": "numpy",
     "change": "numpy",

@@ -18,6 +18,7 @@ from rasterio.warp import transform
 from rasterio.windows import Window
 from small_project import CRS, SIZE, write_tiff
 
+from geomatch import config
 from geomatch.data import index_rows
 from geomatch.data.embeddings import Embeddings
 from geomatch.errors import GeomatchError, StaleError, UsageError
@@ -26,9 +27,10 @@ from geomatch.index import index
 from geomatch.project import Project
 from geomatch.query import query
 from geomatch.search import flat
+from geomatch.search.whitening import whitening
 
 KEYS = ["query", "rank", "tile", "year", "score", "lon", "lat", "distance_m"]
-KEYS += ["probability", "match"]
+KEYS += ["probability"]
 
 
 @pytest.fixture(scope="module")
@@ -555,3 +557,44 @@ def test_a_run_started_again_makes_its_index_stale(indexed, copied):
     with pytest.raises(StaleError, match="run1 was started again") as caught:
         query(project, "0_0@2010")
     assert "geomatch embed" in caught.value.hint
+
+
+# Whitened
+
+
+def test_a_whitened_index_is_fitted_on_training_tiles_alone(indexed, copied, tmp_path):
+    project, tiles = copied(indexed), indexed.tiles
+    done = run_command("index", "-p", project.root, "--whiten")
+    assert done.exit_code == 0, done.output
+    vectors = Embeddings.load(indexed.embedded.path).vectors
+    training = tiles.split == 0
+    kernel, bias = whitening(vectors[training], tiles.year[training], training.sum() // 2)
+    white = (vectors @ kernel + bias).astype(np.float64)
+    white /= np.linalg.norm(white, axis=1, keepdims=True)
+    found = query(project, tiles.ids()[60], top=7)
+    searched = np.flatnonzero(tiles.year != tiles.year[60])
+    assert_nearest(indexed, white @ white.T, found, 60, searched)
+    # Images go through the whitening as well.
+    image_of(indexed, tmp_path / "cut.tif", inner(tiles))
+    best = query(project, str(tmp_path / "cut.tif")).matches[0]
+    assert best.tile == tiles.ids()[inner(tiles)]
+    assert best.score == pytest.approx(1, abs=1e-3)
+    (path,) = project.indexes.glob("*/whitening.npz")
+    path.write_bytes(b"torn")
+    with pytest.raises(StaleError):
+        query(project, tiles.ids()[60])
+    assert run_command("index", "-p", project.root).exit_code == 0
+    assert query(project, tiles.ids()[60], top=7).matches != found.matches
+
+
+def test_whitening_needs_training_tiles(indexed, copied):
+    project = copied(indexed)
+    table = pq.read_table(project.catalogue)
+    split = pa.array(["test"] * len(table))
+    at = table.schema.names.index("split")
+    pq.write_table(
+        table.set_column(at, "split", split).replace_schema_metadata(table.schema.metadata),
+        project.catalogue,
+    )
+    with pytest.raises(GeomatchError, match="training tiles, of which there are 0"):
+        index(project, settings=config.IndexConfig(whiten=True))

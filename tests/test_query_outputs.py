@@ -173,11 +173,25 @@ def test_what_a_list_has_wrong_is_told_and_the_rest_answered(indexed, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
     tile = indexed.tiles.ids()[0]
-    wrong = ["nowhere", str(tmp_path / "empty"), str(tmp_path / "torn.png"), "0,0,1,1", "*.none"]
+    wrong = [
+        "n" * 5000,
+        "no\0where",
+        "nowhere",
+        str(tmp_path / "empty"),
+        str(tmp_path / "torn.png"),
+        "0,0,1,1",
+        "*.none",
+    ]
     found = ask(indexed, *wrong, tile)
-    assert [isinstance(each, Unanswered) for each in found] == [True] * 5 + [False]
-    assert [each.target for each in found[:5]] == wrong
-    messages = ["neither a tile", "no image files", "cannot be read", "its centre in", "no image"]
+    assert [isinstance(each, Unanswered) for each in found] == [True] * 7 + [False]
+    assert [each.target for each in found[:7]] == wrong
+    messages = [
+        *["neither a tile"] * 3,
+        "no image files",
+        "cannot be read",
+        "its centre in",
+        "no image",
+    ]
     for each, message in zip(found, messages, strict=False):
         assert message in each.error.message
 
@@ -217,6 +231,8 @@ def test_footprints_need_a_place(indexed, copied):
     project = copied(indexed)
     manifest = json.loads(project.tiles_manifest.read_text())
     project.tiles_manifest.write_text(json.dumps({**manifest, "placement": "none"}))
+    (failed,) = query_each(project, ["0,0,1,1"], Options())
+    assert "is a box, but the images have no georeference" in failed.error.message
     for option in ("gpkg", "geojson"):
         with pytest.raises(GeomatchError, match=f"--{option} needs footprints"):
             query(project, indexed.tiles.ids()[0], **{option: project.root / "answers"})

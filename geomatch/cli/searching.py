@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from geomatch import config
 from geomatch.cli.options import (
@@ -63,17 +65,23 @@ def embed(
 def index(
     project: ProjectFolder = HERE,
     run: Embeddings = None,
+    whiten: Annotated[
+        bool | None,
+        typer.Option(
+            "--whiten/--no-whiten", help="PCA-whiten descriptors, as fitted on training tiles."
+        ),
+    ] = None,
     settings: Settings = None,
     quiet: Quiet = False,
 ) -> None:
     """Index embeddings for queries."""
     from geomatch.cli import console
 
-    opened, wanted = open_project(project, settings)
+    opened, wanted = open_project(project, settings, {"index.whiten": whiten})
     from geomatch.index import index as stage
 
     with console.progress(quiet) as progress:
-        made = stage(opened, run=run, metric=wanted.index.metric, progress=progress)
+        made = stage(opened, run=run, settings=wanted.index, progress=progress)
     console.note(f"{made.tiles} tiles in {made.folder}")
 
 
@@ -84,7 +92,7 @@ def query(
             help="A tile id, LON,LAT or an image file; for several at once also W,S,E,N (the tiles "
             "whose centres are in that box of degrees), a folder or glob of images, or - for a "
             "list on stdin, one a line.",
-            metavar="TARGET...",
+            metavar="TARGET",
         ),
     ],
     project: ProjectFolder = HERE,
@@ -99,6 +107,39 @@ def query(
             help="Year of the tiles at LON,LAT or W,S,E,N, or of an image; by default the newest.",
             metavar="YEAR",
         ),
+    ] = None,
+    rotate: Annotated[
+        float | None,
+        typer.Option(
+            help="Search the query turned as well: in quarter turns, or every so many degrees.",
+            metavar="[DEGREES]",
+        ),
+    ] = None,
+    gsd: Annotated[
+        float | None,
+        typer.Option(
+            help="Metres per pixel of an image that is a scan of a larger area: where it lies.",
+            metavar="METRES",
+        ),
+    ] = None,
+    scales: Annotated[
+        str | None,
+        typer.Option(
+            help="The same where that is unknown; all of them are tried: 0.25,0.5,1,2.",
+            metavar="METRES,...",
+        ),
+    ] = None,
+    expand: Annotated[
+        int,
+        typer.Option(help="Search again with the query averaged with its first answers: so many."),
+    ] = 0,
+    like: Annotated[
+        list[str] | None,
+        typer.Option(help="An answer that is right: search for more like it.", metavar="ID"),
+    ] = None,
+    unlike: Annotated[
+        list[str] | None,
+        typer.Option(help="An answer that is wrong: leave it out, and its like.", metavar="ID"),
     ] = None,
     name: Annotated[
         str | None,
@@ -155,6 +196,11 @@ def query(
         years=tuple(year or ()),
         same_year=same_year,
         from_year=from_year,
+        rotate=rotate,
+        scales=_scales(gsd, scales),
+        expand=expand,
+        like=tuple(like or ()),
+        unlike=tuple(unlike or ()),
         index=name,
         fpr=fpr,
         build=build,
@@ -164,6 +210,8 @@ def query(
         sheet=sheet,
     )
     several = len(target) > 1 or target == ["-"] or is_several(target[0])
+    if several and (like or unlike):
+        raise UsageError("--like and --unlike are about one query", "Give one target.")
     answered = failed = 0
     with console.progress(quiet) as progress:
         answers = query_each(opened, _listed(target), options, settings=wanted, progress=progress)
@@ -186,6 +234,31 @@ def query(
         raise GeomatchError(f"{failed} of {answered} queries have no answer, as told above")
 
 
+class Query(TyperCommand):
+    """`query`, whose --rotate stands for --rotate 90 where no number follows."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        at = len(args) if "--" not in args else args.index("--")
+        for i, (each, after) in reversed(list(enumerate(pairwise([*args[:at], ""])))):
+            if each == "--rotate" and not re.fullmatch(r"\d+(\.\d*)?", after):
+                args = [*args[: i + 1], "90", *args[i + 1 :]]
+        return super().parse_args(ctx, args)
+
+
+def _scales(gsd: float | None, scales: str | None) -> tuple[float, ...]:
+    """The scales of `--gsd` or `--scales`."""
+    if gsd is not None and scales is not None:
+        raise UsageError("--gsd and --scales cannot be combined")
+    if scales is None:
+        return () if gsd is None else (gsd,)
+    try:
+        return tuple(map(float, scales.split(",")))
+    except ValueError as error:
+        raise UsageError(
+            f"--scales {scales} is no list of metres per pixel", "For example: 0.25,0.5,1,2"
+        ) from error
+
+
 def _listed(targets: Sequence[str]) -> Iterator[str]:
     """Targets, with the lines of stdin in place of "-"."""
     for target in targets:
@@ -199,20 +272,36 @@ def _show(matches: Sequence[Mapping[str, Any]], name: str) -> None:
     from geomatch.cli import console
 
     def column(key: str, form: str = "") -> list[Any]:
-        values = [match[key] for match in matches]
+        values = [match.get(key) for match in matches]
         return [format(v, form) if form and v is not None else v for v in values]
 
     columns = {key: column(key) for key in ("rank", "tile", "year", "score", "probability")}
     columns |= {key: column(key, ".6f") for key in ("lon", "lat")}
     columns["distance (m)"] = column("distance_m", ".0f")
+    columns["turn"] = column("turn", "g")
+    columns |= {"m/px": column("gsd", "g"), "confidence": column("confidence", ".2f")}
+    columns["windows"] = [
+        f"{match['agreeing']}/{match['windows']}" if "windows" in match else None
+        for match in matches
+    ]
     # Images without years or georeference leave columns empty.
     shown = {title: values for title, values in columns.items() if set(values) != {None}}
-    is_none = any(match["match"] is False for match in matches)
+    is_none = any(match.get("match") is False for match in matches)
     console.table(
         f"{name}: no match; nearest tiles" if is_none else f"{name}: nearest tiles",
         tuple(shown),
         list(zip(*shown.values(), strict=True)),
-        numbers=("rank", "score", "probability", "lon", "lat", "distance (m)"),
+        numbers=(
+            "rank",
+            "score",
+            "probability",
+            "lon",
+            "lat",
+            "distance (m)",
+            "turn",
+            "m/px",
+            "confidence",
+        ),
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from geomatch.errors import GeomatchError
 from geomatch.querying.targets import Query
-from geomatch.records import Record
+from geomatch.querying.votes import Place
+from geomatch.records import OPTIONAL, Record
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,12 @@ class Match(Record):
         probability: that it shows the query's place, if half of all queries have a match; None
             where that is unknown.
         match: False for an answer to a query that has no match; None where that is unknown.
+        turn: degrees by which the query is turned counter-clockwise for this answer, if it was to
+            be turned.
+        gsd: of a scan, metres per pixel.
+        confidence: of a scan, 1 less the votes for the best other place as a share of those for
+            this one, at least 0.
+        agreeing, windows: of a scan, how many of its windows vote for this place, and of how many.
     """
 
     query: str
@@ -31,8 +38,13 @@ class Match(Record):
     lon: float | None
     lat: float | None
     distance_m: float | None
-    probability: float | None = None
-    match: bool | None = None
+    probability: float | None = field(default=None, metadata=OPTIONAL)
+    match: bool | None = field(default=None, metadata=OPTIONAL)
+    turn: float | None = field(default=None, metadata=OPTIONAL)
+    gsd: float | None = field(default=None, metadata=OPTIONAL)
+    confidence: float | None = field(default=None, metadata=OPTIONAL)
+    agreeing: int | None = field(default=None, metadata=OPTIONAL)
+    windows: int | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -44,12 +56,14 @@ class Matches:
         rows: rows of the answers in the pixel store.
         centres: EPSG code, x and y of the centre of each answer; all None without
             georeference.
+        places: of a scan, the place of each answer, whose tile is the one nearest to it.
     """
 
     query: Query
     matches: tuple[Match, ...]
     rows: tuple[int, ...]
     centres: tuple[tuple[int | None, float | None, float | None], ...]
+    places: tuple[Place, ...] = ()
 
     def as_json(self) -> list[dict[str, Any]]:
         """A list of plain dictionaries."""

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from geomatch.data import embeddings
-from geomatch.data.confidence import Confidence
 from geomatch.data.index_rows import IndexRows
-from geomatch.errors import StaleError, UsageError
+from geomatch.data.odds import Odds
+from geomatch.errors import GeomatchError, StaleError, UsageError
 from geomatch.manifests import IndexManifest, TileManifest
 from geomatch.project import Project, latest
+from geomatch.search.exact import unit
 from geomatch.search.flat import FlatIndex
+from geomatch.search.whitening import WHITENING, Whitening
+
+NONE = np.empty((0, 0), np.float32)
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,8 @@ class OpenIndex:
     rows: IndexRows
     manifest: IndexManifest
     tiles: TileManifest
-    confidence: Confidence | None
+    whitening: Whitening | None = None
+    odds: Odds | None = None
 
     @classmethod
     def open(cls, project: Project, name: str | None) -> Self:
@@ -40,8 +49,10 @@ class OpenIndex:
         manifest = _fresh_manifest(project, name)
         folder = project.indexes / name
         vectors = FlatIndex(folder, manifest.counts, manifest.metric)
-        rows, confidence = IndexRows(folder), Confidence.load(folder)
-        return cls(project, vectors, rows, manifest, project.tile_manifest(), confidence)
+        rows, tiles = IndexRows(folder), project.tile_manifest()
+        whitening = Whitening.load(folder / WHITENING) if manifest.whitened else None
+        odds = Odds.load(folder)
+        return cls(project, vectors, rows, manifest, tiles, whitening, odds)
 
     def year_code(self, year: str) -> int:
         """The code of a year.
@@ -57,17 +68,49 @@ class OpenIndex:
             )
         return self.manifest.years.index(year)
 
-    def check_ground(self, option: str) -> None:
-        """Check that tiles have footprints, which an option needs.
+    def search(
+        self, vectors: NDArray[np.float32], years: Sequence[int], k: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The k nearest tiles of some years to each descriptor (n, d).
+
+        Returns:
+            Scores and positions (n, m), best first; m is k, or the number of tiles.
+        """
+        found = [self.vectors.search(vector, years, k) for vector in vectors]
+        return np.stack([scores for scores, _ in found]), np.stack([at for _, at in found])
+
+    def positions(self, ids: Sequence[str]) -> list[int]:
+        """The positions of tiles.
+
+        Raises:
+            GeomatchError: an id is not in the index.
+        """
+        found = []
+        for name in ids:
+            if (position := self.rows.find(name)) is None:
+                raise GeomatchError(f"{name} is no tile of the index", "Give the id of an answer.")
+            found.append(position)
+        return found
+
+    def vectors_at(self, positions: Sequence[int]) -> NDArray[np.float32]:
+        """The descriptors (n, d) at positions; their directions if the metric is cosine."""
+        return np.stack([self.vectors.vector(each) for each in positions]) if positions else NONE
+
+    def comparable(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Descriptors (n, d) in the form of those of the index."""
+        return unit(vectors) if self.manifest.metric == "cosine" else vectors
+
+    def check_ground(self, need: str, hint: str) -> None:
+        """Check that tiles have a place on the ground.
+
+        Args:
+            need: what needs one, for the message.
 
         Raises:
             UsageError: they have no georeference.
         """
         if not self.tiles.on_ground:
-            raise UsageError(
-                f"{option} needs footprints, but the images have no georeference",
-                "Write --csv FILE instead.",
-            )
+            raise UsageError(f"{need}, but the images have no georeference", hint)
 
 
 def wanted(project: Project, name: str | None) -> tuple[str, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,14 @@ class Options:
         years: the years to search; by default all but the query's own.
         same_year: also search the query's own year (its tile is never an answer).
         from_year: year of the tile to take at a point, and of an image; by default the newest.
+        rotate: degrees between turns in which the query is searched; 90 for quarter turns. The best
+            turn counts for each answer.
+        scales: metres per pixel of images that are scans of a larger area, of which every one is
+            tried; none if images are tiles.
+        expand: number of first answers that a query is averaged with and searched again; see
+            `feedback.expand`.
+        like, unlike: ids of answers that are confirmed and rejected, for one query; see
+            `feedback.rocchio`. Rejected ones are no answers any more.
         index: name of the index; by default that of the latest embeddings, or the latest index
             where that is newer.
         fpr: share of queries without a match whose first answer may pass as one.
@@ -32,6 +41,11 @@ class Options:
     years: tuple[str, ...] = ()
     same_year: bool = False
     from_year: str | None = None
+    rotate: float | None = None
+    scales: tuple[float, ...] = ()
+    expand: int = 0
+    like: tuple[str, ...] = ()
+    unlike: tuple[str, ...] = ()
     index: str | None = None
     fpr: float = 0.01
     build: bool = True
@@ -45,6 +59,18 @@ class Options:
             raise UsageError(f"--top {self.top}: must be at least 1")
         if not 0 <= self.fpr <= 1:
             raise UsageError(f"--fpr {self.fpr}: a share between 0 and 1 is expected")
+        if self.expand < 0:
+            raise UsageError(f"--expand {self.expand}: must not be negative")
+        if self.scales and (self.expand or self.like or self.unlike):
+            raise UsageError("--expand, --like and --unlike are for tiles, not for scans")
+        for scale in self.scales:
+            if not 0 < scale < math.inf:
+                raise UsageError(f"{scale:g} m per pixel is no scale", "For example: --gsd 0.5")
+
+    @property
+    def moved(self) -> bool:
+        """Whether the descriptor of a query is not its tile's: scores then mean something else."""
+        return bool(self.rotate or self.expand or self.like or self.unlike)
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -1,4 +1,4 @@
-"""How sure the answers to a query are; an index keeps what that is told by as `confidence.json`."""
+"""How sure the answers to a query are; an index keeps what that is told by as `odds.json`."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Judgement(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Confidence(Record):
+class Odds(Record):
     """What standard scores are worth, told by tiles of one split as queries.
 
     Attributes:
@@ -109,7 +109,7 @@ class Confidence(Record):
 
     def save(self, folder: Path) -> None:
         """Write JSON into the folder of an index."""
-        write_record(folder / "confidence.json", self)
+        write_record(folder / "odds.json", self)
 
     @classmethod
     def load(cls, folder: Path) -> Self | None:
@@ -118,5 +118,5 @@ class Confidence(Record):
         Raises:
             StaleError: the file is damaged or of another version.
         """
-        path = folder / "confidence.json"
+        path = folder / "odds.json"
         return read_record(path, cls, "geomatch index") if path.exists() else None
