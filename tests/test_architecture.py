@@ -99,7 +99,7 @@ LIBRARIES = {
     "train": "numpy jax",
     "embed": "numpy",
     "index": "numpy",
-    "querying": "numpy scipy",
+    "querying": "numpy PIL scipy",
     "query": "numpy",
     "evaluate": "numpy",
     "change": "numpy",
