@@ -78,7 +78,7 @@ def index(
             progress(f"indexed {counts[year]} tiles" + (f" of {label}" if label else ""))
         index_rows.write(partial, tiles, footprints.lonlat)
         if known := no_match.reference(rows, chosen, tiles):
-            known.odds().save(partial)
+            known.confidence().save(partial)
         manifest = IndexManifest(
             name=name,
             tiles=origin.tiles,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomatch import config
-from geomatch.data.odds import ANSWERS
+from geomatch.data.confidence import ANSWERS
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project
@@ -156,7 +156,7 @@ def _answer(
             index.comparable(vectors), index.vectors_at(liked), index.vectors_at(unliked)
         )
     excluded = [query.position, *unliked]
-    judge = None if options.moved else index.odds
+    judge = None if options.moved else index.confidence
     searched = max(options.top, ANSWERS) if judge else options.top
     scores, positions, won = _nearest(index, vectors, years, excluded, searched)
     judgement = judge and judge.judge(scores, options.fpr)

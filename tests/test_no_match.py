@@ -10,7 +10,7 @@ from command_line import run_command
 from hand_made import describe_by_hand, hand_made_tiles
 from small_project import evaluate
 
-from geomatch.data.odds import ANSWERS, Odds, standard_scores
+from geomatch.data.confidence import ANSWERS, Confidence, standard_scores
 from geomatch.errors import StaleError, UsageError
 from geomatch.evaluation import no_match
 from geomatch.index import index
@@ -55,7 +55,7 @@ def test_too_few_answers_have_no_standard_scores():
 
 def test_a_threshold_lets_at_most_a_share_pass():
     first = np.random.default_rng(0).integers(0, 40, 300) / 4
-    known = Odds("validation", 1, 1.0, 0.0, tuple(first.tolist()))
+    known = Confidence("validation", 1, 1.0, 0.0, tuple(first.tolist()))
     for fpr in (0.01, 0.05, 0.5, 1.0):
         threshold = known.threshold(fpr)
         assert (first >= threshold).mean() <= fpr
@@ -67,7 +67,7 @@ def test_a_threshold_lets_at_most_a_share_pass():
 
 
 def test_probabilities_are_those_of_a_logistic_curve():
-    known = Odds("validation", 1, 2.0, -3.0, (0.0,))
+    known = Confidence("validation", 1, 2.0, -3.0, (0.0,))
     assert known.probability(2.0) == pytest.approx(1 / (1 + np.exp(-1)))
     assert known.probability(-1e6) == pytest.approx(0)
     scores = np.linspace(1, 0, 20, dtype=np.float32)
@@ -124,7 +124,7 @@ def test_rates_are_counted_on_both_splits():
     assert set(found) == {"validation", "test"}
     known = no_match.reference(vectors, "cosine", tiles)
     test = no_match.answered(vectors, "cosine", tiles, "test")
-    threshold = known.odds().threshold(0.05)
+    threshold = known.confidence().threshold(0.05)
     assert found["test"].threshold == threshold
     assert found["validation"].fpr == (known.without[:, 0] >= threshold).mean() <= 0.05
     assert found["test"].fpr == (test.without[:, 0] >= threshold).mean()
@@ -149,14 +149,14 @@ def test_where_other_ground_is_harder_the_threshold_does_not_hold():
     assert found["validation"].holds
 
 
-def test_odds_are_read_as_they_were_written(tmp_path):
-    assert Odds.load(tmp_path) is None
-    known = Odds("train", 3, 0.1, -2.5, (0.5, 1 / 3))
+def test_a_confidence_is_read_as_it_was_written(tmp_path):
+    assert Confidence.load(tmp_path) is None
+    known = Confidence("train", 3, 0.1, -2.5, (0.5, 1 / 3))
     known.save(tmp_path)
-    assert Odds.load(tmp_path) == known
-    (tmp_path / "odds.json").write_text("{")
+    assert Confidence.load(tmp_path) == known
+    (tmp_path / "confidence.json").write_text("{")
     with pytest.raises(StaleError) as failed:
-        Odds.load(tmp_path)
+        Confidence.load(tmp_path)
     assert failed.value.hint == "Run: geomatch index"
 
 
@@ -188,7 +188,7 @@ def test_queries_say_how_sure_they_are(known):
 
 def test_an_index_of_an_earlier_version_answers_without(known, tmp_path):
     project, _, ids = known
-    path = project.indexes / "hand@1" / "odds.json"
+    path = project.indexes / "hand@1" / "confidence.json"
     text = path.read_text()
     path.unlink()
     try:

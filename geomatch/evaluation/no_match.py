@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from geomatch.data.eval_report import NoMatchMetrics
 from geomatch.data.ground_truth import are_neutral, by_place
-from geomatch.data.odds import ANSWERS, Odds, standard_scores
+from geomatch.data.confidence import ANSWERS, Confidence, standard_scores
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.evaluation.bootstrap import threshold_intervals
 from geomatch.evaluation.calibration import Calibration, reliability
@@ -51,12 +51,12 @@ class Answered:
     def __len__(self) -> int:
         return len(self.place)
 
-    def odds(self) -> Odds:
+    def confidence(self) -> Confidence:
         """What standard scores are worth, if half of all queries have a match."""
         other = np.concatenate([self.score[self.wrong], self.without.ravel()])
         fitted = Calibration.fit(self.score[self.right], other)
         first = self.without[:, 0].tolist()
-        return Odds(
+        return Confidence(
             split=self.split,
             years=self.years,
             slope=fitted.slope,
@@ -65,12 +65,12 @@ class Answered:
         )
 
     def metrics(self, known: Answered, threshold: float, fpr: float) -> NoMatchMetrics:
-        """How well the odds of `known` answers, and their threshold for a rate, hold here."""
-        first, odds = self.without[:, 0], known.odds()
+        """How well the confidence of `known` answers, and its threshold for a rate, hold here."""
+        first, confidence = self.without[:, 0], known.confidence()
         threshold_interval, fpr_interval = threshold_intervals(
             known.without[:, 0], known.place, first, self.place, fpr
         )
-        found = Calibration(odds.slope, odds.intercept)
+        found = Calibration(confidence.slope, confidence.intercept)
         error = reliability(
             found.probability(self.score[self.right]),
             found.probability(np.concatenate([self.score[self.wrong], self.without.ravel()])),
@@ -100,7 +100,7 @@ def measured(
     known = reference(vectors, metric, tiles)
     if known is None:
         return {}
-    threshold = known.odds().threshold(fpr)
+    threshold = known.confidence().threshold(fpr)
     if threshold is None:
         return {}
     test = answered(vectors, metric, tiles, "test")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from geomatch.data import embeddings
 from geomatch.data.index_rows import IndexRows
-from geomatch.data.odds import Odds
+from geomatch.data.confidence import Confidence
 from geomatch.errors import GeomatchError, StaleError, UsageError
 from geomatch.manifests import IndexManifest, TileManifest
 from geomatch.project import Project, latest
@@ -32,7 +32,7 @@ class OpenIndex:
     manifest: IndexManifest
     tiles: TileManifest
     whitening: Whitening | None = None
-    odds: Odds | None = None
+    confidence: Confidence | None = None
 
     @classmethod
     def open(cls, project: Project, name: str | None) -> Self:
@@ -51,8 +51,8 @@ class OpenIndex:
         vectors = FlatIndex(folder, manifest.counts, manifest.metric)
         rows, tiles = IndexRows(folder), project.tile_manifest()
         whitening = Whitening.load(folder / WHITENING) if manifest.whitened else None
-        odds = Odds.load(folder)
-        return cls(project, vectors, rows, manifest, tiles, whitening, odds)
+        confidence = Confidence.load(folder)
+        return cls(project, vectors, rows, manifest, tiles, whitening, confidence)
 
     def year_code(self, year: str) -> int:
         """The code of a year.

@@ -1,4 +1,4 @@
-"""How sure the answers to a query are; an index keeps what that is told by as `odds.json`."""
+"""How sure the answers to a query are; an index keeps what that is told by as `confidence.json`."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Judgement(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Odds(Record):
+class Confidence(Record):
     """What standard scores are worth, told by tiles of one split as queries.
 
     Attributes:
@@ -109,7 +109,7 @@ class Odds(Record):
 
     def save(self, folder: Path) -> None:
         """Write JSON into the folder of an index."""
-        write_record(folder / "odds.json", self)
+        write_record(folder / "confidence.json", self)
 
     @classmethod
     def load(cls, folder: Path) -> Self | None:
@@ -118,5 +118,5 @@ class Odds(Record):
         Raises:
             StaleError: the file is damaged or of another version.
         """
-        path = folder / "odds.json"
+        path = folder / "confidence.json"
         return read_record(path, cls, "geomatch index") if path.exists() else None
