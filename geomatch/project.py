@@ -143,6 +143,10 @@ class Project:
         """Names of all finished indexes, the latest last."""
         return [p.parent.name for p in _by_age(self.indexes.glob("[!.]*/manifest.json"))]
 
+    def report_names(self) -> list[str]:
+        """Names of all reports, the latest last."""
+        return [path.parent.name for path in _by_age(self.reports.glob("*/report.json"))]
+
     def check_fresh(self, manifest: DescriptorManifest) -> None:
         """Check that descriptors still belong to the tiles and the run that they were made from.
 

@@ -25,7 +25,18 @@ DEVELOPERS = {"test", "benchmark", "lint", "dev"}
 """Extras that no user needs."""
 
 STAGES = ("tile", "train", "embed", "index", "query", "evaluate")
-FURTHER = ("change", "compare", "export", "import_weights", "info", "project2d", "tune", "demo")
+FURTHER = (
+    "change",
+    "compare",
+    "export",
+    "export_matches",
+    "export_tiles",
+    "import_weights",
+    "info",
+    "project2d",
+    "tune",
+    "demo",
+)
 """Commands beside the pipeline's; each is one module, as a stage is."""
 SHOWING = ("console", "eval_tables", "registration_table", "trial_tables")
 """Modules of the command line that print results; a command imports them when it runs."""
@@ -42,7 +53,7 @@ ROOMS = {
     "init": "errors config project",
     "geo": "errors",
     "data": "errors manifests project records geo.grid",
-    "search": "errors data",
+    "search": "errors manifests data",
     "nn": "errors config",
     "report": "errors manifests project data",
     "runs": "errors manifests config project nn",
@@ -56,14 +67,16 @@ ROOMS = {
     # An encoder that needs no training is a run of no steps, which `training.setup` begins.
     "embed": "errors manifests progress config project geo data nn runs training.setup",
     "index": "errors manifests progress config project geo data search evaluation",
-    "querying": "errors manifests progress records project geo data search runs tiling.image_files "
-    "image_input",
+    "querying": "errors manifests progress records config project geo data search runs "
+    "tiling.image_files image_input",
     # It makes the index that it searches, where that is missing.
     "query": "errors progress config project geo data querying report index",
     "evaluate": "errors progress config project data search report evaluation",
     "change": "errors progress project records geo data report",
     "compare": "errors manifests progress project data search evaluation image_input",
     "export": "errors config project data nn runs",
+    "export_matches": "errors progress project geo data",
+    "export_tiles": "errors progress project geo data",
     "import_weights": "errors project nn",
     "info": "errors manifests config project data nn runs",
     "project2d": "errors progress config project data report",
@@ -87,7 +100,7 @@ room further down this table."""
 LIBRARIES = {
     "geo": "numpy rasterio pyogrio shapely scipy",
     "data": "numpy pyarrow shapely tensorstore",
-    "search": "numpy faiss sklearn",
+    "search": "numpy faiss pyarrow shapely psycopg sklearn",
     "nn": "numpy jax flax optax orbax h5py safetensors onnx onnxruntime openvino nncf",
     "report": "numpy PIL matplotlib sklearn tensorboardX",
     "runs": "numpy jax",
@@ -99,12 +112,14 @@ LIBRARIES = {
     "train": "numpy jax",
     "embed": "numpy",
     "index": "numpy",
-    "querying": "numpy PIL scipy",
+    "querying": "numpy scipy shapely PIL",
     "query": "numpy",
     "evaluate": "numpy",
     "change": "numpy",
     "compare": "numpy",
     "export": "numpy jax safetensors",
+    "export_matches": "numpy",
+    "export_tiles": "numpy",
     "info": "jax",
     "project2d": "numpy",
     "tune": "jax optuna",
@@ -121,6 +136,7 @@ ONLY = {
     "optax": {"nn.optimizers", "nn.step"},
     "rich": {"cli.console"},
     "optuna": {"tune"},
+    "psycopg": {"search.pgvector"},
 }
 """Libraries of one module."""
 
@@ -225,7 +241,8 @@ def test_rooms_within_rooms():
     for name in ("geo.grid", "search.metrics", "evaluation.oxford", "evaluation.bootstrap"):
         assert outside(modules[name]) == {"numpy"}, name
     # A ranking is measured from arrays; the protocol alone joins it to tiles.
-    assert users_of("search", "data") == {"search.protocol"}
+    # Rows and filters are data; an index joins them to vectors.
+    assert users_of("search", "data") == {"search.protocol", "search.engines", "search.pgvector"}
     assert users_of("evaluation", "nn") == {"evaluation.baselines"}
 
 
@@ -273,7 +290,9 @@ def test_no_module_for_odds_and_ends():
         (("embed",), {"pyarrow", "rasterio", "faiss", "sklearn"}),
         (("data.tiles", "data.store", "data.ground_truth", "data.embeddings"), {"jax", "rasterio"}),
         (("training.sampler", "training.mining", "training.feed"), {"jax", "rasterio"}),
-        (("search.exact", "search.metrics", "search.flat", "search.protocol"), {"jax", "rasterio"}),
+        (("search.exact", "search.metrics", "search.protocol"), {"jax", "rasterio"}),
+        (("search.engines", "search.pgvector", "index", "query"), {"jax", "rasterio", "sklearn"}),
+        (("search.engines", "query"), {"scipy", "psycopg"}),
         (("geo.grid",), HEAVY - {"numpy"}),
         (("tile",), {"jax", "flax", "faiss", "sklearn"}),
     ],

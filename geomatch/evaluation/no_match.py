@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from geomatch.data.confidence import ANSWERS, Confidence, standard_scores
 from geomatch.data.eval_report import NoMatchMetrics
 from geomatch.data.ground_truth import are_neutral, by_place
-from geomatch.data.confidence import ANSWERS, Confidence, standard_scores
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.evaluation.bootstrap import threshold_intervals
 from geomatch.evaluation.calibration import Calibration, reliability

@@ -26,7 +26,6 @@ from rasterio.windows import Window
 from geomatch.errors import BadFileError, GeomatchError, listed
 from geomatch.geo import collars, files, views
 from geomatch.geo.coordinates import (
-    CRS84,
     FARTHEST,
     GDAL_ERRORS,
     NOWHERE,
@@ -37,6 +36,7 @@ from geomatch.geo.coordinates import (
     crs_name,
     project_bounds,
 )
+from geomatch.geo.grid import CRS84
 from geomatch.geo.views import Layout, Reading
 
 Pixels = NDArray[np.uint8]

@@ -38,8 +38,8 @@ class Match(Record):
     lon: float | None
     lat: float | None
     distance_m: float | None
-    probability: float | None = field(default=None, metadata=OPTIONAL)
-    match: bool | None = field(default=None, metadata=OPTIONAL)
+    probability: float | None = None
+    match: bool | None = None
     turn: float | None = field(default=None, metadata=OPTIONAL)
     gsd: float | None = field(default=None, metadata=OPTIONAL)
     confidence: float | None = field(default=None, metadata=OPTIONAL)

@@ -18,7 +18,7 @@ Pixels = NDArray[np.uint8]
 Float64Array = NDArray[np.float64]
 
 WINDOWS = 64
-"""Windows of a pose at most."""
+"""Windows of a pose at most, drawn at random, but alike each time."""
 OVERLAP = 4
 """Windows are so many to a tile's side."""
 INSIDE = 0.4
@@ -62,13 +62,16 @@ def windows(scan: Pixels, poses: Sequence[Pose], size: int, gsd: float) -> Itera
         scan: (h, w, c).
         size, gsd: side in pixels and metres per pixel of a tile.
     """
-    at, scaled = 0.0, scan
+    at, zoom, scaled = 0.0, 1.0, scan
     for pose in sorted(poses, key=lambda pose: pose.gsd):
         if pose.gsd != at:
-            at, scaled = pose.gsd, _resized(scan, pose.gsd / gsd)
-        offsets = _lattice(scaled.shape[0], scaled.shape[1], pose.turn, size)
+            # Larger than it is, a scan may not fit in memory: windows alone are magnified.
+            at, zoom = pose.gsd, max(1.0, pose.gsd / gsd)
+            scaled = _resized(scan, min(1.0, pose.gsd / gsd))
+        height, width = (round(side * zoom) for side in scaled.shape[:2])
+        offsets = _lattice(height, width, pose.turn, size)
         cut = [
-            turned(scaled, pose.turn, size, scan.shape[2], (float(east), float(north)))
+            turned(scaled, pose.turn, size, scan.shape[2], (float(east), float(north)), zoom)
             for east, north in offsets
         ]
         seen = [i for i, pixels in enumerate(cut) if pixels.std(axis=(0, 1)).max() > BLANK]
@@ -79,6 +82,8 @@ def windows(scan: Pixels, poses: Sequence[Pose], size: int, gsd: float) -> Itera
 def _resized(scan: Pixels, factor: float) -> Pixels:
     from PIL import Image
 
+    if factor == 1:
+        return scan
     height, width = (max(1, round(side * factor)) for side in scan.shape[:2])
     planes = [
         np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR))
@@ -102,5 +107,5 @@ def _lattice(height: int, width: int, turn: float, size: int) -> Float64Array:
     back = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     edges = np.array([width, height]) / 2 - INSIDE * size
     kept = centres[(np.abs(centres @ back.T) <= edges + 1e-6).all(axis=1)]
-    spread = np.linspace(0, len(kept) - 1, min(len(kept), WINDOWS)).round().astype(int)
-    return kept[spread]
+    drawn = np.random.default_rng(0).permutation(len(kept))[:WINDOWS]
+    return kept[np.sort(drawn)]

@@ -34,6 +34,7 @@ def turned(
     size: int,
     image_channels: int,
     off: tuple[float, float] = (0.0, 0.0),
+    zoom: float = 1.0,
 ) -> Pixels:
     """The centre (size, size, c) of an image that is turned counter-clockwise.
 
@@ -43,9 +44,10 @@ def turned(
     Args:
         pixels: (h, w, c).
         image_channels: channels before those of labels.
-        off: pixels from the centre to that of the result, to the right and up after the turn.
+        off: pixels of the result from the centre to its own, to the right and up after the turn.
+        zoom: pixels of the result to one of the image, at least 1.
     """
-    if degrees % 90 == 0 and off == (0.0, 0.0):
+    if degrees % 90 == 0 and off == (0.0, 0.0) and zoom == 1:
         quarter = np.rot90(pixels, int(degrees // 90))
         top, left = ((side - size) // 2 for side in quarter.shape[:2])
         return quarter[top : top + size, left : left + size]
@@ -54,7 +56,7 @@ def turned(
 
     angle = np.radians(degrees)
     # From rows and columns of the result to those of the image; rows run downward.
-    back = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    back = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / zoom
     middle = (np.array(pixels.shape[:2]) - 1) / 2
     first = np.array([-off[1], off[0]]) - (size - 1) / 2
     planes = [
