@@ -53,7 +53,7 @@ ROOMS = {
     "init": "errors config project",
     "geo": "errors",
     "data": "errors manifests project records geo.grid",
-    "search": "errors data",
+    "search": "errors manifests data",
     "nn": "errors config",
     "report": "errors manifests progress project data",
     "runs": "errors manifests config project nn",
@@ -66,9 +66,9 @@ ROOMS = {
     "train": "errors manifests progress config project data nn report runs training",
     # An encoder that needs no training is a run of no steps, which `training.setup` begins.
     "embed": "errors manifests progress config project geo data nn runs training.setup",
-    "index": "errors manifests progress project geo data search evaluation",
-    "querying": "errors manifests progress records project geo data search runs tiling.image_files "
-    "image_input",
+    "index": "errors manifests progress config project geo data search evaluation",
+    "querying": "errors manifests progress records config project geo data search runs "
+    "tiling.image_files image_input",
     # It makes the index that it searches, where that is missing.
     "query": "errors progress config project geo data querying report index",
     "evaluate": "errors progress config project data search report evaluation",
@@ -102,7 +102,7 @@ room further down this table."""
 LIBRARIES = {
     "geo": "numpy rasterio pyogrio shapely scipy",
     "data": "numpy pyarrow shapely tensorstore",
-    "search": "numpy faiss",
+    "search": "cv2 numpy faiss pyarrow shapely psycopg sklearn",
     "nn": "numpy jax flax optax orbax h5py safetensors onnx onnxruntime openvino nncf",
     "report": "numpy PIL matplotlib sklearn tensorboardX mlflow",
     "runs": "numpy jax",
@@ -114,7 +114,7 @@ LIBRARIES = {
     "train": "numpy jax",
     "embed": "numpy",
     "index": "numpy",
-    "querying": "numpy",
+    "querying": "numpy scipy shapely PIL",
     "query": "numpy",
     "evaluate": "numpy",
     "change": "numpy",
@@ -139,6 +139,7 @@ ONLY = {
     "optax": {"nn.optimizers", "nn.step"},
     "rich": {"cli.console"},
     "optuna": {"tune"},
+    "psycopg": {"search.pgvector"},
 }
 """Libraries of one module."""
 
@@ -243,7 +244,8 @@ def test_rooms_within_rooms():
     for name in ("geo.grid", "search.metrics", "evaluation.oxford", "evaluation.bootstrap"):
         assert outside(modules[name]) == {"numpy"}, name
     # A ranking is measured from arrays; the protocol alone joins it to tiles.
-    assert users_of("search", "data") == {"search.protocol"}
+    # Rows and filters are data; an index joins them to vectors.
+    assert users_of("search", "data") == {"search.protocol", "search.engines", "search.pgvector"}
     assert users_of("evaluation", "nn") == {"evaluation.baselines"}
 
 
@@ -291,7 +293,9 @@ def test_no_module_for_odds_and_ends():
         (("embed",), {"pyarrow", "rasterio", "faiss", "sklearn"}),
         (("data.tiles", "data.store", "data.ground_truth", "data.embeddings"), {"jax", "rasterio"}),
         (("training.sampler", "training.mining", "training.feed"), {"jax", "rasterio"}),
-        (("search.exact", "search.metrics", "search.flat", "search.protocol"), {"jax", "rasterio"}),
+        (("search.exact", "search.metrics", "search.protocol"), {"jax", "rasterio"}),
+        (("search.engines", "search.pgvector", "index", "query"), {"jax", "rasterio", "sklearn"}),
+        (("search.engines", "query"), {"scipy", "psycopg"}),
         (("geo.grid",), HEAVY - {"numpy"}),
         (("tile",), {"jax", "flax", "faiss", "sklearn"}),
     ],
@@ -307,6 +311,7 @@ def test_what_a_module_brings_along(modules, absent):
 # What is imported is required, and what is required is imported
 
 DISTRIBUTIONS = {
+    "cv2": "opencv-python-headless",
     "PIL": "pillow",
     "faiss": "faiss-cpu",
     "mlflow": "mlflow-skinny",

@@ -45,7 +45,7 @@ app.command()(training.tune)
 app.command()(searching.embed)
 app.command()(searching.index)
 # Options that are unknown pass, since a negative longitude looks like one.
-app.command(context_settings={"ignore_unknown_options": True})(searching.query)
+app.command(cls=searching.Query, context_settings={"ignore_unknown_options": True})(searching.query)
 app.command("eval")(measuring.evaluate)
 app.command()(searching.compare)
 app.command()(measuring.change)

@@ -26,7 +26,6 @@ from rasterio.windows import Window
 from geomatch.errors import BadFileError, GeomatchError, listed
 from geomatch.geo import collars, files, views
 from geomatch.geo.coordinates import (
-    CRS84,
     FARTHEST,
     GDAL_ERRORS,
     NOWHERE,
@@ -37,6 +36,7 @@ from geomatch.geo.coordinates import (
     crs_name,
     project_bounds,
 )
+from geomatch.geo.grid import CRS84
 from geomatch.geo.views import Layout, Reading
 
 Pixels = NDArray[np.uint8]
@@ -254,12 +254,12 @@ def _lonlat(path: str, crs: str, bounds: Bounds) -> Bounds:
     return west, south, east + 360 * (east < west), north
 
 
-def open_raster(path: str) -> Any:
+def open_raster(path: str, mode: str = "r") -> Any:
     check_proj()
     try:
         with _WARNINGS, warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            return rasterio.open(files.gdal_path(path))
+            return rasterio.open(files.gdal_path(path), mode)
     except GDAL_ERRORS as error:
         _check_limits(error)
         reason = str(error).replace(files.gdal_path(path), path)

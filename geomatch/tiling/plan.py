@@ -11,7 +11,7 @@ import numpy as np
 from geomatch import config
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.geo import coordinates, footprints, labels, placement, splits
-from geomatch.geo.grid import Grid, Ints, utm_epsg
+from geomatch.geo.grid import CRS84, Grid, Ints, utm_epsg
 from geomatch.geo.rasters import Raster
 from geomatch.progress import ProgressCallback
 from geomatch.tiling import sources
@@ -142,7 +142,7 @@ def _cells_of(raster: Raster, grid: Grid, buffer: float) -> Ints:
         epsg = np.full(len(col), code, np.int64)
         if grid.crs == "utm":
             grown = grid.bounds(col, row) + buffer * np.array([-1, -1, 1, 1])
-            corners = footprints.rings(epsg, grown, coordinates.CRS84)
+            corners = footprints.rings(epsg, grown, CRS84)
             inside = (utm_epsg(corners[..., 0], corners[..., 1]) == code).all(axis=1)
             epsg, col, row = epsg[inside], col[inside], row[inside]
         found.append(np.stack([epsg, col, row], axis=1))
