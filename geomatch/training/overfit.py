@@ -125,7 +125,7 @@ def overfit(
     def measure(state: State) -> float:
         with tempfile.TemporaryDirectory() as folder:
             validator = Validator(model, settings, store, {"train": tiles}, Path(folder))
-            return validator.round(state, 0, 0, silent).map5("train") or 0.0
+            return validator.round(state.variables, 0, 0, silent).map5("train") or 0.0
 
     def attempt(lr: float) -> Attempt:
         wanted = replace(settings, train=replace(settings.train, lr=lr))
