@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -32,7 +31,9 @@ from geomatch.nn.module_graph import trace
 from geomatch.nn.objective import MatchRule
 from geomatch.nn.step import RunLength, abstract_state, make_step, replicate
 from geomatch.progress import ProgressCallback, silent
-from geomatch.project import Project, replacing, write_json, write_record
+from geomatch.project import Project, check_name, replacing, write_json, write_record
+from geomatch.report import mlflow_run
+from geomatch.report.mlflow_run import MlflowRun
 from geomatch.runs import read_run
 from geomatch.training import setup
 from geomatch.training.dry_run import Compiled, DryRun
@@ -81,18 +82,6 @@ def never(epoch: int, metric: float | None) -> bool:
     """A `ShouldStop` that never stops a run."""
     del epoch, metric
     return False
-
-
-def check_name(name: str) -> None:
-    """Check the name of a run.
-
-    Raises:
-        UsageError: it is not a plain name.
-    """
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise UsageError(
-            f"{name!r} is not a valid run name", "Use letters, digits, '.', '_' and '-'."
-        )
 
 
 def train(
@@ -303,6 +292,7 @@ def _resolved(
     project: Project, name: str, settings: config.Config, tiles: TileManifest, form: TileForm
 ) -> tuple[config.Config, RunManifest]:
     """Resolved settings and manifest of a run; if it exists, it was begun with these settings."""
+    mlflow_run.check(settings.train.mlflow)
     path = project.run(name) / "config.json"
     before, old = None, None
     if path.exists():
@@ -314,6 +304,8 @@ def _resolved(
         changed = config.differences(before, requested, (*setup.TABLES, "split"))
         if "train.epochs" in changed and requested.train.epochs > before.train.epochs:
             changed.remove("train.epochs")
+        if "train.mlflow" in changed:  # which is no part of what is trained
+            changed.remove("train.mlflow")
         if old.tiles != manifest.tiles:
             changed.append("the tiles")
         manifest = replace(manifest, id=old.id, sessions=old.sessions)
@@ -433,6 +425,8 @@ def _loop(
             (folder / "finished.json").unlink(missing_ok=True)
             progress(f"run {name}: resuming from step {step} of {total}")
         stack.enter_context(log)
+        if address := settings.train.mlflow:
+            log.tracker = stack.enter_context(MlflowRun(project, name, address, progress))
         if last is None:
             shape = form.size, form.size, form.channels
             log.board.graph(
