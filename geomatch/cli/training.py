@@ -14,6 +14,27 @@ def train(
     run: Annotated[
         str | None, typer.Option(help="Name of the run; by default the latest, or run1.")
     ] = None,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            envvar="JAX_COORDINATOR_ADDRESS",
+            help="Where the first of several processes listens, which train the run together; "
+            "under SLURM (srun) and Open MPI it is found.",
+        ),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, envvar="JAX_NUM_PROCESSES", help="Number of these processes."
+        ),
+    ] = None,
+    process_id: Annotated[
+        int | None,
+        typer.Option(
+            metavar="I", min=0, envvar="JAX_PROCESS_ID", help="This one's number, from 0."
+        ),
+    ] = None,
     settings: Settings = None,
     quiet: Quiet = False,
 ) -> None:
@@ -22,10 +43,12 @@ def train(
 
     opened, wanted = open_project(project, settings)
     opened.tile_manifest()  # without tiles, fail before the imports that take seconds
+    from geomatch.train import Processes
     from geomatch.train import train as stage
 
+    together = Processes(coordinator, processes, process_id)
     with console.progress(quiet) as progress:
-        trained = stage(opened, wanted, run=run, progress=progress)
+        trained = stage(opened, wanted, run=run, processes=together, progress=progress)
         score = ""
         if trained.map5 is not None and trained.untrained is not None:
             score = f" (validation mAP@5 {trained.map5:.3f}, untrained {trained.untrained:.3f})"
