@@ -529,6 +529,26 @@ def test_what_is_off_leaves_no_trace_in_the_program():
     assert draws[0] == draws[1] - 1
 
 
+@pytest.mark.parametrize("per_year", [False, True])
+def test_a_part_of_a_batch_is_augmented_as_in_the_whole(per_year):
+    tiles = np.concatenate([random_tiles(size=16, seed=seed) for seed in (0, 1)], axis=1)
+    roles, batch = tiles.shape[:2]
+    years = np.arange(roles * batch, dtype=np.int32).reshape(roles, batch) % 3
+    settings = dataclasses.replace(ALL, per_year=per_year, label_dropout=0.5)
+    change = jax.jit(augment, static_argnums=(3, 4, 5, 7))
+
+    def changed_from(first, count):
+        part = slice(first, first + count)
+        given = tiles[:, part], years[:, part], 3, settings, TRIPLET, first, batch
+        return np.asarray(change(jax.random.key(0), *given)).astype(int)
+
+    whole = changed_from(0, batch)
+    half = batch // 2
+    parts = np.concatenate([changed_from(0, half), changed_from(half, batch - half)], axis=1)
+    assert np.mean(np.abs(parts - whole) <= 1) > 0.99
+    assert np.mean(np.abs(whole[:, :half] - whole[:, half : 2 * half]) <= 1) < 0.9
+
+
 def test_mapped_over_devices_it_gives_the_same():
     tiles = np.stack([random_tiles(size=16, seed=seed) for seed in (0, 1)])
     years = np.random.default_rng(0).integers(0, 3, tiles.shape[:3], np.int32)

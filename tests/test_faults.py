@@ -119,4 +119,4 @@ def same(project, whole):
     for tile in tables[0].ids()[::40]:
         answers = [query(each, tile).matches for each in (project, whole)]
         assert len(answers[0])
-        assert str(answers[0]) == str(answers[1])
+        assert answers[0] == answers[1]

@@ -548,7 +548,7 @@ from small_project import settings
 from small_runs import SMALL_NETWORK, BrokenOffError, break_at
 assert jax.local_device_count() == 1
 project = Project(Path(sys.argv[1]))
-wanted = settings(*SMALL_NETWORK, "train.epochs=2", "mining.rule=none")
+wanted = settings(*SMALL_NETWORK, "train.epochs=2", "train.lr=1e-4", "mining.rule=none")
 module.LOG_STEPS = 2
 module.train(project, wanted, run="whole")
 with pytest.MonkeyPatch.context() as patch:
@@ -556,14 +556,30 @@ with pytest.MonkeyPatch.context() as patch:
     with pytest.raises(BrokenOffError):
         module.train(project, wanted, run="broken")
 module.train(project, wanted, run="broken")
+module.train(project, wanted, run="on-two")
 """
 
 
-def test_a_broken_run_resumes_on_one_device(tiled, copied):
+def test_a_broken_run_resumes_on_one_device(tiled, copied, monkeypatch):
+    """Bit for bit if it began there, and within rounding if it began on two."""
     project = copied(tiled)
+    wanted = settings(*SMALL_NETWORK, "train.epochs=2", "train.lr=1e-4", "mining.rule=none")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "LOG_STEPS", 2)
+        break_at(patch, 9)
+        with pytest.raises(BrokenOffError):
+            train(project, wanted, run="on-two")
+    assert last_state(project, "on-two")[0] == 8
     finish(python("-c", ON_ONE_DEVICE, str(project.root), devices=1))
     assert last_state(project, "whole")[0] == 12
     assert_same_run(project, "broken", project, "whole")
+    assert last_state(project, "on-two")[0] == 12
+    losses = [
+        [line["train/loss"] for line in metrics(project, run) if "train/loss" in line]
+        for run in ("on-two", "whole")
+    ]
+    assert len(losses[0]) == 6
+    np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
 WAITING = """
