@@ -68,8 +68,8 @@ def augment(
 
     source = np.arange(roles)  # the role whose geometric draws a role uses
     if not settings.independent:
-        for first, second in pairs:
-            source[second] = source[first]
+        for one, other in pairs:
+            source[other] = source[one]
     states = own(jax.random.randint(turn_key, (roles, whole), 0, 8))[source].reshape(-1)
     flip = (states % 2) * int(settings.flips)
     turn = (states // 2) * int(settings.turns)

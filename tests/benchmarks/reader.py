@@ -4,8 +4,8 @@
 
 It writes a store of random tiles, which lies in the page cache afterwards, and reads batches of
 triplets as `train` does. The device is a wait of the time that it would take for a batch at
-`--rate` images/s; the share of the time spent on waiting for the reader is what `train/input_wait` tells.
-Seconds of processor time say what the reader costs, also on a machine with other jobs.
+`--rate` images/s, during which batches are read; the share of the rest is an upper bound of what
+`train/input_wait` tells. Processor time says what reading costs, also on a machine with other jobs.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ def table(places: int) -> TileTable:
 
 
 def write(path: Path, count: int, size: int) -> TileStore:
-    """A store of random tiles, which do not compress."""
+    """A store of random tiles of six bits, which zstd has to decode."""
     store = TileStore.create(path, count, size, 3)
     rng = np.random.default_rng(0)
     shard = shard_rows(size, 3)
     for start in range(0, count, shard):
         shape = min(shard, count - start), size, size, 3
-        store.write(start, rng.integers(0, 256, shape, np.uint8))
+        store.write(start, rng.integers(96, 160, shape, np.uint8))
     return store
 
 
