@@ -123,7 +123,14 @@ def joined(processes: Processes) -> Iterator[None]:
         return
     processes.check()
     _connect(processes)
-    watch = _Watch(processes)
+    try:
+        watch = _Watch(processes)
+    except OSError as error:
+        atexit.register(os._exit, 1)
+        raise GeomatchError(
+            f"process {jax.process_index()} and the first one cannot connect: {error}",
+            "Open the ports between the hosts, or name the first by an address that all reach.",
+        ) from error
     try:
         yield
     except AllInterrupted:
