@@ -437,9 +437,10 @@ def differences(old: Config, new: Config, tables: Iterable[str]) -> list[str]:
 
 
 def template(overrides: Iterable[str] = ()) -> str:
-    """The `geomatch.toml` that `init` writes: every key with its default and meaning.
+    """The `geomatch.toml` that `init` writes: every key with its meaning.
 
-    Keys are commented out but for those that `overrides` ("table.key=value") name.
+    Keys are commented out, with their defaults, but for those that `overrides` ("table.key=value")
+    name.
 
     Raises:
         UsageError: as for `load`.
@@ -449,7 +450,7 @@ def template(overrides: Iterable[str] = ()) -> str:
 
 
 def _template_lines(config: Config, given: Iterable[str]) -> Iterator[str]:
-    yield "# A geomatch project. Commented keys are defaults; --set table.key=value beats both."
+    yield "# A geomatch project. Commented keys are defaults; --set table.key=value beats all."
     yield ""
     yield "# One table per year, in order; or on the command line: geomatch tile YEAR=PATH ..."
     yield "# [[source]]"

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomatch.errors import GeomatchError, StaleError
-from geomatch.geo import rasters
+from geomatch.geo import coordinates, placement, rasters, windows
 from geomatch.geo.grid import Grid
-from geomatch.geo.rasters import Raster, Stretch
+from geomatch.geo.rasters import Raster
+from geomatch.geo.stretch import Stretch
 from geomatch.geo.views import Reading
 from geomatch.manifests import DescriptorManifest, TileManifest
 from geomatch.nn import backend
@@ -21,6 +22,9 @@ from geomatch.nn.describe import describe
 from geomatch.project import Project
 from geomatch.runs import Encoding, load_encoder
 from geomatch.tiling import image_files
+
+BATCH = 32
+"""Images that are described at a time."""
 
 
 @dataclass(frozen=True)
@@ -133,16 +137,30 @@ def _stretch(
 def describe_cuts(
     encoding: Encoding, cuts: Sequence[Cut], manifest: DescriptorManifest, year: int | None = None
 ) -> NDArray[np.float32]:
-    """Descriptors (n, d) of images; their label channels are 0, unknown.
+    """Descriptors (n, d) of images; see `describe_pixels`."""
+    return describe_pixels(encoding, np.stack([cut.pixels for cut in cuts]), manifest, year)
+
+
+def describe_pixels(
+    encoding: Encoding,
+    pixels: NDArray[np.uint8],
+    manifest: DescriptorManifest,
+    year: int | None = None,
+) -> NDArray[np.float32]:
+    """Descriptors (n, d) of tiles.
 
     Args:
+        pixels: (n, size, size, c) image channels, with or without label channels after them, which
+            are 0, unknown, by default.
         manifest: of the descriptors that they will be compared with.
         year: code of their year; None if it is unknown.
     """
     form = encoding.form
-    tiles = np.zeros((len(cuts), form.size, form.size, form.channels), np.uint8)
-    tiles[..., : form.image_channels] = [image.pixels for image in cuts]
-    vectors = next(iter(describe(encoding.model, encoding.variables, [tiles], len(cuts))))
+    missing = form.channels - pixels.shape[3]
+    tiles = np.pad(pixels, ((0, 0), (0, 0), (0, 0), (0, missing)))
+    size = min(len(tiles), BATCH)
+    batches = (tiles[start : start + size] for start in range(0, len(tiles), size))
+    vectors = np.concatenate([*describe(encoding.model, encoding.variables, batches, size)])
     if manifest.centres is None:
         return vectors
     centres = np.asarray(manifest.centres, np.float32)
@@ -159,8 +177,8 @@ def _georeferenced(
             "Give an image with those bands: gdal_translate -b",
         )
     stretch, how = _stretch(path, raster.dtype, tiles, year)
-    crs = rasters.utm_crs(raster) if grid.crs == "utm" else grid.crs
-    left, bottom, right, top = rasters.project_bounds(raster.crs, raster.bounds, crs)
+    crs = placement.utm_crs(raster) if grid.crs == "utm" else grid.crs
+    left, bottom, right, top = coordinates.project_bounds(raster.crs, raster.bounds, crs)
     if right - left < grid.side or top - bottom < grid.side:
         raise GeomatchError(
             f"{path} covers {right - left:.0f} x {top - bottom:.0f} m, a tile is {grid.side:.0f} m",
@@ -176,7 +194,7 @@ def _georeferenced(
         where = "a square around its centre, off the grid"
     extent = (box[0], box[1], box[2], box[3])
     return Cut(
-        pixels=rasters.read_extent(raster, crs, extent, grid.gsd, stretch),
+        pixels=windows.read_extent(raster, crs, extent, grid.gsd, stretch),
         epsg=int(crs.removeprefix("EPSG:")),
         x=(box[0] + box[2]) / 2,
         y=(box[1] + box[3]) / 2,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from geomatch.data import index_rows
 from geomatch.data.embeddings import DescriptorFile
 from geomatch.data.tiles import TileTable
+from geomatch.evaluation import no_match
 from geomatch.geo import footprints
 from geomatch.manifests import IndexManifest
 from geomatch.progress import ProgressCallback, silent
@@ -65,6 +66,8 @@ def index(
             flat.write(partial, year, _of_year(descriptors, tiles, year), chosen)
             progress(f"indexed {counts[year]} tiles" + (f" of {label}" if label else ""))
         index_rows.write(partial, tiles, footprints.lonlat)
+        if known := no_match.reference(descriptors, chosen, tiles):
+            known.confidence().save(partial)
         manifest = IndexManifest(
             name=name,
             tiles=origin.tiles,

@@ -23,7 +23,7 @@ class YearOfTiles(Record):
     Attributes:
         files: number of images.
         labels: number of label rasters and layers, or path of a vector file.
-        stretch: fields of `geo.rasters.Stretch` to uint8; None for imagery that is uint8.
+        stretch: fields of `geo.stretch.Stretch` to uint8; None for imagery that is uint8.
         overlap: `grid.overlap`, which sheet is seen where several overlap; None without
             georeference.
         seams: number of tiles that are filled from several sheets; None without georeference.
@@ -111,6 +111,42 @@ class TileManifest(Record):
 
 
 @dataclass(frozen=True)
+class GitState(Record):
+    """The state of a folder in a git repository.
+
+    Attributes:
+        branch: its name; "HEAD" if there is none.
+        changed: whether a file of the folder that git knows differs from the commit.
+    """
+
+    commit: str
+    branch: str
+    changed: bool
+
+
+@dataclass(frozen=True)
+class Session(Record):
+    """One start of `train` on a run.
+
+    Attributes:
+        started: time in UTC, ISO 8601.
+        command: command line.
+        platform: operating system and machine.
+        devices: their kind, one for each.
+        versions: of geomatch and of the packages that it computes with.
+        git: of the project's folder; None if it is in no repository.
+    """
+
+    started: str
+    command: str
+    python: str
+    platform: str
+    devices: tuple[str, ...]
+    versions: dict[str, str]
+    git: GitState | None
+
+
+@dataclass(frozen=True)
 class RunManifest(Record):
     """A run of training.
 
@@ -122,6 +158,7 @@ class RunManifest(Record):
         gsd: metres per pixel of its tiles; None without georeference.
         tiles: fingerprint of the tiles.
         label_classes: names of the classes of their labels; None if these have none.
+        sessions: every start of `train` on it, the first one first.
     """
 
     geomatch: str
@@ -132,6 +169,7 @@ class RunManifest(Record):
     gsd: float | None
     tiles: str
     label_classes: tuple[str, ...] | None = field(default=None, metadata=OPTIONAL)
+    sessions: tuple[Session, ...] = field(default=(), metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)

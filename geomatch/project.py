@@ -102,6 +102,10 @@ class Project:
     def registration_map(self) -> Path:
         return self.reports / "registration.png"
 
+    @property
+    def dry_run_picture(self) -> Path:
+        return self.reports / "dry-run.png"
+
     def tile_manifest(self) -> TileManifest:
         """The manifest of the tiles.
 
@@ -138,6 +142,10 @@ class Project:
     def index_names(self) -> list[str]:
         """Names of all finished indexes, the latest last."""
         return [p.parent.name for p in _by_age(self.indexes.glob("[!.]*/manifest.json"))]
+
+    def report_names(self) -> list[str]:
+        """Names of all reports, the latest last."""
+        return [path.parent.name for path in _by_age(self.reports.glob("*/report.json"))]
 
     def check_fresh(self, manifest: DescriptorManifest) -> None:
         """Check that descriptors still belong to the tiles and the run that they were made from.

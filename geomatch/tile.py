@@ -31,11 +31,12 @@ from geomatch.data.registration import YearPair
 from geomatch.data.store import shard_rows
 from geomatch.data.tiles import TileTable
 from geomatch.errors import GeomatchError, UsageError
-from geomatch.geo import labels, rasters
+from geomatch.geo import labels, placement
 from geomatch.geo.grid import Grid, Ints
 from geomatch.geo.labels import Layer, VectorLayer
-from geomatch.geo.rasters import GridReader, Raster
+from geomatch.geo.rasters import Pixels, Raster
 from geomatch.geo.views import Reading
+from geomatch.geo.windows import GridReader
 from geomatch.manifests import Channels, TileRequest, YearOfTiles
 from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project, fingerprint, replace_folder, replacing
@@ -304,7 +305,7 @@ def _near(
     wanted, known = np.zeros(len(files), bool), boxes[what]
     for zone in np.unique(epsg).tolist():
         if zone not in known:
-            projected = [rasters.bounds_in(f, f"EPSG:{zone}") for f in files]
+            projected = [placement.bounds_in(f, f"EPSG:{zone}") for f in files]
             known[zone] = np.asarray(projected, np.float64).reshape(-1, 4)
         cells = bounds[epsg == zone]
         low, high = cells[:, :2].min(axis=0), cells[:, 2:].max(axis=0)
@@ -431,7 +432,7 @@ def _label_reader(
     crs: str,
     broken: Broken,
     unreadable: Unreadable,
-) -> Callable[[int, int], rasters.Pixels] | None:
+) -> Callable[[int, int], Pixels] | None:
     """A function of column and row that reads the labels of a cell, 0 where there are none.
 
     Args:
@@ -477,7 +478,7 @@ def _share_reader(
     reader = stack.enter_context(
         GridReader(source.changed, shard.grid, crs, nearest=True, unreadable=unreadable)
     )
-    boxes = np.asarray([rasters.bounds_in(mask, crs) for mask in source.changed])
+    boxes = np.asarray([placement.bounds_in(mask, crs) for mask in source.changed])
 
     def share(col: int, row: int) -> float | None:
         cell = shard.grid.bounds(np.asarray(col), np.asarray(row))

@@ -24,7 +24,7 @@ from geomatch import config
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import GeomatchError, UsageError
-from geomatch.manifests import TileManifest
+from geomatch.manifests import RunManifest, TileManifest
 from geomatch.nn import backend
 from geomatch.nn.checkpoint import Checkpoints
 from geomatch.nn.encoder import Siamese, TileForm, build
@@ -35,12 +35,18 @@ from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project, replacing, write_json, write_record
 from geomatch.runs import read_run
 from geomatch.training import hosts, setup
+from geomatch.training.dry_run import Compiled, DryRun
+from geomatch.training.dry_run import dry_run as measure
 from geomatch.training.feed import BatchFeed
 from geomatch.training.hosts import Processes as Processes
 from geomatch.training.interrupts import Interrupts
 from geomatch.training.metrics_log import VALIDATION, MetricsLog, Scores
 from geomatch.training.mining import Mined
 from geomatch.training.monitor import Monitor
+from geomatch.training.origin import session
+from geomatch.training.overfit import Overfit
+from geomatch.training.overfit import overfit as fit
+from geomatch.training.reference import imagenet_map5
 from geomatch.training.rounds import Examples, Validator, weights
 from geomatch.training.sampler import Sampler, compares_whole_batch
 
@@ -57,12 +63,15 @@ class Trained:
         best: step of the checkpoint with the best mAP@5 on validation.
         map5: that mAP@5; None without validation queries.
         untrained: mAP@5 on validation before the first step; None without validation queries.
+        imagenet: mAP@5 on validation of `geomatch embed --model imagenet`; None where training
+            began with its weights, and see `imagenet_map5`.
     """
 
     run: str
     best: int
     map5: float | None
     untrained: float | None = None
+    imagenet: float | None = None
 
 
 ShouldStop = Callable[[int, float | None], bool]
@@ -92,18 +101,23 @@ def train(
     settings: config.Config,
     *,
     run: str | None = None,
+    hours: float | None = None,
     processes: Processes | None = None,
     should_stop: ShouldStop = never,
+    reference: bool = True,
     progress: ProgressCallback = silent,
 ) -> Trained:
     """Train a run, or resume it.
 
     Args:
         run: its name; by default the latest, or "run1".
+        hours: how long a new run may take, by its first steps; the number of epochs follows. A run
+            that was begun keeps its own.
         processes: that train it together, each of which calls this; by default those that SLURM
             or Open MPI started, or this one alone. All read the project's tiles, and the first
             alone reads and writes its runs.
         should_stop: called after every validation; if it returns True, the run stops unfinished.
+        reference: in the end, also measure what ImageNet features reach without training.
 
     Raises:
         UsageError: the run was begun with another configuration.
@@ -123,20 +137,159 @@ def train(
                 f"process {jax.process_index()} has other tiles than the first one",
                 "Give all processes the same project folder.",
             )
-        splits = _splits(TileTable.load(project.catalogue), settings)
+        if not hosts.is_first():
+            progress = silent
+        settings, splits, sampler = _prepared(project, settings, manifest, progress)
         form = setup.form_of(manifest)
-        sampler = _checked_sampler(settings, splits["train"])
 
         def open_run() -> tuple[str, config.Config]:
             names = project.run_names()
             name = run or (names[-1] if names else "run1")
             locks.enter_context(project.lock(f"runs/{name}"))
-            return name, _open_run(project, name, settings, manifest, form)
+            wanted = settings
+            if hours is not None:
+                epochs = _epochs_within(hours, project, name, settings, manifest, splits, progress)
+                wanted = replace(settings, train=replace(settings.train, epochs=epochs))
+            return name, _open_run(project, name, wanted, manifest, form)
 
+        if hours is not None and jax.process_count() > 1:
+            raise UsageError("--hours is measured on one host alone", "Set train.epochs.")
         name, settings = hosts.of_first(open_run)
-        if not hosts.is_first():
-            progress = silent
-        return _loop(project, name, settings, splits, sampler, form, should_stop, progress)
+        trained = _loop(project, name, settings, splits, sampler, form, should_stop, progress)
+        if reference and not settings.train.init:
+            reach = partial(imagenet_map5, project, settings, splits, progress)
+            trained = replace(trained, imagenet=hosts.of_first(reach))
+        _say_if_lost(trained, settings, progress)
+        return trained
+
+
+def _say_if_lost(trained: Trained, settings: config.Config, progress: ProgressCallback) -> None:
+    """Say so if no training does better, and what to try."""
+    if trained.best == 0 < settings.train.epochs:
+        progress(
+            "training did not beat the untrained network, which later stages will use; "
+            "try a lower train.lr, or `geomatch init DIR --preset pretrained`"
+        )
+    if (
+        trained.map5 is not None
+        and trained.imagenet is not None
+        and trained.map5 < trained.imagenet
+    ):
+        progress(
+            "ImageNet features do better without training: `geomatch embed --model imagenet`, "
+            "or train from them: `geomatch init DIR --preset pretrained`"
+        )
+
+
+def dry_run(
+    project: Project,
+    settings: config.Config,
+    *,
+    run: str | None = None,
+    progress: ProgressCallback = silent,
+) -> DryRun:
+    """Tell what `train` would do, from its first steps; only a picture of a batch is written.
+
+    Args:
+        run: its name; by default a new one.
+
+    Raises:
+        UsageError, GeomatchError: as for `train`.
+    """
+    name = run or _next_name(project)
+    check_name(name)
+    backend.prepare(settings.train.dtype)
+    with project.lock("tiles", shared=True):
+        manifest = project.tile_manifest()
+        settings, splits, sampler = _prepared(project, settings, manifest, progress)
+        settings, _ = _resolved(project, name, settings, manifest, setup.form_of(manifest))
+        return _measured(project, settings, manifest, splits, sampler, progress)
+
+
+def _measured(
+    project: Project,
+    settings: config.Config,
+    manifest: TileManifest,
+    splits: dict[str, TileTable],
+    sampler: Sampler,
+    progress: ProgressCallback,
+) -> DryRun:
+    """What a run with resolved settings would be."""
+    form, total = setup.form_of(manifest), sampler.steps_per_epoch * settings.train.epochs
+    frozen = not settings.train.freeze_epochs
+    step_of = partial(_step, settings, form, sampler, total, frozen)
+    return measure(project, settings, splits, sampler, form, step_of, progress)
+
+
+def _epochs_within(
+    hours: float,
+    project: Project,
+    name: str,
+    settings: config.Config,
+    manifest: TileManifest,
+    splits: dict[str, TileTable],
+    progress: ProgressCallback,
+) -> int:
+    """The number of epochs that takes so many hours, or that of the run if it was begun.
+
+    Raises:
+        UsageError: `hours` is not positive.
+    """
+    if not hours > 0:
+        raise UsageError(f"--hours {hours}: must be more than 0")
+    if (project.run(name) / "config.json").exists():
+        return read_run(project.run(name))[0].train.epochs
+    settings = replace(
+        settings, train=replace(settings.train, epochs=max(1, settings.train.epochs))
+    )
+    settings, _ = _resolved(project, name, settings, manifest, setup.form_of(manifest))
+    sampler = _checked_sampler(settings, splits["train"])
+    planned = _measured(project, settings, manifest, splits, sampler, progress)
+    per_epoch = (planned.seconds - planned.first_step_s) / planned.epochs
+    epochs = max(1, int((3600 * hours - planned.first_step_s) / per_epoch))
+    progress(f"{hours:g} hours are enough for {epochs} epochs of about {per_epoch:.0f} s")
+    return epochs
+
+
+def overfit(
+    project: Project,
+    settings: config.Config,
+    places: int,
+    *,
+    progress: ProgressCallback = silent,
+) -> Overfit:
+    """Train on a few places until each is found at once, and tell what is wrong if that fails.
+
+    No run is begun, and nothing is written.
+
+    Args:
+        places: how many places, or classes without years.
+
+    Raises:
+        UsageError, GeomatchError: as for `train`.
+    """
+    backend.prepare(settings.train.dtype)
+    with project.lock("tiles", shared=True):
+        manifest = project.tile_manifest()
+        settings, splits, _ = _prepared(project, settings, manifest, progress)
+        form = setup.form_of(manifest)
+        settings, _ = _resolved(project, _next_name(project), settings, manifest, form)
+
+        def step_of(settings: config.Config, sampler: Sampler, steps: int) -> Any:
+            return _step(settings, form, sampler, steps, frozen=True)
+
+        return fit(project, settings, splits["train"], form, places, step_of, progress)
+
+
+def _prepared(
+    project: Project, settings: config.Config, manifest: TileManifest, progress: ProgressCallback
+) -> tuple[config.Config, dict[str, TileTable], Sampler]:
+    """Settings that fit the tiles, tiles by split, and the sampler."""
+    asked, settings = settings, setup.of_tiles(settings, manifest)
+    if settings.mining != asked.mining:
+        progress("images without years have no neighbours: batches are drawn at random")
+    splits = _splits(TileTable.load(project.catalogue), settings)
+    return settings, splits, _checked_sampler(settings, splits["train"])
 
 
 def _splits(tiles: TileTable, settings: config.Config) -> dict[str, TileTable]:
@@ -161,11 +314,24 @@ def _open_run(
     project: Project, name: str, settings: config.Config, tiles: TileManifest, form: TileForm
 ) -> config.Config:
     """Begin a run, or check that it was begun with these settings; returns them resolved."""
+    folder = project.run(name)
+    settings, manifest = _resolved(project, name, settings, tiles, form)
+    finished = (folder / "finished.json").exists()
+    if not finished or read_run(folder)[2].settings != manifest.settings:
+        manifest = replace(manifest, sessions=(*manifest.sessions, session(project.root)))
+    write_record(folder / "config.json", manifest)
+    return settings
+
+
+def _resolved(
+    project: Project, name: str, settings: config.Config, tiles: TileManifest, form: TileForm
+) -> tuple[config.Config, RunManifest]:
+    """Resolved settings and manifest of a run; if it exists, it was begun with these settings."""
     path = project.run(name) / "config.json"
     before, old = None, None
     if path.exists():
         before, _, old = read_run(project.run(name))
-    settings = setup.resolve_settings(setup.of_tiles(settings, tiles), project.root, before)
+    settings = setup.resolve_settings(settings, project.root, before)
     manifest = setup.manifest(settings, form, tiles)
     if before is not None and old is not None:
         requested = config.from_dict(manifest.settings, str(path))
@@ -174,14 +340,13 @@ def _open_run(
             changed.remove("train.epochs")
         if old.tiles != manifest.tiles:
             changed.append("the tiles")
-        manifest = replace(manifest, id=old.id)
+        manifest = replace(manifest, id=old.id, sessions=old.sessions)
         if changed:
             raise UsageError(
                 f"run {name} was begun with other settings: {', '.join(changed)}",
                 f"Start a new one: geomatch train --run {_next_name(project)}",
             )
-    write_record(path, manifest)
-    return settings
+    return settings, manifest
 
 
 def _checked_sampler(settings: config.Config, training: TileTable) -> Sampler:
@@ -211,11 +376,6 @@ def _checked_sampler(settings: config.Config, training: TileTable) -> Sampler:
             f'train.distil with train.loss = "{train.loss}" and '
             f'model.head = "{settings.model.head}"',
             "It needs --set train.loss=infonce and a head that takes pooled features.",
-        )
-    if rule == "neighbours" and not training.dated:
-        raise UsageError(
-            'mining.rule = "neighbours" needs places seen in several years',
-            "For class folders: --set mining.rule=knn, ranked or in-batch.",
         )
     sampler = Sampler(training, train, settings.mining)
     if sampler.anchors < 2:
@@ -359,7 +519,7 @@ def _loop(
             )
             if validate or mine:
                 monitor.check(state, step, mined)
-                round_ = validator.round(state, step, epoch, progress)
+                round_ = validator.round(state.variables, step, epoch, progress)
 
             # Validate if due.
             if validate:
@@ -429,13 +589,7 @@ def _loop(
                 return _best(name, kept, log.scores)
             return _finish(folder, name, kept, log.scores)
 
-    trained = hosts.of_first(end)
-    if trained.best == 0 < total:
-        progress(
-            "training did not beat the untrained network, which later stages will use; "
-            "try a lower train.lr, or `geomatch init DIR --preset pretrained`"
-        )
-    return trained
+    return hosts.of_first(end)
 
 
 class _Beginning(NamedTuple):
@@ -458,7 +612,12 @@ class _Beginning(NamedTuple):
 
 
 def _step(
-    settings: config.Config, form: TileForm, sampler: Sampler, total: int, frozen: bool
+    settings: config.Config,
+    form: TileForm,
+    sampler: Sampler,
+    total: int,
+    frozen: bool,
+    compiled: Compiled = lambda program: None,
 ) -> Any:
     tiles = sampler.tiles
     return make_step(
@@ -468,6 +627,7 @@ def _step(
         MatchRule(tiles.dated, tiles.grid.reach if tiles.grid else 0),
         RunLength(total, sampler.steps_per_epoch),
         settings.train.views if compares_whole_batch(settings.train, settings.mining) else 0,
+        compiled,
     )
 
 

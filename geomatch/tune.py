@@ -205,7 +205,9 @@ def _train(
         return pruned
 
     try:
-        trained = train(project, settings, run=run, should_stop=should_stop, progress=progress)
+        trained = train(
+            project, settings, run=run, should_stop=should_stop, reference=False, progress=progress
+        )
     except DivergedError as error:
         progress(f"run {run}: {error.message}")
         return None

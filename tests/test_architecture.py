@@ -25,9 +25,20 @@ DEVELOPERS = {"test", "benchmark", "lint", "dev"}
 """Extras that no user needs."""
 
 STAGES = ("tile", "train", "embed", "index", "query", "evaluate")
-FURTHER = ("compare", "export", "import_weights", "info", "project2d", "tune", "demo")
+FURTHER = (
+    "change",
+    "compare",
+    "export",
+    "export_matches",
+    "export_tiles",
+    "import_weights",
+    "info",
+    "project2d",
+    "tune",
+    "demo",
+)
 """Commands beside the pipeline's; each is one module, as a stage is."""
-SHOWING = ("console", "eval_tables", "registration_table")
+SHOWING = ("console", "eval_tables", "registration_table", "trial_tables")
 """Modules of the command line that print results; a command imports them when it runs."""
 HEAVY = {"jax", "numpy", "rasterio", "sklearn", "faiss", "orbax", "pyarrow", "tensorstore"}
 
@@ -47,29 +58,36 @@ ROOMS = {
     "report": "errors manifests project data",
     "runs": "errors manifests config project nn",
     "tiling": "errors manifests progress config project geo data",
-    "training": "errors manifests progress config project data search nn report",
+    "training": "errors manifests progress config project records data search nn report runs "
+    "geo.phase_correlation",
     "evaluation": "errors manifests progress project geo data search nn runs training.setup",
     "image_input": "errors manifests project geo nn runs tiling.image_files",
     "tile": "errors manifests progress config project geo data report tiling",
     "train": "errors manifests progress config project data nn report runs training",
     # An encoder that needs no training is a run of no steps, which `training.setup` begins.
     "embed": "errors manifests progress config project geo data nn runs training.setup",
-    "index": "errors manifests progress project geo data search",
-    "query": "errors manifests progress project geo data search report image_input",
+    "index": "errors manifests progress project geo data search evaluation",
+    "querying": "errors manifests progress records project geo data search runs tiling.image_files "
+    "image_input",
+    # It makes the index that it searches, where that is missing.
+    "query": "errors progress config project geo data querying report index",
     "evaluate": "errors progress config project data search report evaluation",
+    "change": "errors progress project records geo data report",
     "compare": "errors manifests progress project data search evaluation image_input",
     "export": "errors config project data nn runs",
+    "export_matches": "errors progress project geo data",
+    "export_tiles": "errors progress project geo data",
     "import_weights": "errors project nn",
     "info": "errors manifests config project data nn runs",
     "project2d": "errors progress config project data report",
     # Two commands run stages: each trial of a search is a run, and the demo is the whole chain.
     "tune": "errors progress config project train training.setup",
     "demo": "errors progress config project geo data report tile train embed index query evaluate",
-    "api": " ".join(("project", *STAGES, "compare", "export", "tune")),
+    "api": " ".join(("project", *STAGES, "change", "compare", "export", "tune")),
     "cli": " ".join(
         (
             "errors progress config project init data.eval_report data.registration",
-            "tiling.request",
+            "tiling.request querying training.dry_run training.overfit",
             *STAGES,
             *FURTHER,
         )
@@ -94,10 +112,14 @@ LIBRARIES = {
     "train": "numpy jax",
     "embed": "numpy",
     "index": "numpy",
+    "querying": "numpy",
     "query": "numpy",
     "evaluate": "numpy",
+    "change": "numpy",
     "compare": "numpy",
     "export": "numpy jax safetensors",
+    "export_matches": "numpy",
+    "export_tiles": "numpy",
     "info": "jax",
     "project2d": "numpy",
     "tune": "jax optuna",
@@ -244,7 +266,7 @@ def test_the_command_line_imports_stages_inside_commands():
 
 
 def test_the_python_api_has_every_stage():
-    assert set(api.__all__) == {"Project", *STAGES, "compare", "export", "tune"}
+    assert set(api.__all__) == {"Project", *STAGES, "change", "compare", "export", "tune"}
     assert inside(PACKAGE / "api.py") == {name.lower() for name in api.__all__}
     for name in api.__all__:
         assert getattr(api, name).__module__ == f"geomatch.{name.lower()}"

@@ -7,6 +7,7 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import rasterio
@@ -27,6 +28,7 @@ from geomatch.query import query
 from geomatch.search import flat
 
 KEYS = ["query", "rank", "tile", "year", "score", "lon", "lat", "distance_m"]
+KEYS += ["probability", "match"]
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +107,7 @@ def test_places_and_distances_are_of_tile_centres(indexed):
         assert match.distance_m == pytest.approx(np.hypot(*(centres[i] - centres[5])))
         assert (match.lon, match.lat) == pytest.approx(tuple(degrees[i]))
         assert match.year == tiles.years[tiles.year[i]]
-    assert found.query_row == tiles.store_row[5]
+    assert found.query.store_row == tiles.store_row[5]
     assert list(found.rows) == [tiles.store_row[ids.index(m.tile)] for m in found.matches]
 
 
@@ -300,7 +302,7 @@ def test_a_georeferenced_image_is_the_tile_over_its_centre(indexed, tmp_path, ma
     assert (best.tile, best.distance_m) == (indexed.tiles.ids()[i], 0)
     assert best.score == pytest.approx(1, abs=1e-4)
     assert best.query == str(tmp_path / "cut.tif")
-    assert found.query_row is None
+    assert found.query.store_row is None
     assert "the grid cell at its centre" in notes[0]
 
 
@@ -375,11 +377,50 @@ def test_wrong_use_is_reported(indexed):
 
 def test_query_before_index_and_index_before_embed_name_the_command(trained):
     with pytest.raises(GeomatchError) as failed:
-        query(trained.project, "0_0@2010")
+        query(trained.project, "0_0@2010", build=False)
     assert failed.value.hint == "Run: geomatch index"
-    with pytest.raises(GeomatchError) as failed:
-        index(trained.project)
-    assert failed.value.hint == "Run: geomatch embed"
+    for use in (lambda: query(trained.project, "0_0@2010"), lambda: index(trained.project)):
+        with pytest.raises(GeomatchError) as failed:
+            use()
+        assert failed.value.hint == "Run: geomatch embed"
+
+
+def test_a_missing_index_is_made_and_told(indexed, copied):
+    project, tile = copied(indexed), indexed.tiles.ids()[0]
+    shutil.rmtree(project.indexes)
+    done = run_command("query", "-p", project.root, tile, "--no-build")
+    assert done.exit_code == 1
+    assert "Run: geomatch index" in done.stderr
+    assert not project.indexes.exists()
+    done = run_command("query", "-p", project.root, tile, "--json", "--set=index.metric=euclidean")
+    assert done.exit_code == 0, done.output
+    assert "the index of run1@18 is missing or stale: making it" in done.stderr
+    (manifest,) = project.indexes.glob("*/manifest.json")
+    assert json.loads(manifest.read_text())["metric"] == "euclidean"
+    assert max(row["score"] for row in json.loads(done.stdout)) < 0
+    # Once.
+    assert "making" not in run_command("query", "-p", project.root, tile).stderr
+
+
+def test_the_latest_embeddings_are_searched_or_a_later_index_of_others(indexed, copied):
+    project, tile = copied(indexed), indexed.tiles.ids()[0]
+    (path,) = project.embeddings.glob("*.parquet")
+    newer = path.with_name("run2@5.parquet")
+    table = pq.read_table(path)
+    metadata = table.schema.metadata
+    manifest = {**json.loads(metadata[b"geomatch"]), "name": "run2@5", "fingerprint": "other"}
+    vectors = np.random.default_rng(0).normal(size=(88, manifest["dimension"])).astype(np.float32)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+    table = table.set_column(table.schema.names.index("embedding"), "embedding", column)
+    table = table.replace_schema_metadata({**metadata, b"geomatch": json.dumps(manifest)})
+    pq.write_table(table, newer)
+    old = query(project, tile, build=False)
+    new = query(project, tile)
+    assert project.index_names() == ["run1@18", "run2@5"]
+    assert new != old
+    index(project, run="run1")
+    assert query(project, tile) == old
+    assert query(project, tile, index="run2") == new
 
 
 def test_an_index_of_embeddings_that_changed_is_stale(indexed, copied):
@@ -393,10 +434,10 @@ def test_an_index_of_embeddings_that_changed_is_stale(indexed, copied):
     )
     tile = indexed.tiles.ids()[0]
     with pytest.raises(StaleError) as failed:
-        query(project, tile)
+        query(project, tile, build=False)
     assert failed.value.hint == "Run: geomatch index"
-    index(project)
     assert len(query(project, tile).matches) == 5
+    assert len(query(project, tile, build=False).matches) == 5
 
 
 def test_an_image_is_not_searched_in_an_index_of_another_checkpoint(indexed, copied, tmp_path):
@@ -434,7 +475,7 @@ def test_json_follows_the_contract(indexed):
     assert result.exit_code == 0
     rows = json.loads(result.stdout)
     assert [list(row) for row in rows] == [KEYS] * 3
-    wanted = [dataclasses.asdict(match) for match in query(indexed.project, tile, top=3).matches]
+    wanted = [match.as_json() for match in query(indexed.project, tile, top=3).matches]
     assert rows == wanted
 
 

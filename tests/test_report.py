@@ -626,7 +626,7 @@ def test_zones_lie_side_by_side_on_the_map(chromium, tmp_path):
     tiles = hand_made_tiles([0] * 8, [0] * 8, [0] * 4 + [1] * 4, [2] * 8)
     col, row = [], []
     for x, code in zip(lon, epsg, strict=True):
-        zone = footprints.rasters.project_points(
+        zone = footprints.coordinates.project_points(
             "OGC:CRS84", np.array([x]), np.array([45.0]), f"EPSG:{code}"
         )
         col.append(int(zone[0][0] // 8))

@@ -7,6 +7,7 @@ import json
 import math
 import signal
 import time
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -247,6 +248,47 @@ def test_weights_are_recommended_where_none_are_given(tiled, copied, init):
     form = ("model.trunk=efficientnet_lite0", "model.stage=1", "model.head=pool")
     train(copied(tiled), settings(*form, "train.epochs=0", f"train.init={init}"), progress=notes)
     assert any("--preset pretrained" in note for note in notes) == (not init)
+
+
+def test_imagenet_features_are_measured_once_to_compare_with(tmp_path, monkeypatch):
+    write_imagery(tmp_path / "imagery", size=64)
+    project = make_project(tmp_path / "p", tmp_path / "imagery", "grid.size=64")
+    wanted = settings(*SMALL_NETWORK, "train.epochs=1", "mining.rule=none")
+    notes, again = Notes(), Notes()
+    with monkeypatch.context() as patch:
+        script_validation(patch, [0.1, 0.2, 0.9])
+        result = train(project, wanted, progress=notes)
+        # The third that was measured: after both rounds of the run.
+        assert (result.map5, result.imagenet) == (0.2, 0.9)
+        assert train(project, wanted, progress=again) == result
+    assert any("geomatch embed --model imagenet" in note for note in notes)
+    assert "fitting the PCA" in notes
+    assert "fitting the PCA" not in again
+    assert train(project, wanted, reference=False).imagenet is None
+
+
+# By the clock
+
+
+def test_hours_decide_on_the_epochs_of_a_new_run(tiled, copied, monkeypatch):
+    project, notes = copied(tiled), Notes()
+    wanted = settings(*SMALL_NETWORK, "mining.rule=none", "train.epochs=3")
+    real = module.measure
+
+    def ten_seconds_an_epoch(*arguments):
+        return replace(real(*arguments), first_step_s=6.0, seconds=6.0 + 3 * 10.0)
+
+    monkeypatch.setattr(module, "measure", ten_seconds_an_epoch)
+    train(project, wanted, run="a", hours=29 / 3600, progress=notes)
+    assert read_run(project.run("a"))[0].train.epochs == 2
+    assert any("2 epochs of about 10 s" in note for note in notes)
+    monkeypatch.setattr(module, "measure", None)
+    # A run that was begun keeps its length; a new one has an epoch at least.
+    assert train(project, wanted, run="a", hours=7.0).run == "a"
+    assert read_run(project.run("a"))[0].train.epochs == 2
+    with pytest.raises(UsageError, match="--hours 0"):
+        train(project, wanted, run="b", hours=0.0)
+    assert project.run_names() == ["a"]
 
 
 # Stopping early
@@ -962,15 +1004,13 @@ def test_class_folders_are_trained_on(classes, rule):
         assert (negatives[:, 0] >= 0).all()
 
 
-def test_neighbouring_places_of_class_folders_are_refused(classes):
-    with pytest.raises(UsageError, match="neighbours") as refused:
-        train(
-            classes,
-            settings(*SMALL_NETWORK, "train.loss=infonce", "mining.rule=neighbours"),
-            run="no",
-        )
-    assert all(rule in refused.value.hint for rule in ("knn", "ranked", "in-batch"))
-    assert "no" not in classes.run_names()
+def test_batches_of_class_folders_have_no_neighbours(classes):
+    form, notes = ("train.loss=infonce", "train.epochs=1"), Notes()
+    for run, rule in (("near", "neighbours"), ("any", "none")):
+        wanted = settings(*SMALL_NETWORK, *form, f"mining.rule={rule}")
+        train(classes, wanted, run=run, progress=notes)
+    assert_same_run(classes, "near", classes, "any")
+    assert sum("drawn at random" in note for note in notes) == 1
 
 
 def test_classes_of_single_images_cannot_be_trained_on(tmp_path, classes):

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from geomatch import __version__
-from geomatch.cli import measuring, models, projects, searching, tiles, training
+from geomatch.cli import layers, measuring, models, projects, searching, tiles, training
 from geomatch.cli.failures import Commands
 
 app = typer.Typer(
@@ -48,6 +48,7 @@ app.command()(searching.index)
 app.command(context_settings={"ignore_unknown_options": True})(searching.query)
 app.command("eval")(measuring.evaluate)
 app.command()(searching.compare)
+app.command()(measuring.change)
 app.command()(measuring.project2d)
 app.command()(projects.info)
 app.command()(projects.demo)
@@ -58,4 +59,6 @@ app.add_typer(weights, name="weights")
 
 export = typer.Typer(help="Files for other programs.")
 export.command("model")(models.export_model)
+export.command("tiles")(layers.export_tiles)
+export.command("matches")(layers.export_matches)
 app.add_typer(export, name="export")

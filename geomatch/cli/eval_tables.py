@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from geomatch.cli import console
@@ -20,6 +20,13 @@ MAIN = {
     **RECALL,
     "rank": "median_rank",
     "error m": "median_error_m",
+}
+NO_MATCH = {
+    "queries": "queries",
+    "threshold": "threshold",
+    "FPR": "fpr",
+    "TPR": "tpr",
+    "holds": "holds",
 }
 RATES = {"AUC": "auc", "EER": "eer", "threshold": "threshold", "FPR": "fpr", "TPR": "tpr"}
 GROUP = {"queries": "queries", "mAP@5": "map@5", **RECALL, "rank": "median_rank"}
@@ -40,6 +47,8 @@ def show(report: Report, fpr: float) -> None:
     _splits(report.embeddings, splits)
     if checked := [(split, metrics["roc"]) for split, metrics in splits.items() if metrics["roc"]]:
         _table(f"the same place or not, at FPR {fpr:g}", "split", RATES, checked)
+    if told := [(s, metrics["no_match"]) for s, metrics in splits.items() if "no_match" in metrics]:
+        _no_match(told, fpr)
     if report.others:
         _others(report)
     if graded := report.graded:
@@ -74,6 +83,35 @@ def _splits(embeddings: str, splits: Mapping[str, Metrics]) -> None:
     medians = "rank and error are medians" if "error m" in columns else "rank is the median"
     title = f"{embeddings}, exact search; {medians}, ± is half of a 95 % interval"
     _table(title, "split", columns, rows)
+
+
+def _no_match(told: Sequence[tuple[str, Metrics]], fpr: float) -> None:
+    """How queries without a match are told, and a warning where that does not hold."""
+
+    def cell(metrics: Metrics, key: str, form: str) -> str:
+        value, (low, high) = metrics[key], metrics[f"{key}_interval"]
+        return f"{value:{form}} ({low:{form}} to {high:{form}})"
+
+    shown = [
+        (
+            split,
+            {
+                **metrics,
+                "threshold": cell(metrics, "threshold", ".2f"),
+                "fpr": cell(metrics, "fpr", ".3f"),
+                "holds": "yes" if metrics["holds"] else "no",
+            },
+        )
+        for split, metrics in told
+    ]
+    title = f"a match or none, at FPR {fpr:g}; in brackets the 95 % interval"
+    _table(title, "split", NO_MATCH, shown)
+    for split, metrics in told:
+        if not metrics["holds"]:
+            console.note(
+                f"warning: {metrics['fpr']:.1%} of {split} queries without a match get one, more "
+                f"than the {fpr:.1%} that the threshold was chosen for: its ground is harder"
+            )
 
 
 def _others(report: Report) -> None:

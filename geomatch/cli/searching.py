@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +23,7 @@ from geomatch.cli.options import (
     Years,
     open_project,
 )
-from geomatch.errors import UsageError
+from geomatch.errors import GeomatchError, UsageError
 
 
 def embed(
@@ -78,7 +79,13 @@ def index(
 
 def query(
     target: Annotated[
-        str, typer.Argument(help="A tile id, LON,LAT or an image file.", metavar="TARGET")
+        list[str],
+        typer.Argument(
+            help="A tile id, LON,LAT or an image file; for several at once also W,S,E,N (the tiles "
+            "whose centres are in that box of degrees), a folder or glob of images, or - for a "
+            "list on stdin, one a line.",
+            metavar="TARGET...",
+        ),
     ],
     project: ProjectFolder = HERE,
     top: Annotated[int, typer.Option(help="Number of answers.")] = 5,
@@ -89,65 +96,123 @@ def query(
     from_year: Annotated[
         str | None,
         typer.Option(
-            help="Year of the tile at LON,LAT, or of an image; by default the newest.",
+            help="Year of the tiles at LON,LAT or W,S,E,N, or of an image; by default the newest.",
             metavar="YEAR",
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--index", help="Index to search; by default the latest.")
+        str | None,
+        typer.Option("--index", help="Index to search; by default that of the latest embeddings."),
+    ] = None,
+    fpr: Annotated[
+        float,
+        typer.Option(
+            help="Share of queries without a match that may get one; others print: no match."
+        ),
+    ] = 0.01,
+    build: Annotated[
+        bool,
+        typer.Option(
+            "--build/--no-build", help="Make the index first where it is missing or stale."
+        ),
+    ] = True,
+    as_csv: Annotated[
+        Path | None, typer.Option("--csv", help="Write the answers as CSV.", metavar="FILE")
+    ] = None,
+    geojson: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write footprints of the answers, and lines from the query to each, as GeoJSON.",
+            metavar="FILE",
+        ),
+    ] = None,
+    gpkg: Annotated[
+        Path | None, typer.Option(help="The same as GeoPackage.", metavar="FILE")
     ] = None,
     sheet: Annotated[
-        Path | None, typer.Option(help="Draw the query and its answers as a PNG.", metavar="FILE")
+        Path | None, typer.Option(help="Draw queries and answers as a PNG.", metavar="FILE")
     ] = None,
-    as_json: Json = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON; a line for each of several targets.")
+    ] = False,
     settings: Settings = None,
     quiet: Quiet = False,
 ) -> None:
     """Find where a place is in the other years."""
     from geomatch.cli import console
-    from geomatch.query import query as stage
 
     # Unknown options arrive here as well; only a number may start with a minus.
-    if re.match(r"-[^\d.]", target):
-        raise UsageError(f"no such option: {target}", "See: geomatch query --help")
-    opened, _ = open_project(project, settings)
+    if unknown := next((each for each in target if re.match(r"-[^\d.]", each)), None):
+        raise UsageError(f"no such option: {unknown}", "See: geomatch query --help")
+    opened, wanted = open_project(project, settings)
+    from geomatch.query import query_each
+    from geomatch.querying.answers import Unanswered
+    from geomatch.querying.options import Options
+    from geomatch.querying.targets import is_several
+
+    options = Options(
+        top=top,
+        years=tuple(year or ()),
+        same_year=same_year,
+        from_year=from_year,
+        index=name,
+        fpr=fpr,
+        build=build,
+        csv=as_csv,
+        geojson=geojson,
+        gpkg=gpkg,
+        sheet=sheet,
+    )
+    several = len(target) > 1 or target == ["-"] or is_several(target[0])
+    answered = failed = 0
     with console.progress(quiet) as progress:
-        found = stage(
-            opened,
-            target,
-            top=top,
-            years=tuple(year or ()),
-            same_year=same_year,
-            from_year=from_year,
-            index=name,
-            sheet=sheet,
-            progress=progress,
-        )
-    if sheet:
-        console.note(f"picture in {sheet}")
-    if as_json:
-        console.data(found.as_json())
-    else:
-        _show(found.as_json(), target)
+        answers = query_each(opened, _listed(target), options, settings=wanted, progress=progress)
+        for found in answers:
+            answered += 1
+            if several and as_json:
+                console.data(found.as_line(), line=True)
+            if isinstance(found, Unanswered):
+                failed += 1
+                if not several:
+                    raise found.error
+                console.failure(found.error)
+            elif not as_json:
+                _show(found.as_json(), found.query.name)
+            elif not several:
+                console.data(found.as_json())
+    for path in options.files:
+        console.note(f"answers in {path}")
+    if failed:
+        raise GeomatchError(f"{failed} of {answered} queries have no answer, as told above")
 
 
-def _show(matches: Sequence[Mapping[str, Any]], target: str) -> None:
+def _listed(targets: Sequence[str]) -> Iterator[str]:
+    """Targets, with the lines of stdin in place of "-"."""
+    for target in targets:
+        if target == "-":
+            yield from filter(None, map(str.strip, sys.stdin))
+        else:
+            yield target
+
+
+def _show(matches: Sequence[Mapping[str, Any]], name: str) -> None:
     from geomatch.cli import console
 
     def column(key: str, form: str = "") -> list[Any]:
         values = [match[key] for match in matches]
         return [format(v, form) if form and v is not None else v for v in values]
 
-    columns = {key: column(key) for key in ("rank", "tile", "year", "score")}
+    columns = {key: column(key) for key in ("rank", "tile", "year", "score", "probability")}
     columns |= {key: column(key, ".6f") for key in ("lon", "lat")}
     columns["distance (m)"] = column("distance_m", ".0f")
     # Images without years or georeference leave columns empty.
     shown = {title: values for title, values in columns.items() if set(values) != {None}}
+    is_none = any(match["match"] is False for match in matches)
     console.table(
-        f"{matches[0]['query'] if matches else target}: nearest tiles",
+        f"{name}: no match; nearest tiles" if is_none else f"{name}: nearest tiles",
         tuple(shown),
         list(zip(*shown.values(), strict=True)),
-        numbers=("rank", "score", "lon", "lat", "distance (m)"),
+        numbers=("rank", "score", "probability", "lon", "lat", "distance (m)"),
     )
 
 

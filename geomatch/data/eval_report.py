@@ -185,6 +185,30 @@ class VerificationMetrics(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NoMatchMetrics(Queries):
+    """Tiles as queries among all tiles of the other years, with their places and without.
+
+    Attributes:
+        threshold: lowest standard score of a first answer that is taken for a match, chosen on the
+            validation split.
+        threshold_interval: its 95 % interval over places.
+        fpr: share of queries without a match whose first answer passes.
+        fpr_interval: its 95 % interval over the places of both splits.
+        tpr: share of queries with a match whose first answer is right and passes.
+        holds: whether the rate that was asked for is not below the interval.
+        error: expected calibration error of the probabilities of answers.
+    """
+
+    threshold: float
+    threshold_interval: Interval
+    fpr: float
+    fpr_interval: Interval
+    tpr: float
+    holds: bool
+    error: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class SplitMetrics(DistanceMetrics):
     """The metrics of a split.
 
@@ -197,6 +221,7 @@ class SplitMetrics(DistanceMetrics):
         regions: by source file or block; empty without georeference, None without years.
         pairs: by ordered pair of years.
         roc: verification of drawn pairs of tiles; None without pairs.
+        no_match: how well queries without a match are told; None where that is unknown.
     """
 
     drawn_from: int | None = field(default=None, metadata=OPTIONAL)
@@ -207,6 +232,7 @@ class SplitMetrics(DistanceMetrics):
     regions: tuple[RegionMetrics, ...] | None = field(default=None, metadata=OPTIONAL)
     pairs: tuple[YearPairMetrics, ...]
     roc: VerificationMetrics | None
+    no_match: NoMatchMetrics | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -155,6 +155,24 @@ class IndexRows:
                 found += (start + np.flatnonzero((epsg == code) & near)).tolist()
         return found
 
+    def inside(self, west: float, south: float, east: float, north: float) -> list[int]:
+        """Rows of tiles whose centre is in a box of degrees; past 180, west is more than east."""
+        width = east - west if east >= west else east - west + 360
+        found: list[int] = []
+        for group, start in enumerate(self._starts[:-1]):
+            least, most = self._bounds(group, "lat")
+            if least is not None and (most < south or least > north):
+                continue
+            part = self._file.read_row_group(group, columns=["lon", "lat"])
+            columns: list[NDArray[Any]] = [
+                np.from_dlpack(column.combine_chunks()) for column in part.columns
+            ]
+            lon, lat = columns
+            past_west = (lon - west) % 360 <= width
+            inside = past_west & (lat >= south) & (lat <= north)
+            found += (start + np.flatnonzero(inside)).tolist()
+        return found
+
     def _reaches(self, group: int, point: tuple[float, float], reach: float) -> bool:
         """Whether a group may have centres so near to a point."""
         bounds = (self._bounds(group, name) for name in ("x", "y"))

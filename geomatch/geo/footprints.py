@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 
-from geomatch.geo import rasters
+from geomatch.geo import coordinates
+from geomatch.geo.coordinates import CRS84
 from geomatch.geo.grid import Float64Array, Grid, Ints
-from geomatch.geo.rasters import CRS84
 
 
 def rings(epsg: Ints, bounds: Float64Array, target: str) -> Float64Array:
@@ -32,22 +32,30 @@ def rings(epsg: Ints, bounds: Float64Array, target: str) -> Float64Array:
         ],
         axis=-1,
     )
-    return _by_zone(epsg, corners, target)
+    return in_crs(epsg, corners, target)
+
+
+def unbroken(degrees: Float64Array) -> Float64Array:
+    """Coordinates (n, k, 2) with longitudes past 180 where a shape crosses that meridian."""
+    lon = degrees[..., 0]
+    crosses = np.ptp(lon, axis=1, keepdims=True) > 180 if lon.size else np.zeros((0, 1), bool)
+    return np.stack([np.where(crosses, lon % 360, lon), degrees[..., 1]], axis=-1)
 
 
 def lonlat(epsg: Ints, centres: Float64Array) -> Float64Array:
     """(n, 2) longitude and latitude of points (n, 2), each in its own CRS."""
-    return _by_zone(epsg, centres, CRS84)
+    return in_crs(epsg, centres, CRS84)
 
 
-def _by_zone(epsg: Ints, points: Float64Array, target: str) -> Float64Array:
+def in_crs(epsg: Ints, points: Float64Array, target: str) -> Float64Array:
+    """Points (n, ..., 2), each in the CRS of its code (n,), in `target`."""
     result = np.array(points, np.float64)
     for code in np.unique(epsg):
         if f"EPSG:{code}" == target:
             continue
         in_zone = epsg == code
         flat = points[in_zone].reshape(-1, 2)
-        x, y = rasters.project_points(f"EPSG:{code}", flat[:, 0], flat[:, 1], target)
+        x, y = coordinates.project_points(f"EPSG:{code}", flat[:, 0], flat[:, 1], target)
         result[in_zone] = np.stack([x, y], axis=1).reshape(points[in_zone].shape)
     return result
 

@@ -23,9 +23,11 @@ from rasterio.transform import from_origin
 from shapely.errors import GEOSException
 
 from geomatch.errors import BadFileError, GeomatchError
-from geomatch.geo import files, rasters
+from geomatch.geo import coordinates, files, rasters
+from geomatch.geo.coordinates import Bounds
 from geomatch.geo.grid import Grid
-from geomatch.geo.rasters import Bounds, GridReader, Pixels, Raster
+from geomatch.geo.rasters import Pixels, Raster
+from geomatch.geo.windows import GridReader
 
 UNREADABLE = (DataSourceError, DataLayerError, FeatureError, GeometryError, ValueError)
 """What pyogrio raises for a file, a layer or a condition that GDAL does not read."""
@@ -248,7 +250,7 @@ def vector_layers(
         about = _info(path, each.layer)
         if about["crs"] is not None:
             hint = f"Assign the one that layer {each.layer} is in: ogr2ogr -a_srs EPSG:n OUT IN"
-            rasters.check_crs(path, about["crs"], hint)
+            coordinates.check_crs(path, about["crs"], hint)
         elif about["features"] != 0:
             raise GeomatchError(
                 f"{path} (layer {each.layer}) has no CRS", "Assign one with: ogr2ogr -a_srs EPSG:n"
@@ -361,7 +363,7 @@ def read_shapes(
 
 
 def _projected(crs: str, target: str, xy: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.column_stack(rasters.project_points(crs, xy[:, 0], xy[:, 1], target))
+    return np.column_stack(coordinates.project_points(crs, xy[:, 0], xy[:, 1], target))
 
 
 def _boxes(layer: VectorLayer, about: dict[str, Any], crs: str, bounds: Bounds) -> Iterator[Bounds]:
@@ -369,10 +371,10 @@ def _boxes(layer: VectorLayer, about: dict[str, Any], crs: str, bounds: Bounds) 
     left, bottom, right, top = bounds
     margin = layer.buffer + 0.05 * max(right - left, top - bottom)
     grown = left - margin, bottom - margin, right + margin, top + margin
-    box = rasters.project_bounds(crs, grown, about["crs"])
+    box = coordinates.project_bounds(crs, grown, about["crs"])
     if not np.isfinite(box).all():
         return  # these places have no coordinates in the CRS of the layer
-    if not rasters.is_geographic(about["crs"]):
+    if not coordinates.is_geographic(about["crs"]):
         yield box
         return
     west, south, east, north = box
@@ -493,7 +495,7 @@ class LayerReader:
 
     Args:
         bounds: of all cells to be read, in `crs`; shapes outside are not loaded.
-        unreadable: of rasters; see `rasters.GridReader`.
+        unreadable: of rasters; see `windows.GridReader`.
 
     Attributes:
         broken: ids of features that could not be drawn, by layer: "PATH (layer NAME)".

@@ -188,6 +188,7 @@ def make_step(
     match_rule: MatchRule,
     length: RunLength,
     views: int = 0,
+    compiled: Callable[[jax.stages.Compiled], None] = lambda program: None,
 ) -> Callable[[State, Any, Any, np.uint32], tuple[State, jax.Array]]:
     """The training step: (state, tiles, places, step number) to (new state, metrics per device).
 
@@ -203,6 +204,7 @@ def make_step(
     Args:
         views: rows per place in a batch that is compared as a whole; 0 for batches of anchors,
             positives and negatives.
+        compiled: called with each program before it runs.
     """
     scales = learning_rate_scales(model, settings, abstract_state(model, settings, form).params)
     optimizer, training = _optimizer(settings, length, scales), settings.train
@@ -324,6 +326,7 @@ def make_step(
         if shape not in programs:
             *_, kept = jax.eval_shape(mapped, state, tiles, places, number, [])
             program = mapped.lower(state, tiles, places, number, kept).compile()
+            compiled(program)
             programs[shape] = program, kept
         program, kept = programs[shape]
         if shape not in memory:

@@ -167,7 +167,7 @@ def _distribution(tiles: TileTable) -> list[dict[str, Any]]:
 def _provenance(
     project: Project, tiles: TileManifest, manifest: EmbeddingManifest
 ) -> dict[str, dict[str, Any]]:
-    """Manifests of the tiles and of the embeddings, and the settings of the run."""
+    """Manifests of the tiles and of the embeddings, the last start of the run and its settings."""
     shown = ("grid", "placement", "channels", "tiles", "geomatch", "fingerprint")
     omitted = ("name", "centres")
     found = {
@@ -176,8 +176,11 @@ def _provenance(
     }
     path = project.root / manifest.run / "config.json"
     if path.exists():
-        settings = read_record(path, RunManifest, "geomatch train").settings
-        found |= {f"[{table}]": keys for table, keys in settings.items()}
+        run = read_record(path, RunManifest, "geomatch train")
+        for last in run.sessions[-1:]:
+            values = last.as_json()
+            found["run"] = values | values.pop("versions") | (values.pop("git") or {})
+        found |= {f"[{table}]": keys for table, keys in run.settings.items()}
     return found
 
 

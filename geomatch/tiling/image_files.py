@@ -18,7 +18,8 @@ from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageEr
 
 from geomatch.errors import GeomatchError
 from geomatch.geo import rasters
-from geomatch.geo.rasters import Raster, Stretch
+from geomatch.geo.rasters import Raster
+from geomatch.geo.stretch import Stretch
 from geomatch.geo.views import Reading
 
 Pixels = NDArray[np.uint8]

@@ -24,7 +24,7 @@ from geomatch.data.store import shard_rows
 from geomatch.data.tiles import SPLITS, TileTable, in_time_order
 from geomatch.errors import GeomatchError, UsageError, listed
 from geomatch.geo import rasters
-from geomatch.geo.rasters import Stretch
+from geomatch.geo.stretch import Stretch, measure_stretch
 from geomatch.geo.views import Reading
 from geomatch.manifests import Channels, TileRequest, YearOfTiles
 from geomatch.progress import ProgressCallback
@@ -484,7 +484,7 @@ def _stretches(
             )
         of_year = [raster for p in images if (raster := shapes[p.name].raster)]
         rasters.common_format(of_year, f"year {year}" if year else "images")
-        measured = rasters.measure_stretch(of_year, text)
+        measured = measure_stretch(of_year, text)
         each = channels // len(measured.low)  # grey images among colour ones of another year
         stretches[year] = Stretch(measured.low * each, measured.high * each)
     return stretches

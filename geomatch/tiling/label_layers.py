@@ -14,7 +14,7 @@ from geomatch.geo import labels, rasters
 from geomatch.geo.labels import ClassMap, Layer, RasterLayer
 from geomatch.geo.rasters import Raster
 from geomatch.progress import ProgressCallback
-from geomatch.tiling import bdtopo, files
+from geomatch.tiling import bdtopo, imagery
 from geomatch.tiling.usable import Unreadable, usable
 
 MOST = 255
@@ -61,7 +61,7 @@ def collect(
             tables += [replace(table, year=source.year) for table in found]
         elif source.labels:
             named = labels.find(source.labels, f"labels of {source.year}")
-            if of_year := files.others(source, named):
+            if of_year := imagery.others(source, named):
                 paths[source.year] = of_year
                 plain[source.year] = _plain(source.year, of_year, unreadable)
     for table in settings.labels:

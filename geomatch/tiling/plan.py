@@ -10,7 +10,7 @@ import numpy as np
 
 from geomatch import config
 from geomatch.errors import GeomatchError, UsageError
-from geomatch.geo import footprints, labels, rasters, splits
+from geomatch.geo import coordinates, footprints, labels, placement, splits
 from geomatch.geo.grid import Grid, Ints, utm_epsg
 from geomatch.geo.rasters import Raster
 from geomatch.progress import ProgressCallback
@@ -41,20 +41,20 @@ def choose_grid(settings: config.GridConfig, year_sources: Sequence[YearSource])
         UsageError: the CRS, size, gsd or stride is invalid.
     """
     first = year_sources[0].images[0]
-    metric = rasters.metric_crs(first)
+    metric = placement.metric_crs(first)
     if settings.crs == "auto":
         crs = metric
     elif settings.crs == "utm":
         crs = "utm"
     else:
-        crs = rasters.check_grid_crs(settings.crs)
+        crs = coordinates.check_grid_crs(settings.crs)
     if crs != "utm":
         for source in year_sources:
             for image in source.images:
-                rasters.check_zone(image, crs)
+                placement.check_zone(image, crs)
     size = config.TILE_SIZE if settings.size is None else settings.size
     stride = size if settings.stride is None else settings.stride
-    gsd = rasters.ground_sample_distance(first, metric) if settings.gsd is None else settings.gsd
+    gsd = placement.ground_sample_distance(first, metric) if settings.gsd is None else settings.gsd
     if size < 8 or not 0 < gsd < math.inf or not 0 < stride <= size:
         raise UsageError(
             f"grid: size {size}, gsd {gsd}, stride {stride}",
@@ -131,7 +131,7 @@ def _cells_of(raster: Raster, grid: Grid, buffer: float) -> Ints:
     found = []
     for code in _zones(raster) if grid.crs == "utm" else [int(grid.crs.removeprefix("EPSG:"))]:
         crs = f"EPSG:{code}"
-        box = rasters.bounds_in(raster, crs)
+        box = placement.bounds_in(raster, crs)
         count = (box[2] - box[0]) * (box[3] - box[1]) / grid.step**2
         if count > MAX_CELLS:
             raise UsageError(
@@ -142,7 +142,7 @@ def _cells_of(raster: Raster, grid: Grid, buffer: float) -> Ints:
         epsg = np.full(len(col), code, np.int64)
         if grid.crs == "utm":
             grown = grid.bounds(col, row) + buffer * np.array([-1, -1, 1, 1])
-            corners = footprints.rings(epsg, grown, rasters.CRS84)
+            corners = footprints.rings(epsg, grown, coordinates.CRS84)
             inside = (utm_epsg(corners[..., 0], corners[..., 1]) == code).all(axis=1)
             epsg, col, row = epsg[inside], col[inside], row[inside]
         found.append(np.stack([epsg, col, row], axis=1))

@@ -19,7 +19,8 @@ from geomatch.data.tiles import TileTable
 from geomatch.geo import footprints
 from geomatch.geo.grid import Grid, Ints
 from geomatch.geo.phase_correlation import shift, spectrum
-from geomatch.geo.rasters import GridReader, Pixels
+from geomatch.geo.rasters import Pixels
+from geomatch.geo.windows import GridReader
 from geomatch.progress import ProgressCallback
 from geomatch.tiling.sources import YearSource
 from geomatch.tiling.usable import Unreadable

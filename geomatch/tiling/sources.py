@@ -14,10 +14,11 @@ from geomatch.data.tiles import in_time_order
 from geomatch.errors import BadFileError, GeomatchError, UsageError
 from geomatch.geo import labels, rasters, views
 from geomatch.geo.labels import Layer, RasterLayer
-from geomatch.geo.rasters import Raster, Stretch
+from geomatch.geo.rasters import Raster
+from geomatch.geo.stretch import Stretch, measure_stretch
 from geomatch.geo.views import Reading
 from geomatch.progress import ProgressCallback
-from geomatch.tiling import files, label_layers
+from geomatch.tiling import imagery, label_layers
 from geomatch.tiling.label_layers import YearLabels
 from geomatch.tiling.usable import Unreadable, usable
 
@@ -63,7 +64,7 @@ def collect(settings: config.Config, masks: Path, progress: ProgressCallback) ->
         UsageError: a year is invalid, has no images or is given twice, or a stretch is missing.
     """
     overlap = settings.grid.overlap
-    found = [each for source in settings.source for each in files.by_year(source, overlap)]
+    found = [each for source in settings.source for each in imagery.by_year(source, overlap)]
     settings = config.with_sources(settings, [source for source, _ in found])
     years = [source.year for source in settings.source]
     for source in settings.source:
@@ -131,7 +132,7 @@ def _inspect(
             )
         while measured is None:
             try:
-                measured = rasters.measure_stretch(images, grid.stretch)
+                measured = measure_stretch(images, grid.stretch)
             except BadFileError as error:
                 images = tuple(image for image in images if image.path != error.path)
                 if unreadable is None or not images:
@@ -152,7 +153,7 @@ def _inspect(
 def _masks(source: config.SourceConfig, unreadable: Unreadable) -> tuple[Raster, ...]:
     if not source.changed:
         return ()
-    paths = files.others(source, rasters.find(source.changed, f"changed {source.year}"))
+    paths = imagery.others(source, rasters.find(source.changed, f"changed {source.year}"))
     found = usable(paths, rasters.inspect, unreadable)
     for mask in found:
         if (mask.bands, mask.dtype) != (1, "uint8"):

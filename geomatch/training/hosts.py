@@ -176,21 +176,33 @@ def _connect(processes: Processes) -> None:
 
 # Decisions and data
 
+_deciding = False
+"""Whether this process, the first, is within `of_first`, where the others wait for it."""
+
+
+def _are_together() -> bool:
+    """Whether all processes run what this one does now."""
+    return jax.process_count() > 1 and not _deciding
+
 
 def of_first(function: Callable[[], T]) -> T:
     """What a function returns, or the error it raises, in the first process: in all of them."""
-    if jax.process_count() == 1:
+    global _deciding
+    if not _are_together():
         return function()
     if not is_first():
         result, error = pickle.loads(_told(b""))
         if error is not None:
             raise error
         return result
+    _deciding = True
     try:
         result = function()
     except GeomatchError as error:
         _told(pickle.dumps((None, error)))
         raise
+    finally:
+        _deciding = False
     _told(pickle.dumps((result, None)))
     return result
 
@@ -211,13 +223,15 @@ def _told(message: bytes) -> bytes:
 
 def share(count: int) -> slice:
     """This process's share of `count` rows; see `gather`."""
+    if not _are_together():
+        return slice(0, count)
     each = -(-count // jax.process_count())
     return slice(jax.process_index() * each, min((jax.process_index() + 1) * each, count))
 
 
 def gather(rows: NDArray[Any], count: int) -> NDArray[Any]:
     """All of `count` rows, of which each process has its `share`."""
-    if jax.process_count() == 1 or not count:
+    if not _are_together() or not count:
         return rows
     each = -(-count // jax.process_count())
     room = np.zeros((each, *rows.shape[1:]), rows.dtype)
@@ -228,13 +242,18 @@ def gather(rows: NDArray[Any], count: int) -> NDArray[Any]:
     return everything.reshape(-1, *rows.shape[1:])[:count]
 
 
+def turns() -> slice:
+    """Which of a sequence of parts this process computes; see `in_turn`."""
+    return slice(jax.process_index(), None, jax.process_count()) if _are_together() else slice(None)
+
+
 def in_turn(parts: Iterator[Float32Array], rows: int) -> Iterator[Float32Array]:
     """The parts of all processes: the first of each, then the second of each, and so on.
 
     Args:
         parts: of this process, (n, d) with n at most `rows`.
     """
-    if jax.process_count() == 1:
+    if not _are_together():
         yield from parts
         return
     while True:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -171,19 +171,15 @@ class Monitor:
         return self._waited / (now - self._timed_from) if self._timed_from else 0.0
 
     def _seconds_left(self, step: int) -> float:
-        """Seconds to the end, including rounds of validation and mining."""
-        mining, train = self._settings.mining, self._settings.train
-        before, after = self._sampler.roles(hard=False), self._sampler.roles(hard=True)
-        first_mining = min(self._total, mining.every * self._per_epoch)
-        plain = max(0, first_mining - step) if mining.rule == "knn" else self._total - step
-        images = (plain * before + (self._total - step - plain) * after) * train.batch
-        seconds = images / self._images_per_s
-        if self._described_per_s:
-            described = {*self._splits} - ({"train"} if not mining.by_rounds else set())
-            tiles = sum(len(self._splits[split]) for split in described)
-            rounds = -(-(self._total - step) // (self._per_epoch * mining.every))
-            seconds += rounds * tiles / self._described_per_s
-        return seconds
+        return seconds_left(
+            step,
+            self._total,
+            self._settings,
+            self._splits,
+            self._sampler,
+            self._images_per_s,
+            self._described_per_s,
+        )
 
     def metrics(self, step: int) -> dict[str, float | None]:
         """Metrics averaged over the steps since the last call.
@@ -206,3 +202,33 @@ class Monitor:
         if np.isfinite(hard):
             metrics["train/hard_share"] = hard
         return metrics
+
+
+def seconds_left(
+    step: int,
+    total: int,
+    settings: config.Config,
+    splits: Mapping[str, TileTable],
+    sampler: Sampler,
+    images_per_s: float,
+    described_per_s: float,
+) -> float:
+    """Seconds from `step` to the end of a run, including rounds of validation and mining.
+
+    Args:
+        splits: tiles by name of split, all described in every round.
+        images_per_s: tiles trained on per second.
+        described_per_s: tiles described per second; 0 if that is unknown.
+    """
+    mining, per_epoch = settings.mining, sampler.steps_per_epoch
+    before, after = sampler.roles(hard=False), sampler.roles(hard=True)
+    first_mining = min(total, mining.every * per_epoch)
+    plain = max(0, first_mining - step) if mining.rule == "knn" else total - step
+    images = (plain * before + (total - step - plain) * after) * settings.train.batch
+    seconds = images / images_per_s
+    if described_per_s:
+        described = {*splits} - ({"train"} if not mining.by_rounds else set())
+        tiles = sum(len(splits[split]) for split in described)
+        rounds = -(-(total - step) // (per_epoch * mining.every))
+        seconds += rounds * tiles / described_per_s
+    return seconds

@@ -23,7 +23,7 @@ from geomatch.nn import param_groups
 from geomatch.nn.describe import describe
 from geomatch.nn.encoder import Siamese, TileForm
 from geomatch.nn.objective import MatchRule, margin
-from geomatch.nn.step import State, augment_batch
+from geomatch.nn.step import augment_batch
 from geomatch.progress import ProgressCallback
 from geomatch.report.contact_sheet import Thumbnail
 from geomatch.search import exact
@@ -70,18 +70,23 @@ class Validator:
         mining = self.settings.mining
         return mining.by_rounds and step < total and (step > 0 or mining.rule != "knn")
 
-    def round(self, state: State, step: int, epoch: int, progress: ProgressCallback) -> Round:
-        """The round at `step`, with the weights of `state`."""
-        return Round(self, state, step, epoch, progress)
+    def round(self, variables: Any, step: int, epoch: int, progress: ProgressCallback) -> Round:
+        """The round at `step`, with the network's `variables`."""
+        return Round(self, variables, step, epoch, progress)
 
 
 class Round:
     """One round; the descriptors of a split are computed once, when first needed."""
 
     def __init__(
-        self, validator: Validator, state: State, step: int, epoch: int, progress: ProgressCallback
+        self,
+        validator: Validator,
+        variables: Any,
+        step: int,
+        epoch: int,
+        progress: ProgressCallback,
     ) -> None:
-        self._validator, self._state, self._progress = validator, state, progress
+        self._validator, self._variables, self._progress = validator, variables, progress
         self._settings, self._metric = validator.settings, validator.settings.metric
         self._step, self._epoch = step, epoch
         self._seconds = self._count = 0.0
@@ -197,11 +202,11 @@ class Round:
         They are in an unnamed file, since those of a whole territory do not fit in memory.
         """
         tiles, validator = self._validator.splits[split], self._validator
-        starts = range(0, len(tiles), BATCH)[jax.process_index() :: jax.process_count()]
+        starts = range(0, len(tiles), BATCH)[hosts.turns()]
         batches = (validator.store.read(tiles.store_row[start : start + BATCH]) for start in starts)
         started, done = time.monotonic(), 0
         vectors = np.empty((0, 1), np.float32)
-        described = describe(validator.model, self._state.variables, batches, BATCH)
+        described = describe(validator.model, self._variables, batches, BATCH)
         for i, part in enumerate(hosts.in_turn(described, BATCH)):
             if not i % PAUSED_PARTS:
                 validator.pause()
