@@ -107,6 +107,12 @@ def is_geographic(crs: str) -> bool:
     return bool(CRS.from_user_input(crs).is_geographic)
 
 
+@functools.cache
+def is_same(crs: str, other: str) -> bool:
+    """Whether coordinates in two CRSs are the same, as GDAL sees it."""
+    return bool(CRS.from_user_input(crs) == CRS.from_user_input(other))
+
+
 @contextlib.contextmanager
 def _projecting(crs: str, target: str) -> Iterator[None]:
     check_proj()

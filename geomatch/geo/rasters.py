@@ -24,7 +24,7 @@ from rasterio.transform import xy
 from rasterio.windows import Window
 
 from geomatch.errors import BadFileError, GeomatchError, listed
-from geomatch.geo import collars, files, views
+from geomatch.geo import files, views
 from geomatch.geo.coordinates import (
     CRS84,
     FARTHEST,
@@ -272,11 +272,14 @@ def open_view(raster: Raster) -> Any:
         return source
     with source:
         if raster.collar and not os.path.exists(raster.collar):
-            _write_collar(raster, collars.LOSSY_TOLERANCE if collars.is_lossy(source) else 0)
+            _write_collar(raster, source)
         return rasterio.open(views.vrt(source, raster.layout, raster.collar))
 
 
-def _write_collar(raster: Raster, tolerance: int) -> None:
+def _write_collar(raster: Raster, source: Any) -> None:
+    from geomatch.geo import collars  # here, for it imports scipy
+
+    tolerance = collars.LOSSY_TOLERANCE if collars.is_lossy(source) else 0
     with open_view(replace(raster, collar="")) as view:
 
         def read(window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:

@@ -17,6 +17,8 @@ from geomatch.progress import ProgressCallback
 from geomatch.tiling import sources
 from geomatch.tiling.sources import YearSource
 
+BAND = 16
+"""Columns and rows of cells that follow each other in the store."""
 MAX_CELLS = 1e8
 """Cells of one raster; more mean that a unit is wrong."""
 
@@ -114,7 +116,7 @@ def make_plan(
     # Tiles of a shard are close together and, where possible, of one year, so that they share open
     # files.
     epsg, col, row = table.T
-    order = np.lexsort((col, row, col // 16, row // 16, epsg, year))
+    order = np.lexsort((col, row, col // BAND, row // BAND, epsg, year))
     order = order[tile_split[order] >= 0]
     return TilePlan(grid, epsg[order], col[order], row[order], year[order], tile_split[order])
 
