@@ -20,6 +20,7 @@ from geomatch.data.registration import YearPair
 from geomatch.data.tiles import TileTable
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.geo.grid import Grid
+from geomatch.geo.headers import Headers
 from geomatch.geo.views import Reading
 from geomatch.manifests import Channels, TileRequest, YearOfTiles
 from geomatch.progress import ProgressCallback, silent
@@ -31,6 +32,9 @@ from geomatch.tiling.plan import TilePlan, choose_grid, make_plan
 from geomatch.tiling.sources import YearSource
 from geomatch.tiling.usable import Unreadable
 from geomatch.tiling.workers import cut_all
+
+HEADERS = ".headers.json"
+"""File of the project that remembers what the headers of rasters say; it may be deleted."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,9 @@ def _tile_ground(
     settings = config.located(settings, project.root)
     partial = project.root / "tiles.partial"
     with project.lock("tiles"):
-        year_sources = sources.collect(settings, partial / "collars", progress)
+        headers = Headers(project.root / HEADERS)
+        year_sources = sources.collect(settings, headers, partial / "collars", progress)
+        headers.save()
         channels = sources.channels(year_sources)
         grid = choose_grid(settings.grid, year_sources)
         request_fingerprint = fingerprint(

@@ -85,3 +85,24 @@ def utm_epsg(lon: Float64Array, lat: Float64Array) -> Ints:
     lon = np.where(np.abs(lon) > 180, (lon + 180) % 360 - 180, lon)
     zone = np.minimum(np.floor((lon + 180) / 6) + 1, 60).astype(np.int64)
     return np.where(np.asarray(lat) >= 0, 32600, 32700) + zone
+
+
+ROW_BITS = 27
+HALF = 2 ** (ROW_BITS - 1)
+"""Even at one metre per step, |col| and |row| stay far below it."""
+
+
+def cell_keys(epsg: Ints, col: Ints, row: Ints) -> Ints:
+    """One integer (n,) per cell, which order as (epsg, col, row) do.
+
+    A key plus `(dcol << ROW_BITS) + drow` is that of the cell so many columns and rows away.
+    """
+    zone = np.unique(epsg, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    keys: Ints = (zone << 2 * ROW_BITS) + ((col + HALF) << ROW_BITS) + (row + HALF)
+    return keys
+
+
+def cells_of(keys: Ints) -> tuple[Ints, Ints, Ints]:
+    """Rank of the zone, column and row of keys."""
+    col, row = (keys >> ROW_BITS) & (2 * HALF - 1), keys & (2 * HALF - 1)
+    return keys >> 2 * ROW_BITS, col - HALF, row - HALF
