@@ -50,7 +50,7 @@ class Vectors(Protocol):
         """
 
 
-class _Searcher(Protocol):
+class Searcher(Protocol):
     def take(self, positions: Ints) -> Float32Array: ...
 
     def search(self, queries: Float32Array, k: int, chosen: Bools) -> tuple[Float32Array, Ints]: ...
@@ -66,7 +66,7 @@ class LocalVectors:
     def __init__(self, folder: Path, manifest: IndexManifest, rows: IndexRows) -> None:
         self._metric, self._rows = manifest.metric, rows
         total = sum(manifest.counts)
-        self._searcher = _searcher(folder, manifest.engine, total, manifest.metric)
+        self._searcher = searcher(folder, manifest.engine, total, manifest.metric)
 
     def vector(self, position: int) -> Float32Array:
         """See `Vectors.vector`."""
@@ -79,7 +79,7 @@ class LocalVectors:
         return self._searcher.search(flat.comparable(queries, self._metric), k, chosen)
 
 
-def _searcher(folder: Path, engine: IndexEngine, total: int, metric: Metric) -> _Searcher:
+def searcher(folder: Path, engine: IndexEngine, total: int, metric: Metric) -> Searcher:
     vectors = flat.FlatVectors(folder, engine.segments, total, metric)
     if engine.kind not in ("ivfpq", "hnsw"):
         return vectors
@@ -174,7 +174,7 @@ def build(
         return engine
     for effort in approximate.EFFORTS if plan else (0,):
         engine = replace(engine, effort=effort)
-        recall = truth.recall(_searcher(folder, engine, total, wanted.metric))
+        recall = truth.recall(searcher(folder, engine, total, wanted.metric))
         engine = replace(engine, recall=recall, queries=len(truth.positions))
         if recall >= min(1.0, wanted.recall + SAFETY):
             break
@@ -225,7 +225,7 @@ class _Truth:
         scores = np.where(out, -np.inf, scores)
         self._best = flat.nearest(self._best, (scores, positions), DEPTH)
 
-    def recall(self, searcher: _Searcher) -> float:
+    def recall(self, searcher: Searcher) -> float:
         """The share of the nearest neighbours that a search finds."""
         found = hits = 0
         for year in np.unique(self._year).tolist():
