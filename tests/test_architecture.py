@@ -106,7 +106,7 @@ LIBRARIES = {
     "nn": "numpy jax flax optax orbax h5py safetensors onnx onnxruntime openvino nncf",
     "report": "numpy PIL matplotlib sklearn tensorboardX mlflow",
     "runs": "numpy jax",
-    "tiling": "numpy PIL",
+    "tiling": "numpy PIL shapely",
     "training": "numpy jax pyarrow scipy sklearn",
     "evaluation": "numpy scipy sklearn",
     "image_input": "numpy",
@@ -206,7 +206,7 @@ def test_the_reading_of_imports_sees_them():
     """Else the tests below could not fail."""
     tile = PACKAGE / "tile.py"
     assert "numpy" in outside(tile)
-    assert {"project", "config", "geo.rasters", "data.store"} <= inside(tile)
+    assert {"project", "config", "geo.grid", "data.tiles"} <= inside(tile)
     command = PACKAGE / "cli" / "tiles.py"
     assert "tile" in inside(command)
     assert "tile" not in inside(command, top=True)

@@ -100,3 +100,24 @@ def great_circle(a: Float64Array, b: Float64Array) -> Float64Array:
         + np.cos(a[:, 1]) * np.cos(b[:, 1]) * np.sin((b[:, 0] - a[:, 0]) / 2) ** 2
     )
     return 2 * EARTH_RADIUS * np.arcsin(np.sqrt(h))
+
+
+ROW_BITS = 27
+HALF = 2 ** (ROW_BITS - 1)
+"""Even at one metre per step, |col| and |row| stay far below it."""
+
+
+def cell_keys(epsg: Ints, col: Ints, row: Ints) -> Ints:
+    """One integer (n,) per cell, which order as (epsg, col, row) do.
+
+    A key plus `(dcol << ROW_BITS) + drow` is that of the cell so many columns and rows away.
+    """
+    zone = np.unique(epsg, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    keys: Ints = (zone << 2 * ROW_BITS) + ((col + HALF) << ROW_BITS) + (row + HALF)
+    return keys
+
+
+def cells_of(keys: Ints) -> tuple[Ints, Ints, Ints]:
+    """Rank of the zone, column and row of keys."""
+    col, row = (keys >> ROW_BITS) & (2 * HALF - 1), keys & (2 * HALF - 1)
+    return keys >> 2 * ROW_BITS, col - HALF, row - HALF

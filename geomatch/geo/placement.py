@@ -17,6 +17,7 @@ from geomatch.geo.coordinates import (
     centre_lonlat,
     crs_name,
     is_metric,
+    is_same,
     project_bounds,
     project_points,
 )
@@ -75,8 +76,10 @@ def bounds_in(raster: Raster, crs: str) -> Bounds:
     Raises:
         GeomatchError: the raster cannot be converted to that CRS.
     """
+    if is_same(raster.crs, crs):
+        return raster.bounds
     area = area_of_use(crs)
-    if area is None or CRS.from_user_input(raster.crs) == CRS.from_user_input(crs):
+    if area is None:
         return _finite(raster, crs, raster.crs, raster.bounds)
     west, south, east, north = raster.lonlat
     reach = min(REACH, (360 - area[2] + area[0]) / 2)
