@@ -15,7 +15,7 @@ from geomatch.data.ground_truth import by_place
 from geomatch.data.tiles import TileTable
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.geo import footprints
-from geomatch.geo.coordinates import CRS84
+from geomatch.geo.grid import CRS84
 from geomatch.geo.layers import Layer, write
 from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project, replacing
@@ -247,7 +247,7 @@ def _write_gpkg(path: Path, found: Changes) -> None:
             columns = {name: [row[name] for row in rows] for name in rows[0]}
             yield Layer("places", footprints.rings(tiles.epsg, tiles.bounds(), crs), columns)
 
-    write(path, layers(), "GPKG", "EPSG:4326" if crs == CRS84 else crs)
+    write(path, layers(), "GPKG", crs)
 
 
 def _write_csv(path: Path, found: Changes) -> None:

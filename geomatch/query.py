@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from geomatch import config
 from geomatch.data.confidence import ANSWERS
+from geomatch.data.filters import Filter
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project
-from geomatch.querying import feedback, turns
+from geomatch.querying import feedback, filters, turns
 from geomatch.querying.answers import Match, Matches, Unanswered
 from geomatch.querying.opened import OpenIndex, wanted
 from geomatch.querying.options import Options
@@ -76,8 +77,14 @@ def query_each(
     """
     if options.build:
         options = replace(options, index=_made(project, options.index, settings, progress))
-    index = OpenIndex.open(project, options.index)
-    years = [index.year_code(year) for year in options.years]
+    with OpenIndex.open(project, options.index) as index:
+        yield from _answers(index, targets, options, progress)
+
+
+def _answers(
+    index: OpenIndex, targets: Iterable[str], options: Options, progress: ProgressCallback
+) -> Iterator[Matches | Unanswered]:
+    passing = filters.passing(index, options)
     from_code = index.year_code(options.from_year) if options.from_year else None
     index.positions((*options.like, *options.unlike))  # before anything is computed
     if options.geojson or options.gpkg:
@@ -98,9 +105,9 @@ def query_each(
                 continue
             result: Matches | Unanswered
             if each.is_scan:
-                result = _locate(index, each, finder, angles, options, years)
+                result = _locate(index, each, finder, angles, options, passing)
             else:
-                result = _answer(index, each, next(vectors), angles, options, years)
+                result = _answer(index, each, next(vectors), angles, options, passing)
             if isinstance(result, Matches):
                 result = _looked_at(index, result, options)
             if options.files and isinstance(result, Matches):
@@ -119,8 +126,8 @@ def _made(
         from geomatch.index import index
 
         progress(f"the index of {name} is missing or stale: making it")
-        chosen = (settings or config.load(project.config)).index
-        index(project, run=name, settings=chosen, progress=progress)
+        settings = settings or config.load(project.config)
+        index(project, run=name, settings=settings.index, progress=progress)
     return name
 
 
@@ -142,32 +149,29 @@ def _answer(
     vectors: NDArray[np.float32],
     angles: Sequence[float],
     options: Options,
-    years: Sequence[int],
+    passing: Filter,
 ) -> Matches:
     """The best answers to any turn of a query.
 
     Args:
         vectors: (turns, d).
     """
-    if not years:
-        own = None if options.same_year else query.year
-        years = [code for code, year in enumerate(index.manifest.years) if year != own]
     liked, unliked = (index.positions(ids) for ids in (options.like, options.unlike))
     if liked or unliked:
         vectors = feedback.rocchio(
             index.comparable(vectors), index.vectors_at(liked), index.vectors_at(unliked)
         )
-    excluded = [query.position, *unliked]
-    # What a probability says holds for the scores of a query as it is.
-    is_changed = options.rotate or options.expand or liked or unliked
+    passing = filters.for_query(index, query, options, passing, unliked)
+    # What a probability says holds for the scores of a query as it is, among all tiles of a year.
+    is_changed = options.rotate or options.expand or liked or unliked or passing.columns
     confidence = None if is_changed else index.confidence
     most = max(options.top, options.expand, ANSWERS if confidence else 0)
-    scores, positions, won = _nearest(index, vectors, years, excluded, most)
+    scores, positions, won = _nearest(index, vectors, passing, most)
     if options.expand and len(positions):
         chosen = index.comparable(vectors)[won[0]]
         expanded = feedback.expand(chosen, index.vectors_at(positions[: options.expand].tolist()))
         turn = won[0]
-        scores, positions, won = _nearest(index, expanded[None], years, excluded, options.top)
+        scores, positions, won = _nearest(index, expanded[None], passing, options.top)
         won += turn
     judgement = confidence and confidence.judge(scores, options.fpr)
     shown = slice(options.top)
@@ -181,18 +185,12 @@ def _answer(
 
 
 def _nearest(
-    index: OpenIndex,
-    vectors: NDArray[np.float32],
-    years: Sequence[int],
-    excluded: Sequence[int | None],
-    top: int,
+    index: OpenIndex, vectors: NDArray[np.float32], passing: Filter, top: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
     """Scores, positions and best turns of the tiles that are nearest to any turn (turns, d)."""
-    scores, positions = index.search(vectors, years, top + len(excluded))
+    scores, positions = index.vectors.search(vectors, top, passing)
     turn = np.repeat(np.arange(len(vectors)), positions.shape[1])
     order = np.argsort(-scores, axis=None, kind="stable")
-    out = [position for position in excluded if position is not None]
-    order = order[~np.isin(positions.ravel()[order], out)]
     # The best of a tile's turns is its first.
     _, first = np.unique(positions.ravel()[order], return_index=True)
     best = order[np.sort(first)[:top]]
@@ -205,7 +203,7 @@ def _locate(
     finder: Targets,
     angles: Sequence[float],
     options: Options,
-    years: Sequence[int],
+    passing: Filter,
 ) -> Matches | Unanswered:
     """The places where a scan may lie."""
     from geomatch.geo.footprints import lonlat
@@ -215,8 +213,7 @@ def _locate(
     tiles, gsds = index.tiles, options.scales
     poses = [scan.Pose(angle, gsd) for gsd in gsds for angle in angles]
     cut = scan.windows(query.pixels, poses, tiles.size, tiles.gsd or 0.0)
-    searched = years or range(len(index.manifest.years))
-    found = votes.locate(index, cut, finder.describe, searched, options.top)
+    found = votes.locate(index, cut, finder.describe, passing, options.top)
     if not found:
         at = ", ".join(f"{gsd:g}" for gsd in gsds)
         return Unanswered(

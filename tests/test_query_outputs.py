@@ -118,11 +118,9 @@ def test_files_replace_earlier_ones_and_leave_nothing_beside(written, indexed):
 
 
 def test_a_shape_across_180_degrees_stays_in_one_piece():
-    from geomatch.querying.outputs import _unbroken
-
     rings = np.array([[[179.9, 1], [-179.9, 1], [179.9, 1]], [[-9.0, 1], [-8, 2], [-9, 1]]])
     expected = [[[179.9, 1], [180.1, 1], [179.9, 1]], [[-9.0, 1], [-8, 2], [-9, 1]]]
-    np.testing.assert_allclose(_unbroken(rings), expected)
+    np.testing.assert_allclose(footprints.unbroken(rings), expected)
 
 
 # Many at once
@@ -163,10 +161,10 @@ def test_a_box_stands_for_the_tiles_whose_centres_are_in_it(indexed, year):
 
 def test_a_box_across_180_degrees(indexed):
     rows = OpenIndex.open(indexed.project, None).rows
-    everywhere = rows.inside(-180, -90, 180, 90)
+    everywhere = rows.inside((-180, -90, 180, 90))
     assert everywhere == list(range(88))
-    assert rows.inside(170, -90, 0, 90) == everywhere
-    assert rows.inside(170, -90, -170, 90) == []
+    assert rows.inside((170, -90, 0, 90)) == everywhere
+    assert rows.inside((170, -90, -170, 90)) == []
 
 
 def test_what_a_list_has_wrong_is_told_and_the_rest_answered(indexed, tmp_path):

@@ -71,18 +71,34 @@ def index(
             "--whiten/--no-whiten", help="PCA-whiten descriptors, as fitted on training tiles."
         ),
     ] = None,
+    engine: Annotated[
+        config.IndexKind | None,
+        typer.Option(help="How it is searched: exactly, or approximately for millions of tiles."),
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            help="Write it to a PostgreSQL database with pgvector: postgresql://USER@HOST/NAME.",
+            metavar="URL",
+        ),
+    ] = None,
     settings: Settings = None,
     quiet: Quiet = False,
 ) -> None:
     """Index embeddings for queries."""
     from geomatch.cli import console
 
-    opened, wanted = open_project(project, settings, {"index.whiten": whiten})
+    opened, wanted = open_project(
+        project, settings, {"index.engine": engine, "index.whiten": whiten}
+    )
     from geomatch.index import index as stage
 
     with console.progress(quiet) as progress:
-        made = stage(opened, run=run, settings=wanted.index, progress=progress)
-    console.note(f"{made.tiles} tiles in {made.folder}")
+        made = stage(opened, run=run, settings=wanted.index, to=to, progress=progress)
+    console.note(f"{made.tiles} tiles in {made.where}")
+    if made.engine.queries:
+        found = f"{made.engine.recall:.3f} of {made.engine.queries} queries"
+        console.note(f"recall@5 against exact search: {found}")
 
 
 def query(
@@ -101,6 +117,21 @@ def query(
     same_year: Annotated[
         bool, typer.Option("--same-year", help="Search the query's own year too.")
     ] = False,
+    split: Annotated[config.Split | None, typer.Option(help="Search this split only.")] = None,
+    bbox: Annotated[
+        str | None,
+        typer.Option(help="Search the tiles in a box of degrees only.", metavar="W,S,E,N"),
+    ] = None,
+    within: Annotated[
+        Path | None,
+        typer.Option(
+            help="Search the tiles in the polygons of a vector file only.", metavar="FILE"
+        ),
+    ] = None,
+    exclude_radius: Annotated[
+        float | None,
+        typer.Option(help="Leave out tiles less than this far from the query.", metavar="METRES"),
+    ] = None,
     from_year: Annotated[
         str | None,
         typer.Option(
@@ -158,7 +189,11 @@ def query(
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option("--index", help="Index to search; by default that of the latest embeddings."),
+        typer.Option(
+            "--index",
+            help="Index to search, or the postgresql:// URL of its database; by default that of "
+            "the latest embeddings.",
+        ),
     ] = None,
     fpr: Annotated[
         float,
@@ -210,6 +245,10 @@ def query(
         top=top,
         years=tuple(year or ()),
         same_year=same_year,
+        split=split,
+        box=_box(bbox) if bbox else None,
+        within=within,
+        exclude_radius=exclude_radius,
         from_year=from_year,
         rotate=rotate,
         scales=_scales(gsd, scales),
@@ -266,6 +305,14 @@ class Query(TyperCommand):
             if each == "--rotate" and not re.fullmatch(r"\d+(\.\d*)?", after):
                 args = [*args[: i + 1], "90", *args[i + 1 :]]
         return super().parse_args(ctx, args)
+
+
+def _box(text: str) -> tuple[float, float, float, float]:
+    try:
+        west, south, east, north = map(float, text.split(","))
+    except ValueError as error:
+        raise UsageError(f"--bbox {text}: no box", "Give W,S,E,N in degrees.") from error
+    return west, south, east, north
 
 
 def _scales(gsd: float | None, scales: str | None) -> tuple[float, ...]:

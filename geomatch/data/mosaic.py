@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from geomatch.data.index_rows import IndexRows
+from geomatch.data.index_rows import Rows
 from geomatch.data.store import TileStore
 from geomatch.geo.grid import Float64Array, Grid
 
@@ -57,7 +57,7 @@ class Ground:
         channels: number of image channels, which come before the label channels.
     """
 
-    rows: IndexRows
+    rows: Rows
     store: TileStore
     grid: Grid
     channels: int

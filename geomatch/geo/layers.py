@@ -14,6 +14,7 @@ import shapely
 from numpy.typing import NDArray
 
 from geomatch.errors import GeomatchError
+from geomatch.geo.grid import CRS84
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def write(path: Path, layers: Iterable[Layer], driver: str, crs: str) -> None:
         layers: of a GeoPackage, each is written before the next is asked for, and joins an earlier
             one of its name.
         driver: of OGR: "GPKG", or "GeoJSON", which has one layer with the features of all.
-        crs: of the coordinates, "EPSG:n".
+        crs: of the coordinates, "EPSG:n", or "OGC:CRS84", which is written as EPSG:4326: its order
+            of axes is that of these files anyway.
 
     Raises:
         GeomatchError: the file cannot be written.
@@ -59,6 +61,7 @@ def write(path: Path, layers: Iterable[Layer], driver: str, crs: str) -> None:
     # Imported here, since it imports pandas where that is installed.
     from pyogrio.errors import DataSourceError
 
+    crs = "EPSG:4326" if crs == CRS84 else crs
     path.parent.mkdir(parents=True, exist_ok=True)
     # In a folder beside, since GDAL warns of other endings and writes files of its own meanwhile.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".geomatch-") as folder:

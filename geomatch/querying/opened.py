@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from geomatch.data import embeddings
 from geomatch.data.confidence import Confidence
-from geomatch.data.index_rows import IndexRows
+from geomatch.data.index_rows import IndexRows, Rows
 from geomatch.errors import GeomatchError, StaleError, UsageError
 from geomatch.manifests import IndexManifest, TileManifest
 from geomatch.project import Project, latest
+from geomatch.search import pgvector
+from geomatch.search.engines import LocalVectors, Vectors
 from geomatch.search.exact import unit
-from geomatch.search.flat import FlatIndex
 from geomatch.search.whitening import WHITENING, Whitening
 
 NONE = np.empty((0, 0), np.float32)
@@ -24,32 +26,56 @@ NONE = np.empty((0, 0), np.float32)
 
 @dataclass(frozen=True)
 class OpenIndex:
-    """An open index of a project: its vectors, a row for each vector, and the manifests."""
+    """An open index of a project: its vectors, a row for each vector, and the manifests.
+
+    As a context manager it closes the connection to its database, if it has one.
+    """
 
     project: Project
-    vectors: FlatIndex
-    rows: IndexRows
+    vectors: Vectors
+    rows: Rows
     manifest: IndexManifest
     tiles: TileManifest
-    confidence: Confidence | None
+    confidence: Confidence | None = None
     whitening: Whitening | None = None
+    _connected: ExitStack = field(default_factory=ExitStack)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._connected.__exit__(*error)
 
     @classmethod
     def open(cls, project: Project, name: str | None) -> Self:
         """Open an index.
 
         Args:
-            name: by default the latest.
+            name: or the URL of a database; by default the latest of the project.
 
         Raises:
             GeomatchError: there is none.
             StaleError: it is stale or damaged.
         """
+        tiles = project.tile_manifest()
+        if name is not None and pgvector.is_url(name):
+            with ExitStack() as connected:
+                connection = connected.enter_context(pgvector.connect(name))
+                found = pgvector.PostgresIndex(connection, tiles.fingerprint, name)
+                project.check_fresh(found.manifest)
+                return cls(
+                    project,
+                    found,
+                    found,
+                    found.manifest,
+                    tiles,
+                    _connected=connected.pop_all(),
+                )
         name = latest(project.index_names(), name, "index", "geomatch index")
         manifest = _fresh_manifest(project, name)
         folder = project.indexes / name
-        vectors = FlatIndex(folder, manifest.counts, manifest.metric)
-        rows, tiles = IndexRows(folder), project.tile_manifest()
+        rows = IndexRows(folder, manifest.counts)
+        vectors = LocalVectors(folder, manifest, rows)
         confidence = Confidence.load(folder)
         whitening = Whitening.load(folder / WHITENING) if manifest.whitened else None
         return cls(project, vectors, rows, manifest, tiles, confidence, whitening)
@@ -67,17 +93,6 @@ class OpenIndex:
                 f"Available: {available}." if available else "Its images have no years.",
             )
         return self.manifest.years.index(year)
-
-    def search(
-        self, vectors: NDArray[np.float32], years: Sequence[int], k: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The k nearest tiles of some years to each descriptor (n, d).
-
-        Returns:
-            Scores and positions (n, m), best first; m is k, or the number of tiles.
-        """
-        found = [self.vectors.search(vector, years, k) for vector in vectors]
-        return np.stack([scores for scores, _ in found]), np.stack([at for _, at in found])
 
     def positions(self, ids: Sequence[str]) -> list[int]:
         """The positions of tiles.
@@ -123,6 +138,8 @@ def wanted(project: Project, name: str | None) -> tuple[str, bool]:
     Raises:
         GeomatchError: there are neither embeddings nor an index, or none of that name.
     """
+    if name is not None and pgvector.is_url(name):
+        return name, True
     made = {each: project.indexes / each / "manifest.json" for each in project.index_names()}
     origins = {each: project.embeddings / f"{each}.parquet" for each in project.embedding_names()}
     paths = [*made.items(), *origins.items()]

@@ -6,7 +6,10 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from geomatch.config import Split
 from geomatch.errors import UsageError
+
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,11 @@ class Options:
         top: number of answers.
         years: the years to search; by default all but the query's own.
         same_year: also search the query's own year (its tile is never an answer).
+        split: of the answers; by default any.
+        box: west, south, east and north in degrees that hold the centres of the answers; west is
+            more than east where it crosses 180.
+        within: a vector file whose polygons hold the centres of the answers.
+        exclude_radius: metres from the query's centre that an answer is away at least.
         from_year: year of the tile to take at a point, and of an image; by default the newest.
         rotate: degrees between turns in which the query is searched; 90 for quarter turns. The best
             turn counts for each answer.
@@ -42,6 +50,10 @@ class Options:
     top: int = 5
     years: tuple[str, ...] = ()
     same_year: bool = False
+    split: Split | None = None
+    box: Box | None = None
+    within: Path | None = None
+    exclude_radius: float | None = None
     from_year: str | None = None
     rotate: float | None = None
     scales: tuple[float, ...] = ()
@@ -61,6 +73,17 @@ class Options:
     def __post_init__(self) -> None:
         if self.top < 1:
             raise UsageError(f"--top {self.top}: must be at least 1")
+        if self.box:
+            west, south, east, north = self.box
+            if max(abs(west), abs(east)) > 180 or not -90 <= south <= north <= 90:
+                raise UsageError(
+                    f"{west:g},{south:g},{east:g},{north:g} is no box in degrees",
+                    "Give W,S,E,N: the least longitude and latitude first.",
+                )
+        if self.exclude_radius is not None and not 0 <= self.exclude_radius < math.inf:
+            raise UsageError(f"--exclude-radius {self.exclude_radius:g}: must not be negative")
+        if self.scales and self.exclude_radius:
+            raise UsageError("--exclude-radius is for tiles, not for scans")
         if self.expand < 0:
             raise UsageError(f"--expand {self.expand}: must not be negative")
         if self.verify < 0:

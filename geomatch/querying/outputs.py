@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomatch.geo import footprints
-from geomatch.geo.coordinates import CRS84
+from geomatch.geo.grid import CRS84
 from geomatch.geo.layers import Layer, write
 from geomatch.manifests import TileManifest
 from geomatch.project import replacing
@@ -40,7 +40,9 @@ def write_geojson(path: Path, found: Sequence[Matches], tiles: TileManifest) -> 
     """
     layers = [
         Layer(
-            each.name, _unbroken(each.geometry), {"layer": [each.name] * len(each), **each.fields}
+            each.name,
+            footprints.unbroken(each.geometry),
+            {"layer": [each.name] * len(each), **each.fields},
         )
         for each in _layers(found, tiles, CRS84)
     ]
@@ -123,10 +125,3 @@ def _arrays(centres: Sequence[Centre]) -> tuple[NDArray[np.int64], Float64Array]
     """EPSG codes (n,) and points (n, 2)."""
     epsg = np.array([code for code, _, _ in centres], np.int64)
     return epsg, np.array([at for _, *at in centres], np.float64).reshape(-1, 2)
-
-
-def _unbroken(degrees: Float64Array) -> Float64Array:
-    """Coordinates (n, k, 2) with longitudes past 180 where a shape crosses that meridian."""
-    lon = degrees[..., 0]
-    crosses = np.ptp(lon, axis=1, keepdims=True) > 180 if lon.size else np.zeros((0, 1), bool)
-    return np.stack([np.where(crosses, lon % 360, lon), degrees[..., 1]], axis=-1)

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from geomatch.data.store import TileStore
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.progress import ProgressCallback
 from geomatch.querying.opened import OpenIndex
 
 if TYPE_CHECKING:
+    from geomatch.data.store import TileStore
     from geomatch.runs import Encoding
 
 NUMBER = r"\s*(-?\d+(?:\.\d*)?)\s*"
@@ -129,7 +129,7 @@ class Targets:
         _check_degrees(west, south)
         _check_degrees(east, north)
         newest: dict[tuple[int, float, float], tuple[int, str]] = {}
-        for row in index.rows.take(index.rows.inside(west, south, east, north)):
+        for row in index.rows.take(index.rows.inside((west, south, east, north))):
             code, place = index.year_code(row["year"] or ""), (row["epsg"], row["x"], row["y"])
             if self._year in (None, code):
                 newest[place] = max(newest.get(place, (code, row["id"])), (code, row["id"]))
@@ -276,6 +276,8 @@ class Targets:
 
     @cached_property
     def _store(self) -> TileStore:
+        from geomatch.data.store import TileStore
+
         return TileStore.open(self._index.project.pixels)
 
     def _year_of(self, query: Query) -> int | None:

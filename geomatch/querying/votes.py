@@ -7,12 +7,13 @@ one: what is seen everywhere, such as bare ground, does not count.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from geomatch.data.filters import Filter
 from geomatch.querying.opened import OpenIndex
 from geomatch.querying.scan import Pose, Windows
 
@@ -72,21 +73,21 @@ def locate(
     index: OpenIndex,
     cut: Iterable[Windows],
     describe: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
-    years: Sequence[int],
+    passing: Filter,
     most: int,
 ) -> list[Place]:
     """The places that a scan may lie in, the best first.
 
     Args:
         describe: descriptors (n, d) of tiles (n, size, size, c).
-        years: codes of the years to search.
+        passing: the tiles to search.
         most: number of places.
     """
     side = index.tiles.size * (index.tiles.gsd or 0.0)
     candidates: list[Place] = []
     for some in _together(cut):
         vectors = describe(np.concatenate([each.pixels for each in some]))
-        scores, positions = index.search(vectors, years, ANSWERS)
+        scores, positions = index.vectors.search(vectors, ANSWERS, passing)
         known, code = np.unique(positions, return_inverse=True)
         rows = index.rows.take(known.tolist())
         epsg = np.array([row["epsg"] for row in rows])[code].reshape(positions.shape)

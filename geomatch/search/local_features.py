@@ -216,29 +216,22 @@ def find(
         guesses: transforms (2, 3) that may hold, such as that of a tile which is upright.
         scales: the least and the largest scale that is possible.
     """
-    # A guess is looked at by itself: among other starts, chance has more ways to be as good.
-    both = query.features, query.mirrored
-    looked = [
-        [_best(each, reference, starts, scales) for each, starts in zip(both, ways, strict=True)]
-        for ways in ([guesses] * 2, [_voted(each, reference, scales) for each in both])
-    ]
-    findings = [Finding(found, len(chance.query) if chance else 0) for found, chance in looked]
-    return max(findings, key=lambda each: each.score)
+    found, chance = (
+        align(each, reference, guesses, scales) for each in (query.features, query.mirrored)
+    )
+    return Finding(found, 0 if chance is None else len(chance.query))
 
 
 def align(
-    query: Features, reference: Features, scales: tuple[float, float] = (1 / 4, 4.0)
-) -> Alignment | None:
-    """The similarity of most inliers, if any has enough; arguments as for `find`."""
-    return _best(query, reference, _voted(query, reference, scales), scales)
-
-
-def _best(
     query: Features,
     reference: Features,
-    starts: Sequence[Float64Array],
-    scales: tuple[float, float],
+    guesses: Sequence[Float64Array] = (),
+    scales: tuple[float, float] = (1 / 4, 4.0),
 ) -> Alignment | None:
+    """The similarity of most inliers, if any has enough; arguments as for `find`."""
+    if min(len(query), len(reference)) < LEAST:
+        return None
+    starts = [*guesses, *_voted(query, reference, scales)]
     found = [_guided(query, reference, start, scales) for start in starts]
     return max((each for each in found if each), key=lambda each: len(each.query), default=None)
 
@@ -254,8 +247,6 @@ def affine(alignment: Alignment) -> Alignment:
 
 def _voted(query: Features, reference: Features, scales: tuple[float, float]) -> list[Float64Array]:
     """Up to `GUIDED` similarities that most pairs agree with, each unlike those before."""
-    if min(len(query), len(reference)) < LEAST:
-        return []
     q, r = _nearest(query, reference).T
     at, to = _complex(query.points[q]), _complex(reference.points[r])
     turn = reference.frames[r] / query.frames[q]

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from geomatch.errors import GeomatchError, StaleError
+from geomatch.search.exact import Rows
 
 WHITENING = "whitening.npz"
 """File of the whitening of an index."""
-
-
-class FileRows(Protocol):
-    """Descriptors (n, d) that are read from a file by rows; see `data.embeddings`."""
-
-    @property
-    def starts(self) -> NDArray[np.int64]: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: slice | NDArray[np.int64], /) -> NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True)
@@ -72,12 +62,8 @@ class Whitening:
 class Whitened:
     """Rows of a file through a whitening."""
 
-    rows: FileRows
+    rows: Rows
     whitening: Whitening
-
-    @property
-    def starts(self) -> NDArray[np.int64]:
-        return self.rows.starts
 
     def __len__(self) -> int:
         return len(self.rows)
