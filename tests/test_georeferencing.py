@@ -29,7 +29,9 @@ def ground(tmp_path_factory):
     project, tiles = textured_project(root / "here")
     index_rows.write(root, tiles, footprints.lonlat)
     store = TileStore.open(project.pixels)
-    return Ground(index_rows.IndexRows(root), store, tiles.grid, 3)
+    return Ground(
+        index_rows.IndexRows(root, np.bincount(tiles.year).tolist()), store, tiles.grid, 3
+    )
 
 
 def off(matrix, truth, scan):
@@ -196,7 +198,7 @@ def test_joplin_after_the_tornado_lands_within_3_m(name, data, tmp_path, project
     )  # fmt: skip
     index_rows.write(tmp_path, tiles, footprints.lonlat)
     store = TileStore.open(project.pixels)
-    before = Ground(index_rows.IndexRows(tmp_path), store, tiles.grid, 3)
+    before = Ground(index_rows.IndexRows(tmp_path, [len(tiles)]), store, tiles.grid, 3)
     with rasterio.open(data / "joplin" / "post" / name) as scene:
         box = transform_bounds(scene.crs, "EPSG:26915", *scene.bounds)
         # A square of 900 pixels in the middle, whose corners are turned out of the scan.

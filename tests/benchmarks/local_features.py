@@ -51,7 +51,9 @@ def tiled(root, name, years, size, gsd, crs):
     index_rows.write(root, tiles, footprints.lonlat)
     channels = project.tile_manifest().channels.image
     store = TileStore.open(project.pixels)
-    return Ground(index_rows.IndexRows(root), store, tiles.grid, channels), tiles
+    return Ground(
+        index_rows.IndexRows(root, np.bincount(tiles.year).tolist()), store, tiles.grid, channels
+    ), tiles
 
 
 def query(ground, epsg, centre, year, turn, scale, shift):
