@@ -8,8 +8,9 @@ import pytest
 import rasterio
 from PIL import Image
 from rasterio.transform import from_gcps, from_origin
-from small_project import CRS, tile_sources
-from textures import texture
+from rasterio.warp import Resampling, reproject, transform_bounds
+from small_project import tile_sources
+from textures import EPSG, GROUND, GSD, LEFT, TOP, scan_of_ground, texture, textured_project
 
 from geomatch.data import index_rows
 from geomatch.data.mosaic import Ground
@@ -20,48 +21,17 @@ from geomatch.geo.georeferencing import Scan
 from geomatch.querying import placing
 from geomatch.querying.placed import Placed
 
-LEFT, TOP, GSD = 500_000.0, 5_000_256.0, 0.5
-EPSG = 32630
-GROUND = texture(512, 512)
-"""256 x 256 m, eight by eight tiles of 64 px."""
-
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory):
     """The ground tiled, with one tile missing, as `Ground` reads it."""
-    from small_project import new_project
-
     root = tmp_path_factory.mktemp("ground")
-    later = np.clip(GROUND.astype(int) + 20, 0, 255).astype(np.uint8)
-    for year, pixels in (("2010", GROUND), ("2020", later)):
-        form = {"driver": "GTiff", "count": 3, "dtype": "uint8", "crs": CRS, "nodata": 0}
-        values = np.maximum(np.moveaxis(pixels, -1, 0), 1)
-        values[:, 448:, 448:] = 0  # a tile that there is not
-        with rasterio.open(
-            root / f"{year}.tif", "w", width=512, height=512,
-            transform=from_origin(LEFT, TOP, GSD, GSD), **form,
-        ) as target:  # fmt: skip
-            target.write(values)
-    project = new_project(root / "project")
-    paths = {year: root / f"{year}.tif" for year in ("2010", "2020")}
-    tiles = tile_sources(project, paths, "grid.size=64", f"grid.gsd={GSD}")
+    project, tiles = textured_project(root / "here")
     index_rows.write(root, tiles, footprints.lonlat)
     store = TileStore.open(project.pixels)
-    return Ground(index_rows.IndexRows(root), store, tiles.grid, 3)
-
-
-def scan_of(path, turn=37.0, gsd=0.6, side=220, centre=(LEFT + 120, TOP - 130)):
-    """A turned and rescaled scan of the ground, and the transform (2, 3) that places it."""
-    angle = np.radians(turn)
-    truth = gsd * np.array([[np.cos(angle), np.sin(angle)], [np.sin(angle), -np.cos(angle)]])
-    truth = np.column_stack([truth, np.array(centre) - truth @ [side / 2, side / 2]])
-    to_pixels = np.array([[1 / GSD, 0, -LEFT / GSD], [0, -1 / GSD, TOP / GSD]])
-    matrix = to_pixels[:, :2] @ truth[:, :2]
-    shift = to_pixels[:, :2] @ truth[:, 2] + to_pixels[:, 2]
-    moved = np.column_stack([matrix, matrix @ [0.5, 0.5] + shift - 0.5])
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    Image.fromarray(cv2.warpAffine(GROUND, moved, (side, side), flags=flags)).save(path)
-    return Scan.open(str(path)), truth
+    return Ground(
+        index_rows.IndexRows(root, np.bincount(tiles.year).tolist()), store, tiles.grid, 3
+    )
 
 
 def off(matrix, truth, scan):
@@ -107,7 +77,7 @@ def test_a_reduced_mosaic_has_means_and_is_valid_where_all_pixels_are(ground):
 
 
 def test_a_scan_is_placed_from_a_rough_start(ground, tmp_path):
-    scan, truth = scan_of(tmp_path / "scan.png")
+    scan, truth = scan_of_ground(tmp_path / "scan.png")
     start = np.array([[0.8, 0, LEFT + 140 - 88], [0, -0.8, TOP - 110 + 88]])
     placed = placing.place(scan, ground, EPSG, start, "2020")
     assert off(placed.matrix, truth, scan) < GSD
@@ -144,7 +114,7 @@ def test_few_points_and_empty_quarters_are_of_concern():
 
 
 def test_files_place_a_scan_as_gdal_reads_them(tmp_path):
-    scan, truth = scan_of(tmp_path / "scan.png")
+    scan, truth = scan_of_ground(tmp_path / "scan.png")
     at = np.array([[10.0, 20], [200, 30], [40, 210], [190, 190], [100, 100]])
     to = at @ truth[:, :2].T + truth[:, 2]
     to[4] += [0.6, 0]
@@ -210,6 +180,48 @@ def test_scans_of_other_kinds_are_read(tmp_path, write_raster):
 
 
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
-    scan, truth = scan_of(tmp_path / "scan.png")
+    scan, truth = scan_of_ground(tmp_path / "scan.png")
     with pytest.raises(GeomatchError, match="cannot be written as"):
         georeferencing.write_geotiff(scan, truth, EPSG, tmp_path / "none" / "out.tif")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tile_31500-5137.tif", "tile_32524-5137.tif"])
+def test_joplin_after_the_tornado_lands_within_3_m(name, data, tmp_path, project):
+    """Scenes in degrees, resampled to square pixels, turned and rescaled, without their placement.
+
+    The two that lie on the imagery of before; they are found from a start 100 m off.
+    """
+    tiles = tile_sources(
+        project, {"pre": data / "joplin" / "pre"}, "grid.crs=EPSG:26915", "grid.gsd=0.6",
+        "grid.size=128",
+    )  # fmt: skip
+    index_rows.write(tmp_path, tiles, footprints.lonlat)
+    store = TileStore.open(project.pixels)
+    before = Ground(index_rows.IndexRows(tmp_path, [len(tiles)]), store, tiles.grid, 3)
+    with rasterio.open(data / "joplin" / "post" / name) as scene:
+        box = transform_bounds(scene.crs, "EPSG:26915", *scene.bounds)
+        # A square of 900 pixels in the middle, whose corners are turned out of the scan.
+        centre = np.array([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
+        square = np.zeros((3, 900, 900), np.uint8)
+        reproject(
+            scene.read(), square, src_transform=scene.transform, src_crs=scene.crs,
+            dst_transform=from_origin(centre[0] - 270, centre[1] + 270, 0.6, 0.6),
+            dst_crs="EPSG:26915", resampling=Resampling.bilinear,
+        )  # fmt: skip
+    angle, side = np.radians(37), 1100
+    turned = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / 0.8
+    moved = np.column_stack([turned, np.full(2, 449.5) - turned @ np.full(2, side / 2 - 0.5)])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    image = cv2.warpAffine(np.moveaxis(square, 0, -1), moved, (side, side), flags=flags)
+    Image.fromarray(image).save(tmp_path / "scan.png")
+    truth = turned * 0.6 * [[1], [-1]]
+    truth = np.column_stack([truth, centre - truth @ np.full(2, side / 2)])
+    start = np.array([[0.7, 0, 0], [0, -0.7, 0]])
+    start[:, 2] = centre + np.array([80, -60]) - start[:, :2] @ np.full(2, side / 2)
+    scan = Scan.open(str(tmp_path / "scan.png"))
+    placed = placing.place(scan, before, 26915, start, "pre")
+    assert placed is not None
+    inside = 550 + 350 * np.array([(-1, 0), (1, 0), (0, -1), (0, 1), (0, 0)])
+    error = inside @ (placed.matrix - truth)[:, :2].T + (placed.matrix - truth)[:, 2]
+    assert np.hypot(*error.T).max() < 3

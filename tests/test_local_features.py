@@ -81,8 +81,8 @@ def test_other_ground_and_a_mirror_image_are_not_confirmed(seed):
 def test_a_guess_guides_the_search_and_scales_bound_it():
     image, truth = cut(37, 1, (150, 128))
     near = truth + np.array([[0, 0, 5], [0, 0, -5]])
-    found = local_features.align(local_features.features(image), FEATURES, [near])
-    assert np.abs(found.matrix - truth)[:, 2].max() < 1.5
+    found = local_features.find(Sought.of(image), FEATURES, [near])
+    assert np.abs(found.alignment.matrix - truth)[:, 2].max() < 1.5
     bounded = local_features.find(Sought.of(image), FEATURES, [near], (1.5, 4.0))
     assert not bounded.is_confirmed
 

@@ -26,14 +26,18 @@ NOTHING = np.zeros((0, 2))
 
 
 def confirm(index: OpenIndex, found: Matches, first: int) -> Matches:
-    """Look for a query in its first answers by local features; those that are confirmed come first.
+    """Look for a query in its first answers by local features; confirmed ones first.
 
     Args:
         first: number of answers to look at.
     """
     look = _look_for_scan if found.query.is_scan else _look_for_tile
     seen = look(index, found, first)
-    order = sorted(range(len(seen)), key=lambda i: not seen[i][0].confirmed)
+    # Of neighbouring tiles, the one that has most of the query comes first.
+    order = sorted(
+        range(len(seen)),
+        key=lambda i: -(seen[i][0].inliers or 0) if seen[i][0].confirmed else 1,
+    )
     matches = [match for match, _ in seen]
     ranked = [matches[i] for i in order] + list(found.matches[len(seen) :])
     order += range(len(seen), len(ranked))

@@ -216,8 +216,9 @@ def find(
         guesses: transforms (2, 3) that may hold, such as that of a tile which is upright.
         scales: the least and the largest scale that is possible.
     """
-    chance = align(query.mirrored, reference, guesses, scales)
-    found = align(query.features, reference, guesses, scales)
+    found, chance = (
+        align(each, reference, guesses, scales) for each in (query.features, query.mirrored)
+    )
     return Finding(found, 0 if chance is None else len(chance.query))
 
 
