@@ -221,6 +221,9 @@ class TrainConfig:
     init: str = _key("", 'trunk weights: "imagenet" or a file; "": random')
     dtype: Literal["auto", "float32", "bfloat16"] = _key("auto", "precision of the computation")
     save_minutes: float = _key(5.0, "minutes between checkpoints at the most", least=0)
+    mlflow: str = _key(
+        "", 'track the run in MLflow: a folder, relative to the project, or "https://SERVER"'
+    )
     frames: Literal["", "validation", "test"] = _key(
         "", "split whose descriptors are drawn in two dimensions at every round"
     )

@@ -60,7 +60,7 @@ def encoder_of(
         GeomatchError: the run does not exist, or was trained on tiles of another form.
     """
     backend.prepare()
-    encoding = load_encoder(project, None, project.root / manifest.run, manifest.step)
+    encoding = load_encoder(project, None, project.run_of(manifest), manifest.step)
     if encoding.fingerprint != manifest.model:
         raise StaleError(
             f"the checkpoint {encoding.name} changed since it was embedded",

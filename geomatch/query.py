@@ -108,6 +108,8 @@ def _answers(
                 result = _locate(index, each, finder, angles, options, passing)
             else:
                 result = _answer(index, each, next(vectors), angles, options, passing)
+            if isinstance(result, Matches):
+                result = _looked_at(index, result, options)
             if options.files and isinstance(result, Matches):
                 answered.append(result)
             yield result
@@ -256,6 +258,28 @@ def _locate(
     )
 
 
+def _looked_at(index: OpenIndex, found: Matches, options: Options) -> Matches:
+    """Answers verified by local features, and the image georeferenced, as far as is asked for.
+
+    Raises:
+        GeomatchError: the image lies at none of its answers.
+    """
+    if options.verify:
+        from geomatch.querying.confirming import confirm
+
+        found = confirm(index, found, options.verify)
+    if options.georeference:
+        from geomatch.querying.placing import georeference
+        from geomatch.report.local_matches import draw_residuals
+
+        placed = georeference(index, found, options.georeference)
+        thumbnail, shares, metres = placed.picture()
+        path = options.georeference.with_suffix(".residuals.png")
+        draw_residuals(thumbnail, shares, metres, f"{placed}", path)
+        found = replace(found, placed=placed)
+    return found
+
+
 def _matches(
     index: OpenIndex,
     query: Query,
@@ -308,6 +332,15 @@ def _write(index: OpenIndex, found: list[Matches], options: Options) -> None:
         outputs.write_geojson(options.geojson, found, index.tiles)
     if options.gpkg:
         outputs.write_gpkg(options.gpkg, found, index.tiles)
-    if options.sheet:
+    if options.sheet and options.verify:
+        from geomatch.report.local_matches import Pair, draw_pairs
+
+        pairs = [
+            Pair(seen.query, seen.around, seen.at, seen.to, caption, is_confirmed)
+            for each in found
+            for seen, caption, is_confirmed in each.pairs()
+        ]
+        draw_pairs(pairs, options.sheet)
+    elif options.sheet:
         shown = [(each.as_json(), each.rows, each.query.picture, each.query.name) for each in found]
         match_sheet(index.project, shown, options.sheet)

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -30,16 +29,19 @@ from geomatch.nn.checkpoint import Checkpoints
 from geomatch.nn.encoder import Siamese, TileForm, build
 from geomatch.nn.module_graph import trace
 from geomatch.nn.objective import MatchRule
-from geomatch.nn.step import RunLength, abstract_state, make_step, replicate
+from geomatch.nn.step import RunLength, State, abstract_state, make_step, replicate
 from geomatch.progress import ProgressCallback, silent
-from geomatch.project import Project, replacing, write_json, write_record
+from geomatch.project import Project, check_name, replacing, write_json, write_record
+from geomatch.report import mlflow_run
+from geomatch.report.mlflow_run import MlflowRun
 from geomatch.runs import read_run
-from geomatch.training import setup
+from geomatch.training import hosts, setup
 from geomatch.training.dry_run import Compiled, DryRun
 from geomatch.training.dry_run import dry_run as measure
 from geomatch.training.feed import BatchFeed
+from geomatch.training.hosts import Processes as Processes
 from geomatch.training.interrupts import Interrupts
-from geomatch.training.metrics_log import VALIDATION, MetricsLog
+from geomatch.training.metrics_log import VALIDATION, MetricsLog, Scores
 from geomatch.training.mining import Mined
 from geomatch.training.monitor import Monitor
 from geomatch.training.origin import session
@@ -83,24 +85,13 @@ def never(epoch: int, metric: float | None) -> bool:
     return False
 
 
-def check_name(name: str) -> None:
-    """Check the name of a run.
-
-    Raises:
-        UsageError: it is not a plain name.
-    """
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise UsageError(
-            f"{name!r} is not a valid run name", "Use letters, digits, '.', '_' and '-'."
-        )
-
-
 def train(
     project: Project,
     settings: config.Config,
     *,
     run: str | None = None,
     hours: float | None = None,
+    processes: Processes | None = None,
     should_stop: ShouldStop = never,
     reference: bool = True,
     progress: ProgressCallback = silent,
@@ -111,6 +102,9 @@ def train(
         run: its name; by default the latest, or "run1".
         hours: how long a new run may take, by its first steps; the number of epochs follows. A run
             that was begun keeps its own.
+        processes: that train it together, each of which calls this; by default those that SLURM
+            or Open MPI started, or this one alone. All read the project's tiles, and the first
+            alone reads and writes its runs.
         should_stop: called after every validation; if it returns True, the run stops unfinished.
         reference: in the end, also measure what ImageNet features reach without training.
 
@@ -120,21 +114,40 @@ def train(
         DivergedError: the loss or the weights became NaN or infinite.
         KeyboardInterrupt: by Ctrl-C or SIGTERM, after the run was saved as it was.
     """
-    names = project.run_names()
-    name = run or (names[-1] if names else "run1")
-    check_name(name)
+    if run:
+        check_name(run)
     backend.prepare(settings.train.dtype)
-    with project.lock("tiles", shared=True), project.lock(f"runs/{name}"):
+    with hosts.joined(processes or Processes()), contextlib.ExitStack() as locks:
+        locks.enter_context(project.lock("tiles", shared=True))
         manifest = project.tile_manifest()
+        settings, tiles = hosts.of_first(lambda: (settings, manifest.fingerprint))
+        if tiles != manifest.fingerprint:
+            raise GeomatchError(
+                f"process {jax.process_index()} has other tiles than the first one",
+                "Give all processes the same project folder.",
+            )
+        if not hosts.is_first():
+            progress = silent
         settings, splits, sampler = _prepared(project, settings, manifest, progress)
         form = setup.form_of(manifest)
-        if hours is not None:
-            epochs = _epochs_within(hours, project, name, settings, manifest, splits, progress)
-            settings = replace(settings, train=replace(settings.train, epochs=epochs))
-        settings = _open_run(project, name, settings, manifest, form)
+
+        def open_run() -> tuple[str, config.Config]:
+            names = project.run_names()
+            name = run or (names[-1] if names else "run1")
+            locks.enter_context(project.lock(f"runs/{name}"))
+            wanted = settings
+            if hours is not None:
+                epochs = _epochs_within(hours, project, name, settings, manifest, splits, progress)
+                wanted = replace(settings, train=replace(settings.train, epochs=epochs))
+            return name, _open_run(project, name, wanted, manifest, form)
+
+        if hours is not None and jax.process_count() > 1:
+            raise UsageError("--hours is measured on one host alone", "Set train.epochs.")
+        name, settings = hosts.of_first(open_run)
         trained = _loop(project, name, settings, splits, sampler, form, should_stop, progress)
         if reference and not settings.train.init:
-            trained = replace(trained, imagenet=imagenet_map5(project, settings, splits, progress))
+            reach = partial(imagenet_map5, project, settings, splits, progress)
+            trained = replace(trained, imagenet=hosts.of_first(reach))
         _say_if_lost(trained, settings, progress)
         return trained
 
@@ -303,6 +316,7 @@ def _resolved(
     project: Project, name: str, settings: config.Config, tiles: TileManifest, form: TileForm
 ) -> tuple[config.Config, RunManifest]:
     """Resolved settings and manifest of a run; if it exists, it was begun with these settings."""
+    mlflow_run.check(settings.train.mlflow)
     path = project.run(name) / "config.json"
     before, old = None, None
     if path.exists():
@@ -314,6 +328,8 @@ def _resolved(
         changed = config.differences(before, requested, (*setup.TABLES, "split"))
         if "train.epochs" in changed and requested.train.epochs > before.train.epochs:
             changed.remove("train.epochs")
+        if "train.mlflow" in changed:  # which is no part of what is trained
+            changed.remove("train.mlflow")
         if old.tiles != manifest.tiles:
             changed.append("the tiles")
         manifest = replace(manifest, id=old.id, sessions=old.sessions)
@@ -328,7 +344,7 @@ def _resolved(
 def _checked_sampler(settings: config.Config, training: TileTable) -> Sampler:
     """The sampler of batches, after checking that settings and training tiles fit."""
     train, rule = settings.train, settings.mining.rule
-    devices, batch = jax.local_device_count(), train.batch
+    devices, batch = jax.device_count(), train.batch
     parts = devices * train.accumulate
     if batch < 1 or batch % parts:
         times = f" times train.accumulate = {train.accumulate}" if train.accumulate > 1 else ""
@@ -382,8 +398,8 @@ def _loop(
     should_stop: ShouldStop,
     progress: ProgressCallback,
 ) -> Trained:
-    folder = project.run(name)
-    devices, training = jax.local_device_count(), sampler.tiles
+    folder, first = project.run(name), hosts.is_first()
+    training = sampler.tiles
     dropout = settings.augment.label_dropout
     if form.label_channels and dropout:
         progress(f"training drops the labels of {dropout:.0%} of tiles, for queries without labels")
@@ -391,64 +407,82 @@ def _loop(
     total = per_epoch * settings.train.epochs
     model = build(settings, form)
     store = TileStore.open(project.pixels)
-    validator = Validator(model, settings, store, splits, folder)
     examples = Examples(sampler, settings, form)
     measured = dict.fromkeys(("validation", *settings.eval.during))
     step_fn = unfrozen_step_fn = _step(settings, form, sampler, total, frozen=True)
     if settings.train.freeze_epochs:
         unfrozen_step_fn = _step(settings, form, sampler, total, frozen=False)
 
-    with (
-        Interrupts() as interrupts,
-        Checkpoints(folder / "checkpoints") as checkpoints,
-        contextlib.ExitStack() as stack,
-    ):
+    with Interrupts() as interrupts, contextlib.ExitStack() as stack:
+        validator = Validator(model, settings, store, splits, folder, interrupts.agree)
+        checkpoints = None
+        if first:
+            checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints"))
+
         # Restore, or begin.
-        last, restored = checkpoints.last, None
-        notes = {} if last is None else checkpoints.notes(last)
-        if last is not None and (last < total or notes.get("round_due")):
-            restored = checkpoints.restore_last(abstract_state(model, settings, form))
-            last, notes = restored.step, checkpoints.notes(restored.step)
-            if restored.remark:
-                progress(restored.remark)
-        round_due = notes.get("round_due", False)
-        log = MetricsLog(folder, -1 if last is None else last, round_due)
-        if (
-            last is not None
-            and not round_due
-            and (last >= total or _patience_is_over(log.scores, settings))
-        ):
-            progress(f"run {name} is finished: {last} steps ({last // per_epoch} epochs)")
-            return _finish(folder, name, checkpoints, log.scores)
-        if restored is None:
-            if not settings.train.init and training.dated:
-                progress(
-                    "training begins with random weights; `geomatch init DIR --preset pretrained` "
-                    "begins with ImageNet's"
+        def begin() -> _Beginning | Trained:
+            assert checkpoints is not None
+            last, restored = checkpoints.last, None
+            notes = {} if last is None else checkpoints.notes(last)
+            if last is not None and (last < total or notes.get("round_due")):
+                restored = checkpoints.restore_last(abstract_state(model, settings, form))
+                last, notes = restored.step, checkpoints.notes(restored.step)
+                if restored.remark:
+                    progress(restored.remark)
+            round_due = notes.get("round_due", False)
+            log = MetricsLog(folder, -1 if last is None else last, round_due)
+            if (
+                last is not None
+                and not round_due
+                and (last >= total or _patience_is_over(log.scores, settings))
+            ):
+                progress(f"run {name} is finished: {last} steps ({last // per_epoch} epochs)")
+                return _finish(folder, name, checkpoints, log.scores)
+            if restored is not None:
+                (folder / "finished.json").unlink(missing_ok=True)
+                progress(f"run {name}: resuming from step {restored.step} of {total}")
+                state = restored.value
+            else:
+                if not settings.train.init and training.dated:
+                    progress(
+                        "training begins with random weights; `geomatch init DIR --preset "
+                        "pretrained` begins with ImageNet's"
+                    )
+                state = setup.initial(
+                    model, settings, form, project.root, training, store, progress
                 )
-            step = 0
-            state = setup.initial(model, settings, form, project.root, training, store, progress)
-        else:
-            step, state = restored.step, restored.value
-            (folder / "finished.json").unlink(missing_ok=True)
-            progress(f"run {name}: resuming from step {step} of {total}")
-        stack.enter_context(log)
-        if last is None:
+            since_log = notes.get("since_log", ())
+            return _Beginning(last, state, round_due, _last_mined(folder), since_log, log)
+
+        beginning = hosts.of_first(begin)
+        if isinstance(beginning, Trained):
+            return beginning
+        last, state, round_due, mined, since_log, metrics_log = beginning
+        step = last or 0
+        log, board = Scores(metrics_log.scores), None
+        if first:
+            log = stack.enter_context(metrics_log)
+            board = metrics_log.board
+            if address := settings.train.mlflow:
+                metrics_log.tracker = stack.enter_context(
+                    MlflowRun(project, name, address, progress)
+                )
+        if last is None and board is not None:
             shape = form.size, form.size, form.channels
-            log.board.graph(
+            board.graph(
                 trace(partial(model.apply, method=Siamese.encode_and_pair), state.variables, shape)
             )
         state = replicate(state)
-        feed = stack.enter_context(BatchFeed(sampler, store, devices))
-        mined = _last_mined(folder)
-        since_log = notes.get("since_log", ())
+        feed = stack.enter_context(BatchFeed(sampler, store, *hosts.devices()))
         monitor = Monitor(
             total, settings, splits, sampler, log.scores, progress, checkpoints, since_log
         )
         saved_at, pruned = time.monotonic(), False
 
         def save_if_interrupted(kind: type[BaseException] | None, *_: object) -> None:
-            if kind is not KeyboardInterrupt or interrupts.holding:
+            if checkpoints is None or kind is None or not issubclass(kind, KeyboardInterrupt):
+                return
+            if interrupts.holding:
                 return  # a step that is broken off has taken the state
             if step not in checkpoints.steps:
                 monitor.check(state, step, mined)
@@ -459,6 +493,13 @@ def _loop(
 
         stack.push(save_if_interrupted)
 
+        def save(score: float | None) -> None:
+            nonlocal saved_at
+            if checkpoints is not None:
+                with interrupts.held():
+                    checkpoints.save(step, state, score)
+            saved_at = time.monotonic()
+
         while True:
             epoch, into_epoch = divmod(step, per_epoch)
             scheduled = into_epoch == 0 and epoch % settings.mining.every == 0
@@ -467,7 +508,11 @@ def _loop(
             # unless it was interrupted in it; it mines only if the run had ended at that round.
             validate = (scheduled or finished) and (step != last or round_due)
             mining_file = _mining_file(folder, step)
-            mine = scheduled and validator.mines(step, total) and not mining_file.exists()
+            mine = (
+                scheduled
+                and validator.mines(step, total)
+                and not hosts.of_first(mining_file.exists)
+            )
             if validate or mine:
                 monitor.check(state, step, mined)
                 round_ = validator.round(state.variables, step, epoch, progress)
@@ -485,51 +530,81 @@ def _loop(
                 unmeasured = {"train"} - {*measured}
                 scores = {f"{split}/map@5": round_.map5(split) for split in unmeasured}
                 with interrupts.held():
-                    with replacing(mining_file) as temporary:
-                        mined.save(temporary)
+                    if first:
+                        with replacing(mining_file) as temporary:
+                            mined.save(temporary)
                     log.write(step, {**scores, "train/hard_share": mined.share})
 
             # Save: after every validation, and when `train.save_minutes` have passed.
             if validate:
                 monitor.validated(step, round_.rate, score, mined)
                 finished |= _patience_is_over(log.scores, settings)
-                log.board.histograms(step, weights(state.params))
-                if not finished:
-                    on_first_device = (part[0] for part in feed.peek(step, mined))
-                    log.board.pictures(step, "batch", examples.rows(step, mined, *on_first_device))
-                with interrupts.held():
-                    checkpoints.save(step, state, score)
-                saved_at = time.monotonic()
-                pruned = not finished and should_stop(epoch, score)
+                if board is not None:
+                    board.histograms(step, weights(state.params))
+                    if not finished:
+                        one_device = (part[0] for part in feed.peek(step, mined))
+                        board.pictures(step, "batch", examples.rows(step, mined, *one_device))
+                save(score)
+                stops = partial(should_stop, epoch, score)
+                pruned = not finished and hosts.of_first(stops)
                 if pruned:
                     break
             overdue = time.monotonic() - saved_at > 60 * settings.train.save_minutes
-            if overdue and _is_logged(step, per_epoch) and step not in checkpoints.steps:
+            if (
+                checkpoints is not None
+                and overdue
+                and _is_logged(step, per_epoch)
+                and step not in checkpoints.steps
+            ):
                 monitor.check(state, step, mined)
-                with interrupts.held():
-                    checkpoints.save(step, state, score)
-                saved_at = time.monotonic()
+                save(score)
             if finished:
                 break
 
             # Draw, step.
-            tiles, places = feed.batch(step, mined)
+            with monitor.reading():
+                tiles, places = feed.batch(step, mined)
             if epoch >= settings.train.freeze_epochs:
                 step_fn = unfrozen_step_fn
+            images = math.prod(tiles.shape[:3]) * jax.process_count()
             with interrupts.held():
                 state, step_metrics = step_fn(state, tiles, places, np.uint32(step))
                 step += 1
-                monitor.stepped(step, step_metrics, math.prod(tiles.shape[:3]), mined)
+                monitor.stepped(step, step_metrics, images, mined)
                 if _is_logged(step, per_epoch):
                     log.write(step, monitor.metrics(step))
-    if settings.train.frames:
-        from geomatch.report.projection import animate
+            interrupts.agree()
 
-        animate(folder / "figures")
-    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        if pruned:
-            return _best(name, checkpoints, log.scores)
-        return _finish(folder, name, checkpoints, log.scores)
+    def end() -> Trained:
+        if settings.train.frames:
+            from geomatch.report.projection import animate
+
+            animate(folder / "figures")
+        with Checkpoints(folder / "checkpoints", read_only=True) as kept:
+            if pruned:
+                return _best(name, kept, log.scores)
+            return _finish(folder, name, kept, log.scores)
+
+    return hosts.of_first(end)
+
+
+class _Beginning(NamedTuple):
+    """Where a run begins or goes on, as the first process finds it.
+
+    Attributes:
+        last: step of the checkpoint it goes on from; None if it begins.
+        state: host arrays.
+        round_due: the round at `last` is still to be done.
+        mined: the samples that were mined last.
+        since_log: see `Monitor`.
+    """
+
+    last: int | None
+    state: State
+    round_due: bool
+    mined: Mined | None
+    since_log: Sequence[Sequence[float]]
+    log: MetricsLog
 
 
 def _step(

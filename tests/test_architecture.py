@@ -38,7 +38,7 @@ FURTHER = (
     "demo",
 )
 """Commands beside the pipeline's; each is one module, as a stage is."""
-SHOWING = ("console", "eval_tables", "registration_table", "trial_tables")
+SHOWING = ("console", "eval_tables", "registration_table", "run_tables", "trial_tables")
 """Modules of the command line that print results; a command imports them when it runs."""
 HEAVY = {"jax", "numpy", "rasterio", "sklearn", "faiss", "orbax", "pyarrow", "tensorstore"}
 
@@ -55,7 +55,7 @@ ROOMS = {
     "data": "errors manifests project records geo.grid",
     "search": "errors manifests data",
     "nn": "errors config",
-    "report": "errors manifests project data",
+    "report": "errors manifests progress project data",
     "runs": "errors manifests config project nn",
     "tiling": "errors manifests progress config project geo data",
     "training": "errors manifests progress config project records data search nn report runs "
@@ -78,7 +78,8 @@ ROOMS = {
     "export_matches": "errors progress project geo data",
     "export_tiles": "errors progress project geo data",
     "import_weights": "errors project nn",
-    "info": "errors manifests config project data nn runs",
+    "manage_runs": "errors manifests config project records data nn report",
+    "info": "errors manifests config project data runs manage_runs",
     "project2d": "errors progress config project data report",
     # Two commands run stages: each trial of a search is a run, and the demo is the whole chain.
     "tune": "errors progress config project train training.setup",
@@ -87,7 +88,8 @@ ROOMS = {
     "cli": " ".join(
         (
             "errors progress config project init data.eval_report data.registration",
-            "tiling.request querying training.dry_run training.overfit",
+            "manage_runs report.run_page tiling.request querying training.dry_run",
+            "training.overfit",
             *STAGES,
             *FURTHER,
         )
@@ -100,9 +102,9 @@ room further down this table."""
 LIBRARIES = {
     "geo": "numpy rasterio pyogrio shapely scipy",
     "data": "numpy pyarrow shapely tensorstore",
-    "search": "numpy faiss pyarrow shapely psycopg sklearn",
+    "search": "cv2 numpy faiss pyarrow shapely psycopg sklearn",
     "nn": "numpy jax flax optax orbax h5py safetensors onnx onnxruntime openvino nncf",
-    "report": "numpy PIL matplotlib sklearn tensorboardX",
+    "report": "numpy PIL matplotlib sklearn tensorboardX mlflow",
     "runs": "numpy jax",
     "tiling": "numpy PIL",
     "training": "numpy jax pyarrow scipy sklearn",
@@ -133,6 +135,7 @@ ONLY = {
     "orbax": {"nn.checkpoint"},
     "tensorstore": {"data.store"},
     "tensorboardX": {"report.tensorboard"},
+    "mlflow": {"report.mlflow_run"},
     "optax": {"nn.optimizers", "nn.step"},
     "rich": {"cli.console"},
     "optuna": {"tune"},
@@ -308,8 +311,10 @@ def test_what_a_module_brings_along(modules, absent):
 # What is imported is required, and what is required is imported
 
 DISTRIBUTIONS = {
+    "cv2": "opencv-python-headless",
     "PIL": "pillow",
     "faiss": "faiss-cpu",
+    "mlflow": "mlflow-skinny",
     "orbax": "orbax-checkpoint",
     "sklearn": "scikit-learn",
 }

@@ -82,7 +82,9 @@ def test_the_command_exists(command):
         assert set(left) <= options_of(found)
         return
     values = found.make_context(found.name, left, context).params
-    assert not [v for v in values.values() if isinstance(v, str) and v.startswith("--")]
+    given = [v if isinstance(v, (list, tuple)) else [v] for v in values.values()]
+    texts = [text for several in given for text in several if isinstance(text, str)]
+    assert not [text for text in texts if text.startswith("--")]
     check_settings(values.get("settings") or [])
 
 

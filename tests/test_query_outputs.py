@@ -118,11 +118,9 @@ def test_files_replace_earlier_ones_and_leave_nothing_beside(written, indexed):
 
 
 def test_a_shape_across_180_degrees_stays_in_one_piece():
-    from geomatch.querying.outputs import _unbroken
-
     rings = np.array([[[179.9, 1], [-179.9, 1], [179.9, 1]], [[-9.0, 1], [-8, 2], [-9, 1]]])
     expected = [[[179.9, 1], [180.1, 1], [179.9, 1]], [[-9.0, 1], [-8, 2], [-9, 1]]]
-    np.testing.assert_allclose(_unbroken(rings), expected)
+    np.testing.assert_allclose(footprints.unbroken(rings), expected)
 
 
 # Many at once

@@ -172,6 +172,21 @@ def query(
         list[str] | None,
         typer.Option(help="An answer that is wrong: leave it out, and its like.", metavar="ID"),
     ] = None,
+    verify: Annotated[
+        int,
+        typer.Option(
+            help="Look for the query in so many first answers by local features; confirmed ones "
+            "come first.",
+            metavar="N",
+        ),
+    ] = 0,
+    georeference: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write an image without a place as a GeoTIFF, with its control points beside it.",
+            metavar="OUT.tif",
+        ),
+    ] = None,
     name: Annotated[
         str | None,
         typer.Option(
@@ -240,6 +255,8 @@ def query(
         expand=expand,
         like=tuple(like or ()),
         unlike=tuple(unlike or ()),
+        verify=verify,
+        georeference=georeference,
         index=name,
         fpr=fpr,
         build=build,
@@ -251,6 +268,8 @@ def query(
     several = len(target) > 1 or target == ["-"] or is_several(target[0])
     if several and (like or unlike):
         raise UsageError("--like and --unlike are about one query", "Give one target.")
+    if several and georeference:
+        raise UsageError("--georeference is about one image", "Give one target.")
     answered = failed = 0
     with console.progress(quiet) as progress:
         answers = query_each(opened, _listed(target), options, settings=wanted, progress=progress)
@@ -267,6 +286,10 @@ def query(
                 _show(found.as_json(), found.query.name)
             elif not several:
                 console.data(found.as_json())
+            if not isinstance(found, Unanswered) and found.placed:
+                console.note(f"{georeference}: {found.placed}")
+                if concern := found.placed.concern():
+                    console.note(f"check it: {concern}")
     for path in options.files:
         console.note(f"answers in {path}")
     if failed:
@@ -331,6 +354,11 @@ def _show(matches: Sequence[Mapping[str, Any]], name: str) -> None:
         f"{match['agreeing']}/{match['windows']}" if "windows" in match else None
         for match in matches
     ]
+    columns["confirmed"] = [
+        {None: None, True: "yes", False: "no"}[match.get("confirmed")] for match in matches
+    ]
+    columns["inliers"] = column("inliers")
+    columns |= {f"query {key}": column(f"query_{key}", ".6f") for key in ("lon", "lat")}
     # Images without years or georeference leave columns empty.
     shown = {title: values for title, values in columns.items() if set(values) != {None}}
     is_none = any(match["match"] is False for match in matches)
@@ -340,7 +368,7 @@ def _show(matches: Sequence[Mapping[str, Any]], name: str) -> None:
         list(zip(*shown.values(), strict=True)),
         numbers=(
             *("rank", "score", "probability", "lon", "lat", "distance (m)"),
-            *("turn", "m/px", "confidence"),
+            *("turn", "m/px", "confidence", "inliers", "query lon", "query lat"),
         ),
     )
 

@@ -16,6 +16,27 @@ def train(
     run: Annotated[
         str | None, typer.Option(help="Name of the run; by default the latest, or run1.")
     ] = None,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            envvar="JAX_COORDINATOR_ADDRESS",
+            help="Where the first of several processes listens, which train the run together; "
+            "under SLURM (srun) and Open MPI it is found.",
+        ),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, envvar="JAX_NUM_PROCESSES", help="Number of these processes."
+        ),
+    ] = None,
+    process_id: Annotated[
+        int | None,
+        typer.Option(
+            metavar="I", min=0, envvar="JAX_PROCESS_ID", help="This one's number, from 0."
+        ),
+    ] = None,
     hours: Annotated[
         float | None,
         typer.Option(
@@ -51,7 +72,12 @@ def train(
     from geomatch import train as stage
     from geomatch.cli import trial_tables
 
-    given = {"--dry-run": dry_run, "--overfit": overfit is not None, "--hours": hours is not None}
+    given = {
+        "--dry-run": dry_run,
+        "--overfit": overfit is not None,
+        "--hours": hours is not None,
+        "--processes": processes not in (None, 1),
+    }
     if sum(given.values()) > 1:
         names = " and ".join(name for name, there in given.items() if there)
         raise UsageError(f"{names} cannot be combined")
@@ -61,7 +87,10 @@ def train(
         elif overfit is not None:
             learnt = stage.overfit(opened, wanted, overfit, progress=progress)
         else:
-            trained = stage.train(opened, wanted, run=run, hours=hours, progress=progress)
+            together = stage.Processes(coordinator, processes, process_id)
+            trained = stage.train(
+                opened, wanted, run=run, hours=hours, processes=together, progress=progress
+            )
             scores = {
                 "validation mAP@5": trained.map5,
                 "untrained": trained.untrained,

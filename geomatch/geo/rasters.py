@@ -254,12 +254,12 @@ def _lonlat(path: str, crs: str, bounds: Bounds) -> Bounds:
     return west, south, east + 360 * (east < west), north
 
 
-def open_raster(path: str) -> Any:
+def open_raster(path: str, mode: str = "r") -> Any:
     check_proj()
     try:
         with _WARNINGS, warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            return rasterio.open(files.gdal_path(path))
+            return rasterio.open(files.gdal_path(path), mode)
     except GDAL_ERRORS as error:
         _check_limits(error)
         reason = str(error).replace(files.gdal_path(path), path)

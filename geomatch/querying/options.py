@@ -34,6 +34,8 @@ class Options:
             `feedback.expand`.
         like, unlike: ids of answers that are confirmed and rejected, for one query; see
             `feedback.rocchio`. Rejected ones are no answers any more.
+        verify: number of first answers to look at by local features; see `confirming`.
+        georeference: GeoTIFF to write the image in, for one query that is an image; see `placing`.
         index: name of the index; by default that of the latest embeddings, or the latest index
             where that is newer.
         fpr: share of queries without a match whose first answer may pass as one.
@@ -58,6 +60,8 @@ class Options:
     expand: int = 0
     like: tuple[str, ...] = ()
     unlike: tuple[str, ...] = ()
+    verify: int = 0
+    georeference: Path | None = None
     index: str | None = None
     fpr: float = 0.01
     build: bool = True
@@ -82,6 +86,12 @@ class Options:
             raise UsageError("--exclude-radius is for tiles, not for scans")
         if self.expand < 0:
             raise UsageError(f"--expand {self.expand}: must not be negative")
+        if self.verify < 0:
+            raise UsageError(f"--verify {self.verify}: must not be negative")
+        if self.georeference and self.georeference.suffix.lower() not in (".tif", ".tiff"):
+            raise UsageError(
+                f"--georeference {self.georeference}: a GeoTIFF is written", "For example: OUT.tif"
+            )
         if self.scales and (self.expand or self.like or self.unlike):
             raise UsageError("--expand, --like and --unlike are for tiles, not for scans")
         for scale in self.scales:
