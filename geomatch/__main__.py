@@ -3,11 +3,11 @@
 import sys
 from io import TextIOWrapper
 
-from geomatch.cli.commands import app
-
 
 def main() -> None:
     """Run the command line."""
+    from geomatch.cli.commands import app  # here, for worker processes import this module too
+
     if isinstance(sys.stdout, TextIOWrapper):  # else names that are not UTF-8 cannot be printed
         sys.stdout.reconfigure(errors="backslashreplace")
     app()

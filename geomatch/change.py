@@ -15,7 +15,7 @@ from geomatch.data.ground_truth import by_place
 from geomatch.data.tiles import TileTable
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.geo import footprints
-from geomatch.geo.coordinates import CRS84
+from geomatch.geo.grid import CRS84
 from geomatch.geo.layers import Layer, write
 from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project, replacing

@@ -153,7 +153,7 @@ def _chain(project: Project, started: float, progress: ProgressCallback) -> Show
             progress=progress,
         )
         metrics.append(report.splits["test"])
-    index(project, run=embedded.name, metric=settings.index.metric, progress=progress)
+    index(project, run=embedded.name, settings=settings.index, progress=progress)
     picture = _picture(project, progress)
     return Shown(
         places=metrics[0].queries // 2,

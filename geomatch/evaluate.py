@@ -155,9 +155,9 @@ def _rival(name: str, other: Measured, measured: Measured, tiles: TileTable) -> 
 
 def _keep_pairs(found: Measured, described: DescriptorFile, path: Path) -> None:
     """Keep the scores that `compare` takes its threshold and calibration from."""
-    filled = [split for split in ("validation", "train") if len(found.scored[split][0])]
+    filled = [split for split in ("validation", "train") if len(found.scored[split].same)]
     if filled:
-        same, other = found.scored[filled[0]]
-        pairs = ScoredPairs(same, other, filled[0], described.manifest.fingerprint)
+        scored = found.scored[filled[0]]
+        pairs = ScoredPairs(scored.same, scored.other, filled[0], described.manifest.fingerprint)
         with replacing(ScoredPairs.beside(path)) as temporary:
             pairs.save(temporary)

@@ -15,7 +15,7 @@ from geomatch.data.query_results import QueryTable
 from geomatch.data.tiles import TileTable
 from geomatch.errors import UsageError
 from geomatch.geo import footprints, layers
-from geomatch.geo.coordinates import CRS84
+from geomatch.geo.grid import CRS84
 from geomatch.geo.layers import Layer
 from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project, latest, replacing

@@ -15,7 +15,7 @@ from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable, date_of
 from geomatch.errors import UsageError
 from geomatch.geo import cog, footprints, layers
-from geomatch.geo.coordinates import CRS84
+from geomatch.geo.grid import CRS84
 from geomatch.geo.layers import Layer
 from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project, replacing

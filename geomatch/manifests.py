@@ -218,6 +218,28 @@ class EmbeddingManifest(DescriptorManifest):
 
 
 @dataclass(frozen=True, kw_only=True)
+class IndexEngine(Record):
+    """How the descriptors of an index are searched.
+
+    Attributes:
+        kind: "exact", or an approximate search whose answers are ranked again by the vectors.
+        dtype: of the vectors.
+        segments: position of the first vector of each of their files.
+        parts: position of the first vector of each file of an approximate search.
+        effort: of an approximate search; see `search.approximate`.
+        recall: recall@5 against exact search in float32 on `queries` descriptors of the index.
+    """
+
+    kind: Literal["exact", "ivfpq", "hnsw", "pgvector"]
+    dtype: Literal["float32", "float16", "int8"]
+    segments: tuple[int, ...]
+    parts: tuple[int, ...]
+    effort: int
+    recall: float = field(metadata=named("recall@5"))
+    queries: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class IndexManifest(DescriptorManifest):
     """An index.
 
@@ -225,8 +247,12 @@ class IndexManifest(DescriptorManifest):
         years: labels, `("",)` without years.
         counts: number of tiles of each year.
         embeddings: fingerprint of the embeddings.
+        whitened: whether descriptors are whitened; see `search.whitening`.
+        engine: how it is searched.
     """
 
     years: tuple[str, ...]
     counts: tuple[int, ...]
     embeddings: str
+    engine: IndexEngine
+    whitened: bool | None = field(default=None, metadata=OPTIONAL)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -12,16 +12,18 @@ from numpy.typing import NDArray
 
 from geomatch import config
 from geomatch.data.confidence import ANSWERS
+from geomatch.data.filters import Filter
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project
+from geomatch.querying import feedback, filters, turns
 from geomatch.querying.answers import Match, Matches, Unanswered
 from geomatch.querying.opened import OpenIndex, wanted
 from geomatch.querying.options import Options
 from geomatch.querying.targets import Query, Targets, is_several
 
-CHUNK = 32
-"""Targets that are described at a time."""
+CHUNK, VIEWS = 32, 256
+"""Targets that are described at a time, and how often they are turned in all, at most."""
 
 
 def query(
@@ -75,22 +77,41 @@ def query_each(
     """
     if options.build:
         options = replace(options, index=_made(project, options.index, settings, progress))
-    index = OpenIndex.open(project, options.index)
-    years = [index.year_code(year) for year in options.years]
+    with OpenIndex.open(project, options.index) as index:
+        yield from _answers(index, targets, options, progress)
+
+
+def _answers(
+    index: OpenIndex, targets: Iterable[str], options: Options, progress: ProgressCallback
+) -> Iterator[Matches | Unanswered]:
+    passing = filters.passing(index, options)
     from_code = index.year_code(options.from_year) if options.from_year else None
+    index.positions((*options.like, *options.unlike))  # before anything is computed
     if options.geojson or options.gpkg:
-        index.check_ground("--geojson" if options.geojson else "--gpkg")
-    finder = Targets(index, from_code, progress)
+        option = "--geojson" if options.geojson else "--gpkg"
+        index.check_ground(f"{option} needs footprints", "Write --csv FILE instead.")
+    if options.scales:
+        index.check_ground("a scan needs tiles with a place", "Ask without --gsd and --scales.")
+    angles = turns.angles(options.rotate)
+    finder = Targets(index, from_code, angles, bool(options.scales), progress)
     answered: list[Matches] = []
     remaining = (found for target in targets for found in _find(finder, target))
-    while found := list(islice(remaining, CHUNK)):
+    together = 1 if options.scales else max(1, min(CHUNK, VIEWS // len(angles)))
+    while found := list(islice(remaining, together)):
         vectors = finder.vectors([each for each in found if isinstance(each, Query)])
         for each in found:
             if isinstance(each, Unanswered):
                 yield each
                 continue
-            result = _answer(index, each, next(vectors), options, years)
-            answered += [result] if options.files else []
+            result: Matches | Unanswered
+            if each.is_scan:
+                result = _locate(index, each, finder, angles, options, passing)
+            else:
+                result = _answer(index, each, next(vectors), angles, options, passing)
+            if isinstance(result, Matches):
+                result = _looked_at(index, result, options)
+            if options.files and isinstance(result, Matches):
+                answered.append(result)
             yield result
     if answered:
         _write(index, answered, options)
@@ -105,8 +126,8 @@ def _made(
         from geomatch.index import index
 
         progress(f"the index of {name} is missing or stale: making it")
-        metric = (settings or config.load(project.config)).index.metric
-        index(project, run=name, metric=metric, progress=progress)
+        settings = settings or config.load(project.config)
+        index(project, run=name, settings=settings.index, progress=progress)
     return name
 
 
@@ -125,19 +146,37 @@ def _find(finder: Targets, target: str) -> Iterator[Query | Unanswered]:
 def _answer(
     index: OpenIndex,
     query: Query,
-    vector: NDArray[np.float32],
+    vectors: NDArray[np.float32],
+    angles: Sequence[float],
     options: Options,
-    years: list[int],
+    passing: Filter,
 ) -> Matches:
-    if not years:
-        own = None if options.same_year else query.year
-        years = [code for code, year in enumerate(index.manifest.years) if year != own]
-    searched = max(options.top, ANSWERS if index.confidence else 0)
-    scores, positions = index.vectors.search(vector, years, searched + 1)
-    keep = np.flatnonzero(positions != query.position)
-    judgement = index.confidence and index.confidence.judge(scores[keep], options.fpr)
-    keep = keep[: options.top]
-    found = _matches(index, query, scores[keep], positions[keep])
+    """The best answers to any turn of a query.
+
+    Args:
+        vectors: (turns, d).
+    """
+    liked, unliked = (index.positions(ids) for ids in (options.like, options.unlike))
+    if liked or unliked:
+        vectors = feedback.rocchio(
+            index.comparable(vectors), index.vectors_at(liked), index.vectors_at(unliked)
+        )
+    passing = filters.for_query(index, query, options, passing, unliked)
+    # What a probability says holds for the scores of a query as it is, among all tiles of a year.
+    is_changed = options.rotate or options.expand or liked or unliked or passing.columns
+    confidence = None if is_changed else index.confidence
+    most = max(options.top, options.expand, ANSWERS if confidence else 0)
+    scores, positions, won = _nearest(index, vectors, passing, most)
+    if options.expand and len(positions):
+        chosen = index.comparable(vectors)[won[0]]
+        expanded = feedback.expand(chosen, index.vectors_at(positions[: options.expand].tolist()))
+        turn = won[0]
+        scores, positions, won = _nearest(index, expanded[None], passing, options.top)
+        won += turn
+    judgement = confidence and confidence.judge(scores, options.fpr)
+    shown = slice(options.top)
+    degrees = [angles[code] if options.rotate else None for code in won[shown]]
+    found = _matches(index, query, scores[shown], positions[shown], degrees)
     if judgement:
         pairs = zip(found.matches, judgement.probability, strict=False)
         judged = (replace(m, probability=p, match=judgement.is_match) for m, p in pairs)
@@ -145,8 +184,108 @@ def _answer(
     return found
 
 
+def _nearest(
+    index: OpenIndex, vectors: NDArray[np.float32], passing: Filter, top: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+    """Scores, positions and best turns of the tiles that are nearest to any turn (turns, d)."""
+    scores, positions = index.vectors.search(vectors, top, passing)
+    turn = np.repeat(np.arange(len(vectors)), positions.shape[1])
+    order = np.argsort(-scores, axis=None, kind="stable")
+    # The best of a tile's turns is its first.
+    _, first = np.unique(positions.ravel()[order], return_index=True)
+    best = order[np.sort(first)[:top]]
+    return scores.ravel()[best], positions.ravel()[best], turn[best]
+
+
+def _locate(
+    index: OpenIndex,
+    query: Query,
+    finder: Targets,
+    angles: Sequence[float],
+    options: Options,
+    passing: Filter,
+) -> Matches | Unanswered:
+    """The places where a scan may lie."""
+    from geomatch.geo.footprints import lonlat
+    from geomatch.querying import scan, votes
+
+    assert query.pixels is not None
+    tiles, gsds = index.tiles, options.scales
+    poses = [scan.Pose(angle, gsd) for gsd in gsds for angle in angles]
+    cut = scan.windows(query.pixels, poses, tiles.size, tiles.gsd or 0.0)
+    found = votes.locate(index, cut, finder.describe, passing, options.top)
+    if not found:
+        at = ", ".join(f"{gsd:g}" for gsd in gsds)
+        return Unanswered(
+            query.name,
+            GeomatchError(
+                f"{query.name} has nothing to go by at {at} m per pixel",
+                f"It must be larger than a tile of {tiles.size * (tiles.gsd or 0):g} m, and not "
+                "blank: give other --scales.",
+            ),
+        )
+    weights = np.array([place.weight for place in found])
+    found = found[: options.top]
+    epsg = np.array([place.epsg for place in found])
+    degrees = lonlat(epsg, np.array([(place.x, place.y) for place in found]))
+    rows = index.rows.take([place.tile for place in found])
+    matches = [
+        Match(
+            query=query.name,
+            rank=rank,
+            tile=row["id"],
+            year=row["year"],
+            score=place.score,
+            lon=lon,
+            lat=lat,
+            distance_m=None,
+            turn=place.pose.turn,
+            gsd=place.pose.gsd,
+            confidence=max(0.0, 1 - np.delete(weights, rank - 1).max(initial=0) / place.weight),
+            agreeing=place.agreeing,
+            windows=place.windows,
+        )
+        for rank, (place, row, (lon, lat)) in enumerate(
+            zip(found, rows, degrees.tolist(), strict=True), 1
+        )
+    ]
+    return Matches(
+        query=query,
+        matches=tuple(matches),
+        rows=tuple(row["store_row"] for row in rows),
+        centres=tuple((place.epsg, place.x, place.y) for place in found),
+        places=tuple(found),
+    )
+
+
+def _looked_at(index: OpenIndex, found: Matches, options: Options) -> Matches:
+    """Answers verified by local features, and the image georeferenced, as far as is asked for.
+
+    Raises:
+        GeomatchError: the image lies at none of its answers.
+    """
+    if options.verify:
+        from geomatch.querying.confirming import confirm
+
+        found = confirm(index, found, options.verify)
+    if options.georeference:
+        from geomatch.querying.placing import georeference
+        from geomatch.report.local_matches import draw_residuals
+
+        placed = georeference(index, found, options.georeference)
+        thumbnail, shares, metres = placed.picture()
+        path = options.georeference.with_suffix(".residuals.png")
+        draw_residuals(thumbnail, shares, metres, f"{placed}", path)
+        found = replace(found, placed=placed)
+    return found
+
+
 def _matches(
-    index: OpenIndex, query: Query, scores: NDArray[np.float32], positions: NDArray[np.int64]
+    index: OpenIndex,
+    query: Query,
+    scores: NDArray[np.float32],
+    positions: NDArray[np.int64],
+    turns: Sequence[float | None],
 ) -> Matches:
     answers = index.rows.take(positions.tolist())
     distances: list[float | None] = [None] * len(answers)
@@ -159,9 +298,19 @@ def _matches(
         to_epsg = np.array([row["epsg"] for row in answers], np.int64)
         distances = distance(from_epsg, from_xy, to_epsg, to_xy).tolist()
     found = [
-        Match(query.name, rank, row["id"], row["year"], score, row["lon"], row["lat"], metres)
-        for rank, (score, row, metres) in enumerate(
-            zip(scores.tolist(), answers, distances, strict=True), 1
+        Match(
+            query=query.name,
+            rank=rank,
+            tile=row["id"],
+            year=row["year"],
+            score=score,
+            lon=row["lon"],
+            lat=row["lat"],
+            distance_m=metres,
+            turn=turn,
+        )
+        for rank, (score, row, metres, turn) in enumerate(
+            zip(scores.tolist(), answers, distances, turns, strict=True), 1
         )
     ]
     return Matches(
@@ -183,6 +332,15 @@ def _write(index: OpenIndex, found: list[Matches], options: Options) -> None:
         outputs.write_geojson(options.geojson, found, index.tiles)
     if options.gpkg:
         outputs.write_gpkg(options.gpkg, found, index.tiles)
-    if options.sheet:
+    if options.sheet and options.verify:
+        from geomatch.report.local_matches import Pair, draw_pairs
+
+        pairs = [
+            Pair(seen.query, seen.around, seen.at, seen.to, caption, is_confirmed)
+            for each in found
+            for seen, caption, is_confirmed in each.pairs()
+        ]
+        draw_pairs(pairs, options.sheet)
+    elif options.sheet:
         shown = [(each.as_json(), each.rows, each.query.picture, each.query.name) for each in found]
         match_sheet(index.project, shown, options.sheet)

@@ -7,47 +7,34 @@ killed command can continue. When all shards are there, they replace `tiles/`.
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import itertools
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from geomatch import config
 from geomatch.data.registration import YearPair
-from geomatch.data.store import shard_rows
 from geomatch.data.tiles import TileTable
 from geomatch.errors import GeomatchError, UsageError
-from geomatch.geo import labels, placement
-from geomatch.geo.grid import Grid, Ints
-from geomatch.geo.labels import Layer, VectorLayer
-from geomatch.geo.rasters import Pixels, Raster
+from geomatch.geo.grid import Grid
+from geomatch.geo.headers import Headers
 from geomatch.geo.views import Reading
-from geomatch.geo.windows import GridReader
 from geomatch.manifests import Channels, TileRequest, YearOfTiles
 from geomatch.progress import ProgressCallback, silent
 from geomatch.project import Project, fingerprint, replace_folder, replacing
-from geomatch.report.preview import preview as draw_preview
-from geomatch.tiling import image_folders, registration, shards, sources
+from geomatch.tiling import image_folders, shards, sources
+from geomatch.tiling.batches import Sheets, shards_of
+from geomatch.tiling.cells import Broken, CellShard, take_up
 from geomatch.tiling.plan import TilePlan, choose_grid, make_plan
 from geomatch.tiling.sources import YearSource
 from geomatch.tiling.usable import Unreadable
+from geomatch.tiling.workers import cut_all
 
-RECORD = 2
-"""Version of the records of shards; shards with records of another one are cut again."""
+HEADERS = ".headers.json"
+"""File of the project that remembers what the headers of rasters say; it may be deleted."""
 
 
 @dataclass(frozen=True)
@@ -69,30 +56,6 @@ class Tiled:
     splits: dict[str, int]
     unreadable: dict[str, str]
     registration: tuple[YearPair, ...] = ()
-
-
-@dataclass(frozen=True)
-class CellShard(shards.Shard):
-    """A shard of cells, which one worker process cuts in one go."""
-
-    grid: Grid
-    channels: tuple[int, int]
-    epsg: Ints
-    col: Ints
-    row: Ints
-    year: Ints
-    year_sources: dict[int, YearSource]
-    skip_bad: bool
-
-    def __len__(self) -> int:
-        return len(self.col)
-
-    @property
-    def key(self) -> str:
-        cells = [a.tolist() for a in (self.epsg, self.col, self.row, self.year)]
-        used = {year: sources.identity(source) for year, source in self.year_sources.items()}
-        leaving = ["skip bad"] if self.skip_bad else []
-        return fingerprint([cells, used, asdict(self.grid), self.channels, RECORD, *leaving])
 
 
 def tile(
@@ -142,6 +105,8 @@ def tile(
         table, pairs = _tile_ground(project, settings, overrides, workers, force, check, progress)
     manifest = project.tile_manifest()
     if preview:
+        from geomatch.report.preview import preview as draw_preview
+
         draw_preview(project, preview, project.preview)
     return Tiled(
         table,
@@ -166,6 +131,7 @@ def _check(
         UsageError: there is only one year.
     """
     from geomatch.report.registration_map import draw
+    from geomatch.tiling import registration
 
     in_metres = project.tile_manifest().in_metres
     pairs = registration.measure(year_sources, table, in_metres, unreadable, progress)
@@ -192,7 +158,9 @@ def _tile_ground(
     settings = config.located(settings, project.root)
     partial = project.root / "tiles.partial"
     with project.lock("tiles"):
-        year_sources = sources.collect(settings, partial / "collars", progress)
+        headers = Headers(project.root / HEADERS)
+        year_sources = sources.collect(settings, headers, partial / "collars", progress)
+        headers.save()
         channels = sources.channels(year_sources)
         grid = choose_grid(settings.grid, year_sources)
         request_fingerprint = fingerprint(
@@ -212,8 +180,12 @@ def _tile_ground(
             named = tuple(config.as_dict(settings)["source"])
             request = TileRequest(source=named, set=tuple(overrides))
             shards.prepare(partial, [len(plan.col), grid.size, sum(channels)], request, force)
-            work = _shards(plan, partial, channels, year_sources, settings.grid.skip_bad)
-            cut = functools.partial(_cut, workers or os.cpu_count() or 1)
+            sheets = Sheets(year_sources)
+            work = shards_of(plan, partial, channels, sheets, settings.grid.skip_bad)
+
+            def cut(missing: list[CellShard]) -> Iterator[tuple[CellShard, shards.ShardRecord]]:
+                return cut_all(missing, sheets, workers or os.cpu_count() or 1)
+
             records = shards.cut(work, cut, "cutting tiles", progress)
             table = _catalogue(plan, year_sources, records, settings.grid.min_valid)
             described = _description(grid, year_sources, channels, settings.grid, table, records)
@@ -243,254 +215,6 @@ def _tile_ground(
         finally:  # masks of collars are in it, which the check reads as well
             shutil.rmtree(partial, ignore_errors=True)
         return table, pairs
-
-
-def _shards(
-    plan: TilePlan,
-    folder: Path,
-    channels: tuple[int, int],
-    year_sources: Sequence[YearSource],
-    skip_bad: bool,
-) -> list[CellShard]:
-    rows = shard_rows(plan.grid.size, sum(channels))
-    boxes: list[Boxes] = [defaultdict(dict) for _ in year_sources]
-    found = []
-    for number, start in enumerate(range(0, len(plan.col), rows)):
-        part = slice(start, start + rows)
-        epsg, col, row, year = plan.epsg[part], plan.col[part], plan.row[part], plan.year[part]
-        bounds = plan.grid.bounds(col, row)
-        needed = {}
-        for code in np.unique(year).tolist():
-            mine = year == code
-
-            near = functools.partial(_near, boxes[code], epsg[mine], bounds[mine])
-            needed[code] = _reduced(year_sources[code], near)
-        cells = epsg, col, row, year
-        found.append(
-            CellShard(number, start, folder, plan.grid, channels, *cells, needed, skip_bad)
-        )
-    return found
-
-
-Near = Callable[[int | str, tuple[Raster, ...]], tuple[Raster, ...]]
-
-
-def _reduced(source: YearSource, near: Near) -> YearSource:
-    """A source with those of its rasters that are near some cells.
-
-    Args:
-        near: chooses them; its first argument tells lists of rasters apart.
-    """
-    layers: list[Layer] = []
-    for i, layer in enumerate(source.labels.layers):
-        if isinstance(layer, VectorLayer):
-            layers.append(layer)
-        elif files := near(i, layer.rasters):
-            layers.append(replace(layer, rasters=files))
-    known = replace(
-        source.labels, rasters=near("labels", source.labels.rasters), layers=tuple(layers)
-    )
-    images, changed = near("images", source.images), near("changed", source.changed)
-    return replace(source, images=images, labels=known, changed=changed)
-
-
-Boxes = defaultdict[int | str, dict[int, np.ndarray]]
-"""(n, 4) left, bottom, right, top of the n rasters of each list, by EPSG code."""
-
-
-def _near(
-    boxes: Boxes, epsg: Ints, bounds: np.ndarray, what: int | str, files: tuple[Raster, ...]
-) -> tuple[Raster, ...]:
-    """The rasters of the list `what` whose box intersects that of some cells, in any zone."""
-    wanted, known = np.zeros(len(files), bool), boxes[what]
-    for zone in np.unique(epsg).tolist():
-        if zone not in known:
-            projected = [placement.bounds_in(f, f"EPSG:{zone}") for f in files]
-            known[zone] = np.asarray(projected, np.float64).reshape(-1, 4)
-        cells = bounds[epsg == zone]
-        low, high = cells[:, :2].min(axis=0), cells[:, 2:].max(axis=0)
-        wanted |= ((known[zone][:, :2] < high) & (known[zone][:, 2:] > low)).all(axis=1)
-    return tuple(itertools.compress(files, wanted))
-
-
-# Cutting
-
-
-def _cut(workers: int, missing: list[CellShard]) -> Iterator[tuple[CellShard, shards.ShardRecord]]:
-    workers = min(workers, len(missing))
-    if workers <= 1:
-        yield from ((shard, _cut_shard(shard)) for shard in missing)
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_watch, initargs=(os.getpid(),))
-    try:
-        # A large area has many thousands of shards: keep only a few queued.
-        waiting = iter(missing)
-        running: dict[Future[shards.ShardRecord], CellShard] = {}
-        with _interrupts_ignored():  # for the workers to inherit while they start
-            for shard in itertools.islice(waiting, 4 * workers):
-                running[pool.submit(_cut_shard, shard)] = shard
-        while running:
-            future = next(as_completed(running))
-            yield running.pop(future), future.result()
-            for shard in itertools.islice(waiting, 1):
-                running[pool.submit(_cut_shard, shard)] = shard
-    except BrokenProcessPool as error:
-        raise GeomatchError(
-            "a worker process died, most likely because memory ran out",
-            "Run the same command again with --workers 1; finished shards are kept.",
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Let this process alone handle Ctrl-C: children started within ignore it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _watch(parent: int) -> None:
-    """Make a worker exit with its parent, even if that is killed."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _cut_shard(shard: CellShard) -> shards.ShardRecord:
-    """Read the cells of a shard, write its pixels, then its record."""
-    size, (bands, drawn) = shard.grid.size, shard.channels
-    pixels = np.zeros((len(shard.col), size, size, bands + drawn), np.uint8)
-    valid = np.zeros(len(shard.col), np.float32)
-    names = [""] * len(shard.col)
-    sheets = [0] * len(shard.col)
-    changed: list[float | None] = [None] * len(shard.col)
-    broken: Broken = {}
-    unreadable: Unreadable = {} if shard.skip_bad else None
-    for (code, epsg), rows in _groups(shard):
-        source, crs = shard.year_sources[code], f"EPSG:{epsg}"
-        with contextlib.ExitStack() as stack:
-            images = stack.enter_context(
-                GridReader(
-                    source.images,
-                    shard.grid,
-                    crs,
-                    stretch=source.stretch,
-                    unreadable=unreadable,
-                    by_centre=source.by_centre,
-                )
-            )
-            read_labels = _label_reader(stack, source, shard, rows, crs, broken, unreadable)
-            read_share = _share_reader(stack, source, shard, crs, unreadable)
-            for i in rows:
-                col, row = int(shard.col[i]), int(shard.row[i])
-                values, mask, seen = images.read(col, row)
-                names[i] = seen[0].name if seen else ""
-                sheets[i] = len({raster.path for raster in seen})
-                pixels[i, ..., :bands] = values
-                valid[i] = mask.mean()
-                if read_labels is not None:
-                    pixels[i, ..., bands:] = read_labels(col, row)
-                changed[i] = read_share(col, row)
-    left_out = {} if unreadable is None else {"unreadable": unreadable}
-    # How many pixels have each class.
-    classes = np.bincount(pixels[..., -1].reshape(-1), minlength=256).tolist() if drawn else []
-    return shard.write(
-        pixels,
-        valid=valid.tolist(),
-        source=names,
-        sheets=sheets,
-        changed=changed,
-        broken=broken,
-        classes=classes,
-        **left_out,
-    )
-
-
-def _groups(shard: CellShard) -> Iterator[tuple[tuple[int, int], Ints]]:
-    keys = np.stack([shard.year, shard.epsg], axis=1)
-    for year, epsg in np.unique(keys, axis=0).tolist():
-        yield (year, epsg), np.flatnonzero((shard.year == year) & (shard.epsg == epsg))
-
-
-def _label_reader(
-    stack: contextlib.ExitStack,
-    source: YearSource,
-    shard: CellShard,
-    rows: Ints,
-    crs: str,
-    broken: Broken,
-    unreadable: Unreadable,
-) -> Callable[[int, int], Pixels] | None:
-    """A function of column and row that reads the labels of a cell, 0 where there are none.
-
-    Args:
-        broken: takes up features that could not be drawn; see `labels.LayerReader`.
-    """
-    known = source.labels
-    if known.layers:
-        bounds = shard.grid.bounds(shard.col[rows], shard.row[rows])
-        low, high = bounds[:, :2].min(axis=0), bounds[:, 2:].max(axis=0)
-        box = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
-        drawn = stack.enter_context(
-            labels.LayerReader(known.layers, shard.grid, crs, box, unreadable)
-        )
-        _take_up(broken, drawn.broken)
-        return drawn.read
-    if known.rasters:
-        reader = stack.enter_context(
-            GridReader(known.rasters, shard.grid, crs, nearest=True, unreadable=unreadable)
-        )
-        return lambda col, row: reader.read(col, row)[0]
-    return None
-
-
-Broken = dict[str, list[int]]
-"""Ids of features that could not be drawn, by layer."""
-
-
-def _take_up(broken: Broken, found: Broken) -> None:
-    for layer, ids in found.items():
-        broken[layer] = sorted({*broken.get(layer, ()), *ids})
-
-
-def _share_reader(
-    stack: contextlib.ExitStack,
-    source: YearSource,
-    shard: CellShard,
-    crs: str,
-    unreadable: Unreadable,
-) -> Callable[[int, int], float | None]:
-    """A function of column and row: the share of changed ground in a cell, None if unknown."""
-    if not source.changed:
-        return lambda col, row: None
-    reader = stack.enter_context(
-        GridReader(source.changed, shard.grid, crs, nearest=True, unreadable=unreadable)
-    )
-    boxes = np.asarray([placement.bounds_in(mask, crs) for mask in source.changed])
-
-    def share(col: int, row: int) -> float | None:
-        cell = shard.grid.bounds(np.asarray(col), np.asarray(row))
-        covered = ((boxes[:, :2] < cell[2:]) & (boxes[:, 2:] > cell[:2])).all(axis=1)
-        if not covered.any():
-            return None
-        # If the nodata value of a mask is 0, unchanged ground is not valid.
-        found = float((reader.read(col, row)[0] > 0).mean())
-        readable = np.asarray([mask.path not in (unreadable or {}) for mask in source.changed])
-        return found if (covered & readable).any() else None
-
-    return share
 
 
 # What was cut
@@ -543,7 +267,7 @@ def _description(
     fictitious = any(c.placement == "fictitious" for c in year_sources)
     broken: Broken = {}
     for record in records:
-        _take_up(broken, record["broken"])
+        take_up(broken, record["broken"])
     shares: dict[str, float] = {}
     if classes := year_sources[0].labels.classes:
         pixels = np.sum([record["classes"] for record in records], axis=0)

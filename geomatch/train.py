@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -32,7 +31,9 @@ from geomatch.nn.module_graph import trace
 from geomatch.nn.objective import MatchRule
 from geomatch.nn.step import RunLength, State, abstract_state, make_step, replicate
 from geomatch.progress import ProgressCallback, silent
-from geomatch.project import Project, replacing, write_json, write_record
+from geomatch.project import Project, check_name, replacing, write_json, write_record
+from geomatch.report import mlflow_run
+from geomatch.report.mlflow_run import MlflowRun
 from geomatch.runs import read_run
 from geomatch.training import hosts, setup
 from geomatch.training.dry_run import Compiled, DryRun
@@ -82,18 +83,6 @@ def never(epoch: int, metric: float | None) -> bool:
     """A `ShouldStop` that never stops a run."""
     del epoch, metric
     return False
-
-
-def check_name(name: str) -> None:
-    """Check the name of a run.
-
-    Raises:
-        UsageError: it is not a plain name.
-    """
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise UsageError(
-            f"{name!r} is not a valid run name", "Use letters, digits, '.', '_' and '-'."
-        )
 
 
 def train(
@@ -327,6 +316,7 @@ def _resolved(
     project: Project, name: str, settings: config.Config, tiles: TileManifest, form: TileForm
 ) -> tuple[config.Config, RunManifest]:
     """Resolved settings and manifest of a run; if it exists, it was begun with these settings."""
+    mlflow_run.check(settings.train.mlflow)
     path = project.run(name) / "config.json"
     before, old = None, None
     if path.exists():
@@ -338,6 +328,8 @@ def _resolved(
         changed = config.differences(before, requested, (*setup.TABLES, "split"))
         if "train.epochs" in changed and requested.train.epochs > before.train.epochs:
             changed.remove("train.epochs")
+        if "train.mlflow" in changed:  # which is no part of what is trained
+            changed.remove("train.mlflow")
         if old.tiles != manifest.tiles:
             changed.append("the tiles")
         manifest = replace(manifest, id=old.id, sessions=old.sessions)
@@ -471,6 +463,10 @@ def _loop(
         if first:
             log = stack.enter_context(metrics_log)
             board = metrics_log.board
+            if address := settings.train.mlflow:
+                metrics_log.tracker = stack.enter_context(
+                    MlflowRun(project, name, address, progress)
+                )
         if last is None and board is not None:
             shape = form.size, form.size, form.channels
             board.graph(

@@ -18,8 +18,8 @@ import jax
 from geomatch import config
 from geomatch.errors import DivergedError, GeomatchError, UsageError
 from geomatch.progress import ProgressCallback, silent
-from geomatch.project import Project, fingerprint
-from geomatch.train import check_name, train
+from geomatch.project import Project, check_name, fingerprint
+from geomatch.train import train
 from geomatch.training import setup
 
 RANGE = re.compile(r"(\S+)\s*\.\.\s*(\S+?)(\s+log)?")

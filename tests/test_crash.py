@@ -215,7 +215,7 @@ def test_a_worker_that_is_killed_is_reported(imagery, tmp_path):
         assert wait_for(lambda: finished_shards(project) >= 1, process)
         for pid, _ in descendants(process.pid):
             name = Path(f"/proc/{pid}/cmdline").read_bytes()
-            if b"spawn_main" in name:
+            if b"forkserver" in name:
                 os.kill(pid, signal.SIGKILL)
         _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
@@ -256,7 +256,7 @@ def test_ctrl_c_while_workers_start_is_reported_in_a_line(imagery, tmp_path):
             for pid, _ in descendants(process.pid):
                 with contextlib.suppress(OSError):
                     names.append(Path(f"/proc/{pid}/cmdline").read_bytes())
-            return any(b"spawn_main" in name for name in names)
+            return any(b"forkserver" in name for name in names)
 
         assert wait_for(starting, process)
         time.sleep(0.1)

@@ -7,7 +7,7 @@ import pytest
 from hand_made import hand_made_tiles
 
 from geomatch.data.ground_truth import are_neutral, by_place, drawn, overlapping, tasks
-from geomatch.data.tiles import cell_keys
+from geomatch.geo.grid import cell_keys
 
 
 def block(side, years, stride=8):

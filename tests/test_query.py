@@ -18,15 +18,17 @@ from rasterio.warp import transform
 from rasterio.windows import Window
 from small_project import CRS, SIZE, write_tiff
 
+from geomatch import config
 from geomatch.data import index_rows
 from geomatch.data.embeddings import Embeddings
 from geomatch.errors import GeomatchError, StaleError, UsageError
 from geomatch.geo import footprints
 from geomatch.index import index
-from geomatch.project import Project
 from geomatch.query import query
-from geomatch.search import flat
+from geomatch.search.whitening import whitening
 
+COUNTS = (44, 44)
+"""Tiles of each year."""
 KEYS = ["query", "rank", "tile", "year", "score", "lon", "lat", "distance_m"]
 KEYS += ["probability", "match"]
 
@@ -119,27 +121,6 @@ def test_a_trained_encoder_finds_most_test_places(indexed):
     assert np.mean(right) > 0.5
 
 
-def test_many_segments_answer_as_one(indexed, copied, cosines, monkeypatch):
-    monkeypatch.setattr(flat, "SEGMENT", 10)
-    real = Embeddings.load(indexed.embedded.path).vectors
-    folder = indexed.root.parent / "segments"
-    folder.mkdir()
-    counts = [44, 44]
-    for year in (0, 1):
-        mine = real[indexed.tiles.year == year]
-        flat.write(folder, year, (mine[i : i + 7] for i in range(0, 44, 7)), "cosine")
-    assert len(list(folder.glob("year0-*.faiss"))) == 4
-    found = flat.FlatIndex(folder, counts, "cosine")
-    order = np.argsort(indexed.tiles.year, kind="stable")
-    for asked in (0, 30, 87):
-        position = int(np.flatnonzero(order == asked)[0])
-        unit = real[asked] / np.linalg.norm(real[asked])
-        np.testing.assert_allclose(found.vector(position), unit, rtol=1e-5, atol=1e-6)
-        scores, positions = found.search(real[asked], [0, 1], 9)
-        np.testing.assert_allclose(scores, np.sort(cosines[asked])[::-1][:9], atol=1e-5)
-        np.testing.assert_allclose(scores, cosines[asked][order[positions]], atol=1e-5)
-
-
 @pytest.mark.parametrize("by_point", [False, True])
 def test_a_query_by_tile_needs_no_jax(indexed, by_point):
     script = (
@@ -186,26 +167,20 @@ def read_groups(monkeypatch):
 
 
 @pytest.mark.parametrize("position", [0, 9, 10, 43, 44, 87])
-@pytest.mark.parametrize("keyed", [True, False])
-def test_an_id_is_found_and_only_its_group_is_read(in_parts, read_groups, position, keyed):
-    project = in_parts if keyed else Project(in_parts.root.with_name("unkeyed"))
-    if not keyed and not project.root.exists():
-        # As an earlier version wrote it.
-        shutil.copytree(in_parts.root, project.root)
-        next(project.indexes.glob("*/keys.npy")).unlink()
-    (folder,) = project.indexes.iterdir()
+def test_an_id_is_found_and_only_its_group_is_read(in_parts, read_groups, position):
+    (folder,) = in_parts.indexes.iterdir()
     ids = pq.read_table(folder / "tiles.parquet")["id"].to_pylist()
-    rows = index_rows.IndexRows(folder)
+    rows = index_rows.IndexRows(folder, COUNTS)
     read_groups.clear()
     assert rows.find(ids[position]) == position
-    assert set(read_groups) == ({position // 10} if keyed else set(range(9)))
+    assert set(read_groups) == {position // 10}
     assert rows.find("1_1@2020") is None
 
 
 def test_ids_of_one_key_are_told_apart(in_parts, monkeypatch, tmp_path, indexed):
     monkeypatch.setattr(index_rows, "_key", lambda name: len(name) % 2)
     index_rows.write(tmp_path, indexed.tiles, footprints.lonlat)
-    rows = index_rows.IndexRows(tmp_path)
+    rows = index_rows.IndexRows(tmp_path, COUNTS)
     for position in range(88):
         assert rows.find(rows.take([position])[0]["id"]) == position
 
@@ -214,7 +189,7 @@ def test_rows_come_in_the_order_asked_for(in_parts, indexed):
     (folder,) = in_parts.indexes.iterdir()
     tiles = indexed.tiles.select(np.argsort(indexed.tiles.year, kind="stable"))
     asked = [87, 3, 3, 40, 12]
-    found = index_rows.IndexRows(folder).take(asked)
+    found = index_rows.IndexRows(folder, COUNTS).take(asked)
     assert [row["id"] for row in found] == [tiles.ids()[i] for i in asked]
     assert [(row["x"], row["y"]) for row in found] == [tuple(tiles.centres()[i]) for i in asked]
     assert [row["store_row"] for row in found] == tiles.store_row[asked].tolist()
@@ -234,7 +209,7 @@ def test_a_point_reads_the_groups_that_may_cover_it(in_parts, indexed, read_grou
     read_groups.clear()
     (folder,) = in_parts.indexes.iterdir()
     x, y = indexed.tiles.centres()[20]
-    covering = index_rows.IndexRows(folder).within(lambda epsg: (x + 3, y - 5), 16)
+    covering = index_rows.IndexRows(folder, COUNTS).within(lambda epsg: (x + 3, y - 5), 16)
     assert len(covering) == 2
     assert 2 <= len(read_groups) < 9
 
@@ -453,7 +428,7 @@ def test_an_image_is_not_searched_in_an_index_of_another_checkpoint(indexed, cop
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut off"])
-@pytest.mark.parametrize("name", ["year1-0000.faiss", "tiles.parquet"])
+@pytest.mark.parametrize("name", ["vectors-000000000044.faiss", "tiles.parquet", "keys.npy"])
 def test_a_damaged_index_is_reported(indexed, copied, damage, name):
     project = copied(indexed)
     (segment,) = project.indexes.glob(f"*/{name}")
@@ -555,3 +530,44 @@ def test_a_run_started_again_makes_its_index_stale(indexed, copied):
     with pytest.raises(StaleError, match="run1 was started again") as caught:
         query(project, "0_0@2010")
     assert "geomatch embed" in caught.value.hint
+
+
+# Whitened
+
+
+def test_a_whitened_index_is_fitted_on_training_tiles_alone(indexed, copied, tmp_path):
+    project, tiles = copied(indexed), indexed.tiles
+    done = run_command("index", "-p", project.root, "--whiten")
+    assert done.exit_code == 0, done.output
+    vectors = Embeddings.load(indexed.embedded.path).vectors
+    training = tiles.split == 0
+    kernel, bias = whitening(vectors[training], tiles.year[training], training.sum() // 2)
+    white = (vectors @ kernel + bias).astype(np.float64)
+    white /= np.linalg.norm(white, axis=1, keepdims=True)
+    found = query(project, tiles.ids()[60], top=7)
+    searched = np.flatnonzero(tiles.year != tiles.year[60])
+    assert_nearest(indexed, white @ white.T, found, 60, searched)
+    # Images go through the whitening as well.
+    image_of(indexed, tmp_path / "cut.tif", inner(tiles))
+    best = query(project, str(tmp_path / "cut.tif")).matches[0]
+    assert best.tile == tiles.ids()[inner(tiles)]
+    assert best.score == pytest.approx(1, abs=1e-3)
+    (path,) = project.indexes.glob("*/whitening.npz")
+    path.write_bytes(b"torn")
+    with pytest.raises(StaleError):
+        query(project, tiles.ids()[60])
+    assert run_command("index", "-p", project.root).exit_code == 0
+    assert query(project, tiles.ids()[60], top=7).matches != found.matches
+
+
+def test_whitening_needs_training_tiles(indexed, copied):
+    project = copied(indexed)
+    table = pq.read_table(project.catalogue)
+    split = pa.array(["test"] * len(table))
+    at = table.schema.names.index("split")
+    pq.write_table(
+        table.set_column(at, "split", split).replace_schema_metadata(table.schema.metadata),
+        project.catalogue,
+    )
+    with pytest.raises(GeomatchError, match="training tiles, of which there are 0"):
+        index(project, settings=config.IndexConfig(whiten=True))

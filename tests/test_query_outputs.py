@@ -118,11 +118,9 @@ def test_files_replace_earlier_ones_and_leave_nothing_beside(written, indexed):
 
 
 def test_a_shape_across_180_degrees_stays_in_one_piece():
-    from geomatch.querying.outputs import _unbroken
-
     rings = np.array([[[179.9, 1], [-179.9, 1], [179.9, 1]], [[-9.0, 1], [-8, 2], [-9, 1]]])
     expected = [[[179.9, 1], [180.1, 1], [179.9, 1]], [[-9.0, 1], [-8, 2], [-9, 1]]]
-    np.testing.assert_allclose(_unbroken(rings), expected)
+    np.testing.assert_allclose(footprints.unbroken(rings), expected)
 
 
 # Many at once
@@ -163,21 +161,35 @@ def test_a_box_stands_for_the_tiles_whose_centres_are_in_it(indexed, year):
 
 def test_a_box_across_180_degrees(indexed):
     rows = OpenIndex.open(indexed.project, None).rows
-    everywhere = rows.inside(-180, -90, 180, 90)
+    everywhere = rows.inside((-180, -90, 180, 90))
     assert everywhere == list(range(88))
-    assert rows.inside(170, -90, 0, 90) == everywhere
-    assert rows.inside(170, -90, -170, 90) == []
+    assert rows.inside((170, -90, 0, 90)) == everywhere
+    assert rows.inside((170, -90, -170, 90)) == []
 
 
 def test_what_a_list_has_wrong_is_told_and_the_rest_answered(indexed, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
     tile = indexed.tiles.ids()[0]
-    wrong = ["nowhere", str(tmp_path / "empty"), str(tmp_path / "torn.png"), "0,0,1,1", "*.none"]
+    wrong = [
+        "n" * 5000,
+        "no\0where",
+        "nowhere",
+        str(tmp_path / "empty"),
+        str(tmp_path / "torn.png"),
+        "0,0,1,1",
+        "*.none",
+    ]
     found = ask(indexed, *wrong, tile)
-    assert [isinstance(each, Unanswered) for each in found] == [True] * 5 + [False]
-    assert [each.target for each in found[:5]] == wrong
-    messages = ["neither a tile", "no image files", "cannot be read", "its centre in", "no image"]
+    assert [isinstance(each, Unanswered) for each in found] == [True] * 7 + [False]
+    assert [each.target for each in found[:7]] == wrong
+    messages = [
+        *["neither a tile"] * 3,
+        "no image files",
+        "cannot be read",
+        "its centre in",
+        "no image",
+    ]
     for each, message in zip(found, messages, strict=False):
         assert message in each.error.message
 
@@ -217,6 +229,8 @@ def test_footprints_need_a_place(indexed, copied):
     project = copied(indexed)
     manifest = json.loads(project.tiles_manifest.read_text())
     project.tiles_manifest.write_text(json.dumps({**manifest, "placement": "none"}))
+    (failed,) = query_each(project, ["0,0,1,1"], Options())
+    assert "is a box, but the images have no georeference" in failed.error.message
     for option in ("gpkg", "geojson"):
         with pytest.raises(GeomatchError, match=f"--{option} needs footprints"):
             query(project, indexed.tiles.ids()[0], **{option: project.root / "answers"})

@@ -65,11 +65,11 @@ hand@1, exact search; rank and error are medians, ± is half of a 95 % interval
 
 the same place or not, at FPR 0.01
 
- split         AUC    EER  threshold    FPR    TPR
- ─────────────────────────────────────────────────
- train       0.964  0.083      0.893  0.042  0.542
- validation  0.977  0.062      0.893  0.000  0.625
- test        1.000  0.000      0.893  0.000  0.750
+ split         AUC    EER     threshold           FPR    TPR
+ ───────────────────────────────────────────────────────────
+ train       0.964  0.083  0.893 ±0.275  0.042 ±0.146  0.542
+ validation  0.977  0.062  0.893 ±0.275  0.000 ±0.157  0.625
+ test        1.000  0.000  0.893 ±0.275  0.000 ±0.229  0.750
 
 test, by how distinct a tile is
 

@@ -17,7 +17,6 @@ ANSWERS = 64
 """First answers to a query, which tell what scores its ground has."""
 LEAST = 8
 """Others that an answer has to be compared with at least."""
-DRAWS = 1000
 
 Float64Array = NDArray[np.float64]
 
@@ -70,7 +69,6 @@ class Confidence(Record):
         slope, intercept: of the logit of the probability that an answer is right, as a function of
             its standard score.
         first: of the first answer to each query while the tiles of its place are left out.
-        place: codes of the places of these queries.
     """
 
     split: str
@@ -78,7 +76,6 @@ class Confidence(Record):
     slope: float
     intercept: float
     first: tuple[float, ...]
-    place: tuple[int, ...]
 
     def judge(self, scores: NDArray[np.float32], fpr: float) -> Judgement | None:
         """How sure the answers to a query are; None where too few tiles are searched to tell.
@@ -104,12 +101,11 @@ class Confidence(Record):
 
         None where there were so few queries that not one of them might have.
         """
-        return _threshold(np.array(self.first), fpr) if fpr * len(self.first) >= 1 else None
-
-    def thresholds(self, fpr: float) -> Float64Array:
-        """(DRAWS,) the threshold of bootstrap samples of places."""
-        first, places = np.array(self.first), np.array(self.place)
-        return np.array([_threshold(first[rows], fpr) for rows in drawn_by_place(places)])
+        if fpr * len(self.first) < 1:
+            return None
+        values, counts = np.unique(self.first, return_counts=True)
+        passing = values[counts[::-1].cumsum()[::-1] <= fpr * len(self.first)]
+        return float(passing[0] if len(passing) else np.nextafter(values[-1], np.inf))
 
     def save(self, folder: Path) -> None:
         """Write JSON into the folder of an index."""
@@ -124,18 +120,3 @@ class Confidence(Record):
         """
         path = folder / "confidence.json"
         return read_record(path, cls, "geomatch index") if path.exists() else None
-
-
-def drawn_by_place(place: NDArray[np.int64], seed: int = 0) -> list[NDArray[np.int64]]:
-    """`DRAWS` bootstrap samples of rows, of which those of a place are drawn together."""
-    order = np.argsort(place, kind="stable")
-    groups = np.split(order, np.flatnonzero(np.diff(place[order])) + 1)
-    rng, n = np.random.default_rng(seed), len(groups)
-    return [np.concatenate([groups[i] for i in rng.integers(n, size=n)]) for _ in range(DRAWS)]
-
-
-def _threshold(first: Float64Array, fpr: float) -> float:
-    values, counts = np.unique(first, return_counts=True)
-    share = counts[::-1].cumsum()[::-1] / len(first)
-    passing = values[share <= fpr]
-    return float(passing[0] if len(passing) else np.nextafter(values[-1], np.inf))

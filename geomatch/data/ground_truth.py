@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from geomatch.data.tiles import TileTable, cell_keys
+from geomatch.data.tiles import TileTable
+from geomatch.geo.grid import cell_keys
 
 Ints = NDArray[np.int64]
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from geomatch.data import geoparquet
 from geomatch.errors import GeomatchError
-from geomatch.geo.grid import Float64Array, Grid
+from geomatch.geo.grid import Float64Array, Grid, cell_keys
 
 SPLITS = ("train", "validation", "test")
 
@@ -219,18 +219,6 @@ class TileTable:
             store_row=table["store_row"].to_numpy(),
             changed=_changed(table),
         )
-
-
-def cell_keys(
-    epsg: NDArray[np.int64], col: NDArray[np.int64], row: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """One integer (n,) per cell, which order as (epsg, col, row) do.
-
-    Even at one metre per step, |col| and |row| stay far below 2**26.
-    """
-    zone = np.unique(epsg, return_inverse=True)[1].reshape(-1).astype(np.int64)
-    keys: NDArray[np.int64] = (zone << 54) + ((col + 2**26) << 27) + (row + 2**26)
-    return keys
 
 
 def _changed(table: pa.Table) -> NDArray[np.float32] | None:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geomatch.data.confidence import ANSWERS, Confidence, drawn_by_place, standard_scores
+from geomatch.data.confidence import ANSWERS, Confidence, standard_scores
 from geomatch.data.eval_report import NoMatchMetrics
 from geomatch.data.ground_truth import are_neutral, by_place
 from geomatch.data.tiles import SPLITS, TileTable
-from geomatch.evaluation.bootstrap import LEVEL
+from geomatch.evaluation.bootstrap import threshold_intervals
 from geomatch.evaluation.calibration import Calibration, reliability
 from geomatch.search import exact
 from geomatch.search.exact import Metric, Rows
@@ -62,17 +62,14 @@ class Answered:
             slope=fitted.slope,
             intercept=fitted.intercept,
             first=tuple(first),
-            place=tuple(self.place.tolist()),
         )
 
-    def metrics(self, confidence: Confidence, threshold: float, fpr: float) -> NoMatchMetrics:
-        """How well a confidence, and its threshold for a rate, hold for these answers."""
-        first, thresholds = self.without[:, 0], confidence.thresholds(fpr)
-        samples = drawn_by_place(self.place, seed=1)
-        rates = [(first[rows] >= t).mean() for rows, t in zip(samples, thresholds, strict=True)]
-        tail = (100 - LEVEL) / 2
-        ends = [tail, 100 - tail]
-        low, high = np.percentile(rates, ends).tolist()
+    def metrics(self, known: Answered, threshold: float, fpr: float) -> NoMatchMetrics:
+        """How well the confidence of `known` answers, and its threshold for a rate, hold here."""
+        first, confidence = self.without[:, 0], known.confidence()
+        threshold_interval, fpr_interval = threshold_intervals(
+            known.without[:, 0], known.place, first, self.place, fpr
+        )
         found = Calibration(confidence.slope, confidence.intercept)
         error = reliability(
             found.probability(self.score[self.right]),
@@ -81,11 +78,11 @@ class Answered:
         return NoMatchMetrics(
             queries=len(self),
             threshold=threshold,
-            threshold_interval=tuple(np.percentile(thresholds, ends).tolist()),
+            threshold_interval=threshold_interval,
             fpr=float((first >= threshold).mean()),
-            fpr_interval=(low, high),
+            fpr_interval=fpr_interval,
             tpr=float((self.right[:, 0] & (self.score[:, 0] >= threshold)).mean()),
-            holds=low <= fpr,
+            holds=fpr_interval[0] <= fpr,
             error=error,
         )
 
@@ -103,13 +100,12 @@ def measured(
     known = reference(vectors, metric, tiles)
     if known is None:
         return {}
-    confidence = known.confidence()
-    threshold = confidence.threshold(fpr)
+    threshold = known.confidence().threshold(fpr)
     if threshold is None:
         return {}
     test = answered(vectors, metric, tiles, "test")
     return {
-        each.split: each.metrics(confidence, threshold, fpr)
+        each.split: each.metrics(known, threshold, fpr)
         for each in (known, test)
         if each is not None
     }

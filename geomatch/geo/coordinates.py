@@ -18,10 +18,10 @@ from rasterio.errors import CRSError, RasterioError
 from rasterio.warp import transform, transform_bounds
 
 from geomatch.errors import BadFileError, GeomatchError, UsageError
+from geomatch.geo.grid import CRS84
 
 Bounds = tuple[float, float, float, float]
 
-CRS84 = "OGC:CRS84"
 GDAL_ERRORS = (RasterioError, CRSError, CPLE_BaseError)
 """What rasterio raises: its own errors, and GDAL's, which it hands on."""
 NOWHERE: Bounds = (math.inf, math.inf, -math.inf, -math.inf)
@@ -57,14 +57,19 @@ def check_crs(path: str, crs: str, hint: str) -> None:
     Raises:
         BadFileError: the CRS is local (an engineering CRS), vertical or of another planet.
     """
+    if not _has_place(crs):
+        raise BadFileError(path, f'is in "{crs_name(crs)}", which has no place on the Earth', hint)
+
+
+@functools.cache
+def _has_place(crs: str) -> bool:
     known = CRS.from_user_input(crs)
-    has_place = known.is_projected or known.is_geographic
     try:
         project_points(crs, np.zeros(1), np.zeros(1), CRS84)
     except GeomatchError as error:  # else the point alone has none
-        has_place = has_place and not isinstance(error.__cause__, CPLE_NotSupportedError)
-    if not has_place:
-        raise BadFileError(path, f'is in "{crs_name(crs)}", which has no place on the Earth', hint)
+        if isinstance(error.__cause__, CPLE_NotSupportedError):
+            return False
+    return bool(known.is_projected or known.is_geographic)
 
 
 def crs_name(crs: str) -> str:
@@ -105,6 +110,12 @@ def project_points(
 def is_geographic(crs: str) -> bool:
     """Whether coordinates are longitudes and latitudes."""
     return bool(CRS.from_user_input(crs).is_geographic)
+
+
+@functools.cache
+def is_same(crs: str, other: str) -> bool:
+    """Whether coordinates in two CRSs are the same, as GDAL sees it."""
+    return bool(CRS.from_user_input(crs) == CRS.from_user_input(other))
 
 
 @contextlib.contextmanager

@@ -8,12 +8,15 @@ import hashlib
 import os
 import re
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import rasterio
 from rasterio.errors import RasterioError
+
+_LINKING = threading.Lock()
 
 
 def gdal_path(path: str) -> str:
@@ -23,7 +26,10 @@ def gdal_path(path: str) -> str:
     """
     try:
         path.encode()
+        return path
     except UnicodeEncodeError:
+        pass
+    with _LINKING:
         folder, name = os.path.split(path)
         home = os.path.join(_links().name, hashlib.sha256(os.fsencode(path)).hexdigest()[:16])
         os.makedirs(home, exist_ok=True)
@@ -33,7 +39,6 @@ def gdal_path(path: str) -> str:
             if each.startswith(stem) and not os.path.lexists(link):
                 os.symlink(os.path.abspath(os.path.join(folder, each)), link)
         return os.path.join(home, os.fsencode(name).decode(errors="replace"))
-    return path
 
 
 @functools.cache

@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyogrio
 import shapely
 from numpy.typing import NDArray
-from pyogrio.errors import DataLayerError, DataSourceError, FeatureError, GeometryError
 from rasterio.features import rasterize
 from rasterio.transform import from_origin
 from shapely.errors import GEOSException
@@ -29,8 +27,6 @@ from geomatch.geo.grid import Grid
 from geomatch.geo.rasters import Pixels, Raster
 from geomatch.geo.windows import GridReader
 
-UNREADABLE = (DataSourceError, DataLayerError, FeatureError, GeometryError, ValueError)
-"""What pyogrio raises for a file, a layer or a condition that GDAL does not read."""
 POLYGON, MULTIPOLYGON, POLYHEDRAL, TIN = 3, 6, 15, 16
 """Types of geometry in WKB; 1000 more with Z, 2000 with M, 3000 with both."""
 FEW, SHARE_OF_BROKEN = 10, 0.01
@@ -127,16 +123,36 @@ def find(pattern: str, what: str) -> list[str]:
         return found
 
 
+@functools.cache
+def _unreadable() -> tuple[type[Exception], ...]:
+    """What pyogrio raises for a file, a layer or a condition that GDAL does not read.
+
+    pyogrio is imported where it is used: with it comes pandas, if that is installed, and most
+    worker processes need neither.
+    """
+    from pyogrio import errors
+
+    return (
+        errors.DataSourceError,
+        errors.DataLayerError,
+        errors.FeatureError,
+        errors.GeometryError,
+        ValueError,
+    )
+
+
 def is_vector(path: str) -> bool:
     """Whether GDAL reads a file as vectors."""
     try:
         return bool(len(_list(path)))
-    except UNREADABLE:
+    except _unreadable():
         return False
 
 
 def _list(path: str) -> NDArray[np.object_]:
     """(n, 2) name and type of geometry, None without one, of the layers of a file."""
+    import pyogrio
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return np.asarray(pyogrio.list_layers(files.gdal_path(path)))
@@ -158,6 +174,8 @@ def _unopened(path: str, error: Exception) -> GeomatchError:
 
 @functools.cache
 def _drivers() -> frozenset[str]:
+    import pyogrio
+
     return frozenset(pyogrio.list_drivers())
 
 
@@ -207,7 +225,7 @@ def layer_names(path: str) -> list[str]:
     """
     try:
         return [str(name) for name, kind in _list(path) if kind is not None]
-    except UNREADABLE as error:
+    except _unreadable() as error:
         raise _unopened(path, error) from error
 
 
@@ -261,11 +279,13 @@ def vector_layers(
 
 
 def _info(path: str, layer: str) -> dict[str, Any]:
+    import pyogrio
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             about: dict[str, Any] = pyogrio.read_info(files.gdal_path(path), layer=layer)
-    except UNREADABLE as error:
+    except _unreadable() as error:
         raise _unopened(path, error) from error
     return about
 
@@ -278,6 +298,8 @@ def _read(
     Raises:
         GeomatchError: they cannot be read, or the condition is not one.
     """
+    import pyogrio
+
     # GDAL would compare attributes that are not read as if they were null.
     named = [str(f) for f in about["fields"] if str(f).lower() in layer.where.lower()]
     try:
@@ -291,7 +313,7 @@ def _read(
                 return_fids=True,
                 **({"where": layer.where or None} | options),
             )
-    except UNREADABLE as error:
+    except _unreadable() as error:
         if layer.where and options.get("read_geometry") is False:
             raise GeomatchError(
                 f"{layer.path} (layer {layer.layer}): where = {layer.where!r} cannot be used: "

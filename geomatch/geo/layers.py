@@ -14,7 +14,7 @@ import shapely
 from numpy.typing import NDArray
 
 from geomatch.errors import GeomatchError
-from geomatch.geo.coordinates import CRS84
+from geomatch.geo.grid import CRS84
 
 
 @dataclass(frozen=True)

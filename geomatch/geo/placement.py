@@ -11,17 +11,17 @@ from rasterio.transform import xy
 
 from geomatch.errors import BadFileError, GeomatchError
 from geomatch.geo.coordinates import (
-    CRS84,
     NOWHERE,
     Bounds,
     area_of_use,
     centre_lonlat,
     crs_name,
     is_metric,
+    is_same,
     project_bounds,
     project_points,
 )
-from geomatch.geo.grid import utm_epsg
+from geomatch.geo.grid import CRS84, utm_epsg
 from geomatch.geo.rasters import Raster, open_raster
 
 REACH = 6.0
@@ -76,8 +76,10 @@ def bounds_in(raster: Raster, crs: str) -> Bounds:
     Raises:
         GeomatchError: the raster cannot be converted to that CRS.
     """
+    if is_same(raster.crs, crs):
+        return raster.bounds
     area = area_of_use(crs)
-    if area is None or CRS.from_user_input(raster.crs) == CRS.from_user_input(crs):
+    if area is None:
         return _finite(raster, crs, raster.crs, raster.bounds)
     west, south, east, north = raster.lonlat
     reach = min(REACH, (360 - area[2] + area[0]) / 2)

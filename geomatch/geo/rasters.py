@@ -24,9 +24,8 @@ from rasterio.transform import xy
 from rasterio.windows import Window
 
 from geomatch.errors import BadFileError, GeomatchError, listed
-from geomatch.geo import collars, files, views
+from geomatch.geo import files, views
 from geomatch.geo.coordinates import (
-    CRS84,
     FARTHEST,
     GDAL_ERRORS,
     NOWHERE,
@@ -37,6 +36,7 @@ from geomatch.geo.coordinates import (
     crs_name,
     project_bounds,
 )
+from geomatch.geo.grid import CRS84
 from geomatch.geo.views import Layout, Reading
 
 Pixels = NDArray[np.uint8]
@@ -47,8 +47,29 @@ RASTER_SUFFIXES = {".tif", ".tiff", ".jp2", ".vrt", ".img", ".png", ".jpg", ".jp
 NAMES_SHOWN = 5
 """How many files an error lists."""
 
-_WARNINGS = threading.Lock()
-"""Filters of warnings are those of all threads."""
+
+class _Unwarned:
+    """Within, a raster without georeference gives no warning; filters are those of all threads."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._filters = contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._filters.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._filters.close()
+
+
+_unwarned = _Unwarned()
 
 
 @dataclass(frozen=True)
@@ -63,6 +84,7 @@ class Raster:
         layout: how its bands are read.
         stamp: see `files.stamp`; of the file, then of the others that it is read from.
         collar: path of the raster that masks its collar, made when it is first read; "" for none.
+        behind: paths of all files that `stamp` is of, or would be of if they were there.
     """
 
     path: str
@@ -72,6 +94,7 @@ class Raster:
     layout: Layout
     stamp: tuple[int, ...]
     collar: str = ""
+    behind: tuple[str, ...] = ()
 
     @property
     def bands(self) -> int:
@@ -138,21 +161,25 @@ def inspect(path: str, reading: Reading | None = None, masks: Path | None = None
         xs, ys = xy(source.transform, rows, cols, offset="ul")
         bounds = (float(min(xs)), float(min(ys)), float(max(xs)), float(max(ys)))
         crs = source.crs.to_wkt()
-        times = files.stamp(path, *files.behind(source))
-        chosen = views.layout(source, path, reading)
-        collar = ""
-        if masks and chosen.collar:
-            key = repr((path, times, chosen)).encode(errors="surrogateescape")
-            collar = str(masks / f"{hashlib.sha256(key).hexdigest()[:32]}.tif")
-        return Raster(
+        behind = tuple(dict.fromkeys((path, *files.behind(source))))
+        found = Raster(
             path=path,
             crs=crs,
             bounds=bounds,
             lonlat=_lonlat(path, crs, bounds),
-            layout=chosen,
-            stamp=times,
-            collar=collar,
+            layout=views.layout(source, path, reading),
+            stamp=files.stamp(*behind),
+            behind=behind,
         )
+        return replace(found, collar=collar_of(found, masks))
+
+
+def collar_of(raster: Raster, masks: Path | None) -> str:
+    """`Raster.collar` in a folder for masks of collars."""
+    if masks is None or not raster.layout.collar:
+        return ""
+    key = repr((raster.path, raster.stamp, raster.layout)).encode(errors="surrogateescape")
+    return str(masks / f"{hashlib.sha256(key).hexdigest()[:32]}.tif")
 
 
 def inspect_plain(path: str, reading: Reading, channels: int = 3) -> Raster:
@@ -254,12 +281,11 @@ def _lonlat(path: str, crs: str, bounds: Bounds) -> Bounds:
     return west, south, east + 360 * (east < west), north
 
 
-def open_raster(path: str) -> Any:
+def open_raster(path: str, mode: str = "r") -> Any:
     check_proj()
     try:
-        with _WARNINGS, warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            return rasterio.open(files.gdal_path(path))
+        with _unwarned:
+            return rasterio.open(files.gdal_path(path), mode)
     except GDAL_ERRORS as error:
         _check_limits(error)
         reason = str(error).replace(files.gdal_path(path), path)
@@ -277,11 +303,14 @@ def open_view(raster: Raster) -> Any:
         return source
     with source:
         if raster.collar and not os.path.exists(raster.collar):
-            _write_collar(raster, collars.LOSSY_TOLERANCE if collars.is_lossy(source) else 0)
+            _write_collar(raster, source)
         return rasterio.open(views.vrt(source, raster.layout, raster.collar))
 
 
-def _write_collar(raster: Raster, tolerance: int) -> None:
+def _write_collar(raster: Raster, source: Any) -> None:
+    from geomatch.geo import collars  # here, for it imports scipy
+
+    tolerance = collars.LOSSY_TOLERANCE if collars.is_lossy(source) else 0
     with open_view(replace(raster, collar="")) as view:
 
         def read(window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:

@@ -7,7 +7,7 @@ to each other than the buffer.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 
 import numpy as np
@@ -15,9 +15,10 @@ import shapely
 from numpy.typing import NDArray
 
 from geomatch.errors import UsageError
-from geomatch.geo.grid import Grid, Ints
+from geomatch.geo.grid import ROW_BITS, Grid, Ints, cell_keys
 
 TRAIN, VALIDATION, TEST, DROPPED = 0, 1, 2, -1
+ALL = (TRAIN, VALIDATION, TEST)
 SHARE = 0.15
 """Share of places in validation, and again in test, where blocks are drawn."""
 BLOCKS = 24
@@ -51,8 +52,8 @@ def by_blocks(grid: Grid, epsg: Ints, col: Ints, row: Ints, block: float | None,
             f"split.block = {block:g} m is smaller than a tile ({grid.side:g} m)",
             "Give a block of several tiles.",
         )
-    keys = blocks_of(grid, epsg, col, row, block)
-    blocks, member, count = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
+    keys = cell_keys(*blocks_of(grid, epsg, col, row, block).T)
+    blocks, member, count = np.unique(keys, return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(blocks))
     split = np.full(len(blocks), TRAIN)
     for target in (TEST, VALIDATION):
@@ -66,31 +67,43 @@ def by_blocks(grid: Grid, epsg: Ints, col: Ints, row: Ints, block: float | None,
     return split[member.reshape(-1)]
 
 
-def by_source(
-    names: Sequence[Sequence[str]], validation: Sequence[str], test: Sequence[str]
-) -> Ints:
-    """Split of each place by the files that cover it, dropped where these disagree.
+def of_files(paths: Sequence[str], validation: Sequence[str], test: Sequence[str]) -> list[int]:
+    """Split of each file.
 
     Args:
-        names: paths of the files of all years that cover each place.
         validation, test: globs of file names or whole paths.
 
     Raises:
         UsageError: a glob matches no file.
     """
-    paths = {path for covering in names for path in covering}
     split_of = dict.fromkeys(paths, TRAIN)
     for globs, target in ((validation, VALIDATION), (test, TEST)):
         for pattern in globs:
-            hits = [p for p in paths if fnmatch(p, pattern) or fnmatch(p.split("/")[-1], pattern)]
+            hits = [
+                path
+                for path in split_of
+                if fnmatch(path, pattern) or fnmatch(path.split("/")[-1], pattern)
+            ]
             if not hits:
                 raise UsageError(
                     f"split: no source file matches {pattern!r}",
                     "Give globs of file names, such as 'scene_03[5-9]*'.",
                 )
             split_of.update(dict.fromkeys(hits, target))
-    splits = [{split_of[path] for path in covering} for covering in names]
-    return np.asarray([s.pop() if len(s) == 1 else DROPPED for s in splits], np.int64)
+    return [split_of[path] for path in paths]
+
+
+def by_source(places: Ints, covered: Sequence[Ints]) -> Ints:
+    """Split of each place by the files that cover it, dropped where these disagree.
+
+    Args:
+        places: keys (n,) of all places, in ascending order.
+        covered: of each split, the keys of all places that its files cover.
+    """
+    within = np.zeros((len(covered), len(places)), bool)
+    for inside, keys in zip(within, covered, strict=True):
+        inside[np.searchsorted(places, keys)] = True
+    return np.where(within.sum(axis=0) == 1, within.argmax(axis=0), DROPPED)
 
 
 def by_areas(
@@ -110,28 +123,45 @@ def by_areas(
     return split
 
 
-def keep_apart(grid: Grid, epsg: Ints, col: Ints, row: Ints, split: Ints, buffer: float) -> Ints:
+def keep_apart(grid: Grid, places: Ints, split: Ints, buffer: float) -> Ints:
     """`split` with places dropped that lie within `buffer` metres of another split.
 
     Training places are dropped in favour of validation and test, validation in favour of test.
+
+    Args:
+        places: keys (n,) in ascending order.
     """
     reach = math.ceil((buffer + grid.side) / grid.step - 1e-9) - 1
     result = split.copy()
     if reach <= 0:
         return result
-    places = dict(
-        zip(
-            zip(epsg.tolist(), col.tolist(), row.tolist(), strict=True), split.tolist(), strict=True
-        )
-    )
-    for i, ((zone, c, r), here) in enumerate(places.items()):
-        if here in (DROPPED, TEST):
-            continue
-        near = (
-            places.get((zone, c + dc, r + dr), DROPPED)
-            for dc in range(-reach, reach + 1)
-            for dr in range(-reach, reach + 1)
-        )
-        if any(other > here for other in near):
-            result[i] = DROPPED
+    for favoured in (VALIDATION, TEST):
+        near = _near(places, places[split >= favoured], reach)
+        result[near & (split < favoured)] = DROPPED
     return result
+
+
+def _near(places: Ints, some: Ints, reach: int) -> NDArray[np.bool_]:
+    """Which places (n,) are up to `reach` columns and rows away from one of `some`."""
+    near = np.zeros(len(places), bool)
+    # Whatever is near to a place with all its neighbours is as near to another one.
+    has_all = np.ones(len(some), bool)
+    for offset in _offsets(1):
+        has_all &= _find(some, some + offset)[1]
+    for offset in _offsets(reach):
+        at, found = _find(places, some[~has_all] + offset)
+        near[at[found]] = True
+    return near
+
+
+def _offsets(reach: int) -> Iterator[int]:
+    """Differences of keys of the cells up to so many columns and rows away."""
+    for columns in range(-reach, reach + 1):
+        for rows in range(-reach, reach + 1):
+            yield (columns << ROW_BITS) + rows
+
+
+def _find(keys: Ints, wanted: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+    """Where each of some keys is among ascending ones, and whether it is."""
+    at = np.minimum(np.searchsorted(keys, wanted), max(0, len(keys) - 1))
+    return at, keys[at] == wanted if len(keys) else np.zeros(len(wanted), bool)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 
-import pyogrio
-from pyogrio.errors import DataLayerError, DataSourceError
-
 from geomatch.geo.files import gdal_path
 
 FIELD = "location"
 GTI_SUFFIXES = (".gti.gpkg", ".gti.fgb", ".gti")
+IMAGE_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".img", ".png", ".jpg", ".jpeg")
 
 
 def rasters_of(path: str) -> list[str] | None:
@@ -19,8 +17,11 @@ def rasters_of(path: str) -> list[str] | None:
 
     Relative names are taken from the folder of the index. A GDAL tile index (GTI) is a raster.
     """
-    if path.lower().endswith(GTI_SUFFIXES):
+    if path.lower().endswith((*GTI_SUFFIXES, *IMAGE_SUFFIXES)):
         return None
+    import pyogrio  # here, as in `labels`
+    from pyogrio.errors import DataLayerError, DataSourceError
+
     index = gdal_path(path)
     with contextlib.suppress(DataSourceError, DataLayerError):
         for layer, _ in pyogrio.list_layers(index):

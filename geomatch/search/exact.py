@@ -102,7 +102,7 @@ def search(
             best = np.empty((len(rows), 0), np.float32), np.empty((len(rows), 0), np.int64)
             for block in _blocks(len(database)):
                 found = neighbours(rows, as_database(vectors[database[block]], metric), k)
-                best = _best(
+                best = best_of(
                     np.concatenate([best[0], found[0]], axis=1),
                     np.concatenate([best[1], found[1] + block.start], axis=1),
                     k,
@@ -112,11 +112,11 @@ def search(
             exact = products(
                 vectors, np.repeat(queries[part], k), database[positions.reshape(-1)], metric
             ).reshape(positions.shape)
-            best = _best(np.where(positions < 0, -np.inf, exact), positions, k)
+            best = best_of(np.where(positions < 0, -np.inf, exact), positions, k)
         yield part, *best
 
 
-def _best(products: Float32Array, positions: Ints, k: int) -> tuple[Float32Array, Ints]:
+def best_of(products: Float32Array, positions: Ints, k: int) -> tuple[Float32Array, Ints]:
     """The k columns with the largest products of each row, best first."""
     order = np.argsort(-products, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(products, order, 1), np.take_along_axis(positions, order, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +12,23 @@ import numpy as np
 from geomatch import config
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.geo import coordinates, footprints, labels, placement, splits
-from geomatch.geo.grid import Grid, Ints, utm_epsg
+from geomatch.geo.grid import (
+    CRS84,
+    HALF,
+    ROW_BITS,
+    Grid,
+    Ints,
+    cell_keys,
+    cells_of,
+    utm_epsg,
+)
 from geomatch.geo.rasters import Raster
 from geomatch.progress import ProgressCallback
 from geomatch.tiling import sources
 from geomatch.tiling.sources import YearSource
 
+BAND = 16
+"""Columns and rows of cells that follow each other in the store."""
 MAX_CELLS = 1e8
 """Cells of one raster; more mean that a unit is wrong."""
 
@@ -76,51 +88,77 @@ def make_plan(
         UsageError: the split is invalid.
     """
     buffer = _buffer(settings.split, grid)
-    cells: list[Ints] = []
-    covering: dict[tuple[int, int, int], set[str]] = {}  # paths of the rasters over each place
+    images = [image for source in year_sources for image in source.images]
+    zones = {image: _zones(image, grid) for image in images}
+    codes = np.unique([code for each in zones.values() for code in each])
+    by_source = settings.split.by == "source"
+    rule = settings.split.validation, settings.split.test
+    file_split = splits.of_files([i.path for i in images], *rule) if by_source else []
+    number = itertools.count()
+    covered: list[list[Ints]] = [[] for _ in splits.ALL]  # keys of places, by split of the file
+    keys: list[Ints] = []  # of the cells of each year
     for source in year_sources:
         found = []
         for raster in source.images:
-            touched = _cells_of(raster, grid, buffer)
+            touched = _cells_of(raster, grid, zones[raster], codes, buffer)
             found.append(touched)
-            if settings.split.by == "source":
-                for cell in map(tuple, touched.tolist()):
-                    covering.setdefault(cell, set()).add(raster.path)
-        cells.append(np.unique(np.concatenate(found), axis=0))
-    table = np.concatenate(cells)
-    if not len(table):
+            if by_source:
+                covered[file_split[next(number)]].append(touched)
+        keys.append(np.unique(np.concatenate(found)))
+    if not sum(map(len, keys)):
         raise GeomatchError(
             f"no tile of {grid.side:g} m lies within one UTM zone",
             "Give smaller tiles with --size, or one grid for all with --crs EPSG:n.",
         )
-    year = np.repeat(np.arange(len(cells)), [len(of_year) for of_year in cells])
-    places, place, counts = np.unique(table, axis=0, return_inverse=True, return_counts=True)
+    places, counts = np.unique(np.concatenate(keys), return_counts=True)
     if len(year_sources) > 1 and counts.max() < 2:
         raise GeomatchError(
             "no ground is covered in more than one year: "
             + "; ".join(f"{c.year} {_extent(c)}" for c in year_sources),
             "Check the CRS of the files and the paths of the years.",
         )
-    split = _split(settings.split, grid, places, covering)
-    epsg, col, row = places.T
-    split = splits.keep_apart(grid, epsg, col, row, split, buffer)
+    if by_source:
+        none = np.empty(0, np.int64)
+        split = splits.by_source(places, [np.concatenate([none, *each]) for each in covered])
+    else:
+        split = _split(settings.split, grid, codes, places)
+    covered.clear()
+    split = splits.keep_apart(grid, places, split, buffer)
     progress(f"grid {grid.id}: {len(places)} places, {np.sum(split < 0)} dropped between splits")
-    tile_split = split[place.reshape(-1)]
-    if (tile_split < 0).all():
+    parts = []
+    for code, of_year in enumerate(keys):
+        tile_split = split[np.searchsorted(places, of_year)]
+        zone, col, row = cells_of(of_year)
+        # Tiles of a shard are close together and, where possible, of one year, so that they share
+        # open files.
+        order = np.argsort(_in_bands(zone, col, row))
+        order = order[tile_split[order] >= 0]
+        year = np.full(len(order), code, np.int64)
+        parts.append((codes[zone[order]], col[order], row[order], year, tile_split[order]))
+    plan = TilePlan(grid, *map(np.concatenate, zip(*parts, strict=True)))
+    if not len(plan.col):
         raise GeomatchError(
             f"no tile is left: all {len(places)} places lie between splits",
             "Choose other splits, or a smaller split.buffer or split.block.",
         )
-    # Tiles of a shard are close together and, where possible, of one year, so that they share open
-    # files.
-    epsg, col, row = table.T
-    order = np.lexsort((col, row, col // 16, row // 16, epsg, year))
-    order = order[tile_split[order] >= 0]
-    return TilePlan(grid, epsg[order], col[order], row[order], year[order], tile_split[order])
+    return plan
 
 
-def _cells_of(raster: Raster, grid: Grid, buffer: float) -> Ints:
-    """(n, 3) EPSG code, column and row of the cells that a raster's bounding box touches.
+def _in_bands(zone: Ints, col: Ints, row: Ints) -> Ints:
+    """Keys that order cells by zone, band of rows, band of columns, row and column."""
+    keys = zone
+    for part, values in (
+        (row // BAND + HALF // BAND, 2 * HALF // BAND),
+        (col // BAND + HALF // BAND, 2 * HALF // BAND),
+        (row % BAND, BAND),
+        (col % BAND, BAND),
+    ):
+        keys = keys * values + part
+    return keys
+
+
+def _cells_of(raster: Raster, grid: Grid, zones: list[int], codes: Ints, buffer: float) -> Ints:
+    """Keys of the cells that a raster's bounding box touches, with the rank of zones in `codes`.
 
     In a "utm" grid, cells nearer than `buffer` metres to the border of their zone are left out, so
     that no ground is in cells of two zones.
@@ -129,7 +167,7 @@ def _cells_of(raster: Raster, grid: Grid, buffer: float) -> Ints:
         UsageError: there are more than `MAX_CELLS`.
     """
     found = []
-    for code in _zones(raster) if grid.crs == "utm" else [int(grid.crs.removeprefix("EPSG:"))]:
+    for code in zones:
         crs = f"EPSG:{code}"
         box = placement.bounds_in(raster, crs)
         count = (box[2] - box[0]) * (box[3] - box[1]) / grid.step**2
@@ -139,18 +177,21 @@ def _cells_of(raster: Raster, grid: Grid, buffer: float) -> Ints:
                 "Check grid.gsd (metres per pixel) and grid.stride.",
             )
         col, row = grid.touching(box)
-        epsg = np.full(len(col), code, np.int64)
         if grid.crs == "utm":
+            epsg = np.full(len(col), code, np.int64)
             grown = grid.bounds(col, row) + buffer * np.array([-1, -1, 1, 1])
-            corners = footprints.rings(epsg, grown, coordinates.CRS84)
+            corners = footprints.rings(epsg, grown, CRS84)
             inside = (utm_epsg(corners[..., 0], corners[..., 1]) == code).all(axis=1)
-            epsg, col, row = epsg[inside], col[inside], row[inside]
-        found.append(np.stack([epsg, col, row], axis=1))
+            col, row = col[inside], row[inside]
+        rank = int(np.searchsorted(codes, code))
+        found.append(cell_keys(np.zeros(len(col), np.int64), col, row) + (rank << 2 * ROW_BITS))
     return np.concatenate(found)
 
 
-def _zones(raster: Raster) -> list[int]:
-    """EPSG codes of the UTM zones that a raster's bounding box touches."""
+def _zones(raster: Raster, grid: Grid) -> list[int]:
+    """EPSG codes of the CRSs that a raster is cut in; in a "utm" grid, all its zones."""
+    if grid.crs != "utm":
+        return [int(grid.crs.removeprefix("EPSG:"))]
     west, south, east, north = raster.lonlat
     lon = np.append(np.arange(west, east, 3.0), east)  # within each zone, not on borders alone
     zones = [utm_epsg(lon, np.full(len(lon), lat)) for lat in (south, north)]
@@ -164,18 +205,12 @@ def _extent(source: YearSource) -> str:
     return f"lies within {left:.4f},{bottom:.4f} to {right:.4f},{top:.4f}"
 
 
-def _split(
-    settings: config.SplitConfig,
-    grid: Grid,
-    places: Ints,
-    covering: dict[tuple[int, int, int], set[str]],
-) -> Ints:
-    epsg, col, row = places.T
+def _split(settings: config.SplitConfig, grid: Grid, codes: Ints, places: Ints) -> Ints:
+    """Split of each place by blocks or by polygons."""
+    zone, col, row = cells_of(places)
+    epsg = codes[zone]
     if settings.by == "blocks":
         return splits.by_blocks(grid, epsg, col, row, settings.block, settings.seed)
-    if settings.by == "source":
-        names = [sorted(covering[tuple(cell)]) for cell in places.tolist()]
-        return splits.by_source(names, settings.validation, settings.test)
     crs = footprints.file_crs(grid)
     rings = footprints.rings(epsg, grid.bounds(col, row), crs)
     low, high = rings.min(axis=(0, 1)).tolist(), rings.max(axis=(0, 1)).tolist()

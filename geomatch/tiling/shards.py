@@ -6,6 +6,7 @@ replaces `tiles/`.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
 from abc import ABC, abstractmethod
@@ -25,6 +26,9 @@ from geomatch.progress import ProgressCallback
 from geomatch.project import Project, fingerprint, read_json, write_json, write_record
 
 ShardRecord = dict[str, Any]
+
+DIGEST = 12
+"""Bytes of a shard's digest."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Shard(ABC):
     def write(self, pixels: Pixels, **columns: Any) -> ShardRecord:
         """Write the pixels, then the record, which also holds `columns` (a value for each tile)."""
         TileStore.open(self.pixels).write(self.start, pixels)
-        digest = fingerprint(pixels.tobytes())
+        digest = hashlib.blake2b(pixels.data, digest_size=DIGEST).hexdigest()
         record = {"key": self.key, "digest": digest, **columns}
         write_json(self.record, record)
         return record

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,6 +12,7 @@ from geomatch import config
 from geomatch.data.tiles import in_time_order
 from geomatch.errors import BadFileError, GeomatchError, UsageError
 from geomatch.geo import labels, rasters, views
+from geomatch.geo.headers import Headers
 from geomatch.geo.labels import Layer, RasterLayer
 from geomatch.geo.rasters import Raster
 from geomatch.geo.stretch import Stretch, measure_stretch
@@ -53,10 +53,13 @@ class YearSource:
         return self.overlap == "nearest-centre"
 
 
-def collect(settings: config.Config, masks: Path, progress: ProgressCallback) -> list[YearSource]:
+def collect(
+    settings: config.Config, headers: Headers, masks: Path, progress: ProgressCallback
+) -> list[YearSource]:
     """Inspect the files of every year, in time order.
 
     Args:
+        headers: what is known of them, and takes up what is found.
         masks: folder for masks of collars.
 
     Raises:
@@ -85,6 +88,7 @@ def collect(settings: config.Config, masks: Path, progress: ProgressCallback) ->
             *by_year[year],
             known.get(year, YearLabels()),
             settings.grid,
+            headers,
             masks,
             unreadable,
             progress,
@@ -111,17 +115,18 @@ def _inspect(
     paths: list[str],
     known: YearLabels,
     grid: config.GridConfig,
+    headers: Headers,
     masks: Path,
     unreadable: Unreadable,
     progress: ProgressCallback,
 ) -> YearSource:
-    read = itertools.count(1)
-
     def inspect(path: str) -> Raster:
-        progress(f"reading headers of {source.year}", next(read), len(paths))
-        return rasters.inspect(path, reading(grid), masks)
+        return headers.inspect(path, reading(grid), masks)
 
-    images = usable(paths, inspect, unreadable)
+    def done(count: int) -> None:
+        progress(f"reading headers of {source.year}", count, len(paths))
+
+    images = usable(paths, inspect, unreadable, done)
     _, dtype = rasters.common_format(images, f"year {source.year}")
     measured: Stretch | None = None
     if dtype != "uint8":
@@ -144,17 +149,19 @@ def _inspect(
         known,
         measured,
         source.placement,
-        _masks(source, unreadable),
+        _masks(source, headers, unreadable),
         unreadable or {},
         grid.overlap,
     )
 
 
-def _masks(source: config.SourceConfig, unreadable: Unreadable) -> tuple[Raster, ...]:
+def _masks(
+    source: config.SourceConfig, headers: Headers, unreadable: Unreadable
+) -> tuple[Raster, ...]:
     if not source.changed:
         return ()
     paths = imagery.others(source, rasters.find(source.changed, f"changed {source.year}"))
-    found = usable(paths, rasters.inspect, unreadable)
+    found = usable(paths, headers.inspect, unreadable)
     for mask in found:
         if (mask.bands, mask.dtype) != (1, "uint8"):
             raise GeomatchError(

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from geomatch.project import replacing
+from geomatch.report.mlflow_run import MlflowRun
 from geomatch.report.tensorboard import Board
 
 VALIDATION, LOSS = "validation/map@5", "train/loss"
@@ -52,6 +53,8 @@ class MetricsLog(Scores):
             if int(file.stem) >= last + (not round_due):
                 file.unlink()
         self._events, self._last = folder / "events", last
+        self.tracker: MlflowRun | None = None
+        """Gets the metrics, too."""
 
     def __enter__(self) -> MetricsLog:
         self.board = Board(self._events, self._last + 1)
@@ -66,3 +69,5 @@ class MetricsLog(Scores):
         with self._path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps({"step": step, **metrics}) + "\n")
         self.board.scalars(step, metrics)
+        if self.tracker is not None:
+            self.tracker.write(step, metrics)

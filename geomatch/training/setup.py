@@ -26,7 +26,7 @@ from geomatch.nn.step import State, initial_state, with_params
 from geomatch.progress import ProgressCallback
 from geomatch.project import Project, read_record, replace_folder, write_record
 from geomatch.search.exact import unit
-from geomatch.training.whitening import whitening
+from geomatch.search.whitening import whitening
 
 TABLES = ("model", "train", "mining", "augment")
 """Tables that make up a run's configuration, with the years of its split."""

@@ -12,6 +12,8 @@ lattice, but for `warp`, which goes to the neighbouring UTM zone. `gdal_retile.p
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import os
 import shutil
 import statistics
@@ -28,6 +30,8 @@ from rasterio.transform import from_origin
 from rasterio.windows import Window
 
 CELL = 256
+SUBREAPER = 36
+"""Linux: the parent of processes whose own parent ended, whose processor time is counted too."""
 CRS, TARGET = "EPSG:32614", "EPSG:32615"
 PLACE = from_origin(600_064.0, 3_358_720.0, 0.5, 0.5)
 TILED: dict[str, Any] = {"driver": "GTiff", "tiled": True}
@@ -111,18 +115,24 @@ def contenders(name: str, source: Path, folder: Path, workers: int) -> dict[str,
 
 
 def measure(command: list[str], folder: Path) -> tuple[float, float, int]:
-    """Seconds of wall and of processor time of a command and its children, and its peak memory
-    (of the largest of these processes) in MB."""
+    """Seconds of wall and of processor time of a command with all its processes, and MB of memory
+    of the largest of these."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     (folder / "geomatch.toml").touch()
     started = time.perf_counter()
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     _, status, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - started
     if status:
-        raise SystemExit(f"failed: {' '.join(command)}")
-    return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss // 1024
+        assert process.stderr is not None
+        raise SystemExit(f"{' '.join(command)}: {process.stderr.read().decode()}")
+    found = [usage]
+    with contextlib.suppress(ChildProcessError):  # those that a command leaves behind
+        while True:
+            found.append(os.wait3(0)[2])
+    seconds = sum(each.ru_utime + each.ru_stime for each in found)
+    return wall, seconds, max(each.ru_maxrss for each in found) // 1024
 
 
 def main() -> None:
@@ -137,6 +147,7 @@ def main() -> None:
     if args.read:
         READERS[args.read[0]](args.read[1])
         return
+    ctypes.CDLL(None).prctl(SUBREAPER, 1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         folder.mkdir(exist_ok=True)
