@@ -55,7 +55,8 @@ def test_two_processes_train_the_run_of_one_with_as_many_devices(tiled, copied):
         for index in range(2)
     ]
     alone = python("-c", TRAIN, str(project.root), "alone", "", "1", "0", *form, devices=4)
-    results = [finish(process, 600).splitlines()[-1] for process in (*both, alone)]
+    with ended((*both, alone)):
+        results = [finish(process, 600).splitlines()[-1] for process in (*both, alone)]
     # All processes know how the run went.
     assert results[0] == results[1]
     lines = {run: metrics(project, run) for run in ("both", "alone")}
