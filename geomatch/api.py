@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from geomatch.change import change
     from geomatch.compare import compare
     from geomatch.embed import embed
     from geomatch.evaluate import evaluate
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Project",
+    "change",
     "compare",
     "embed",
     "evaluate",

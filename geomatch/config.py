@@ -38,6 +38,8 @@ Trunk = Literal[
 Overlap = Literal["first", "newest", "nearest-centre"]
 Engine = Literal["auto", "jax", "openvino", "onnxruntime"]
 EmbedDtype = Literal["auto", "float32", "bfloat16", "int8"]
+IndexKind = Literal["exact", "ivfpq", "hnsw"]
+IndexDtype = Literal["auto", "float32", "float16", "int8"]
 Database = Literal["split", "all", "train"]
 ProjectionMethod = Literal["pca", "tsne"]
 
@@ -219,6 +221,9 @@ class TrainConfig:
     init: str = _key("", 'trunk weights: "imagenet" or a file; "": random')
     dtype: Literal["auto", "float32", "bfloat16"] = _key("auto", "precision of the computation")
     save_minutes: float = _key(5.0, "minutes between checkpoints at the most", least=0)
+    mlflow: str = _key(
+        "", 'track the run in MLflow: a folder, relative to the project, or "https://SERVER"'
+    )
     frames: Literal["", "validation", "test"] = _key(
         "", "split whose descriptors are drawn in two dimensions at every round"
     )
@@ -278,6 +283,19 @@ class EmbedConfig:
 class IndexConfig:
     metric: Literal["auto", "cosine", "euclidean"] = _key(
         "auto", 'how descriptors are compared; "auto": as in the loss of the run'
+    )
+    whiten: bool = _key(
+        False, "PCA-whiten descriptors first, as fitted on those of the training tiles"
+    )
+    engine: IndexKind = _key(
+        "exact", 'how they are searched; "ivfpq" and "hnsw" are approximate, for millions of tiles'
+    )
+    dtype: IndexDtype = _key(
+        "auto", 'precision they are stored in; "auto": float32 if exact, otherwise int8'
+    )
+    memory: float = _key(2.0, "GB that an approximate index may take while it is built", least=0.01)
+    recall: float = _key(
+        0.95, "recall@5 against exact search that an approximate search is set to reach", least=0
     )
 
 
@@ -437,9 +455,10 @@ def differences(old: Config, new: Config, tables: Iterable[str]) -> list[str]:
 
 
 def template(overrides: Iterable[str] = ()) -> str:
-    """The `geomatch.toml` that `init` writes: every key with its default and meaning.
+    """The `geomatch.toml` that `init` writes: every key with its meaning.
 
-    Keys are commented out but for those that `overrides` ("table.key=value") name.
+    Keys are commented out, with their defaults, but for those that `overrides` ("table.key=value")
+    name.
 
     Raises:
         UsageError: as for `load`.
@@ -449,7 +468,7 @@ def template(overrides: Iterable[str] = ()) -> str:
 
 
 def _template_lines(config: Config, given: Iterable[str]) -> Iterator[str]:
-    yield "# A geomatch project. Commented keys are defaults; --set table.key=value beats both."
+    yield "# A geomatch project. Commented keys are defaults; --set table.key=value beats all."
     yield ""
     yield "# One table per year, in order; or on the command line: geomatch tile YEAR=PATH ..."
     yield "# [[source]]"

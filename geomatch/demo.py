@@ -142,7 +142,7 @@ def _chain(project: Project, started: float, progress: ProgressCallback) -> Show
     # A run of no epochs is the untrained encoder.
     for name, epochs in (("untrained", 0), ("run1", settings.train.epochs)):
         wanted = config.with_overrides(settings, [f"train.epochs={epochs}"])
-        train(project, wanted, run=name, progress=progress)
+        train(project, wanted, run=name, reference=False, progress=progress)
         embedded = embed(project, run=name, settings=settings, progress=progress)
         report = evaluate(
             project,
@@ -153,7 +153,7 @@ def _chain(project: Project, started: float, progress: ProgressCallback) -> Show
             progress=progress,
         )
         metrics.append(report.splits["test"])
-    index(project, run=embedded.name, metric=settings.index.metric, progress=progress)
+    index(project, run=embedded.name, settings=settings.index, progress=progress)
     picture = _picture(project, progress)
     return Shown(
         places=metrics[0].queries // 2,
@@ -175,9 +175,7 @@ def _picture(project: Project, progress: ProgressCallback) -> Path:
     rows = []
     for name in ids:
         found = query(project, name, progress=progress)
-        assert found.query_row is not None
-        asked = found.query_row
-        rows.append(pictures.row(found.as_json(), found.rows, asked, name))
+        rows.append(pictures.row(found.as_json(), found.rows, found.query.picture, name))
     path = project.reports / "demo.png"
     path.parent.mkdir(exist_ok=True)
     sheet(rows, path)

@@ -6,6 +6,7 @@ Without years, how well a tile finds others of its class.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -17,7 +18,7 @@ from geomatch.data.eval_report import Report, RivalMetrics
 from geomatch.data.pair_scores import ScoredPairs
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import UsageError
-from geomatch.evaluation import graded
+from geomatch.evaluation import graded, no_match
 from geomatch.evaluation.measure import Conditions, Measured, intervals, measure
 from geomatch.evaluation.verification import check_fpr
 from geomatch.progress import ProgressCallback, silent
@@ -49,8 +50,9 @@ def evaluate(
         years: search these years only.
         same_year: search the queries' own year too, as a distraction.
         queries: of a split at most, drawn at random, among its whole database; 0 for all.
-        fpr: share of pairs of other places that may pass as the same one; the threshold for it is
-            chosen on the validation split, where there is one.
+        fpr: share of pairs of other places that may pass as the same one, and of queries without a
+            match whose first answer may; the thresholds for it are chosen on the validation split,
+            where there is one.
         baselines: measure an untrained encoder and others beside it; see
             `geomatch.evaluation.baselines`.
         others: names of embeddings to measure beside it.
@@ -100,6 +102,7 @@ def evaluate(
         if years:
             searched &= np.isin(tiles.year, [tiles.years.index(year) for year in years])
         graded_metrics = graded.measure(described, metric, np.flatnonzero(searched), truths)
+    told = no_match.measured(described, metric, tiles, fpr)
     unusual = list(conditions.unusual)
     if queries != config.EvalConfig.queries:
         unusual.append(f"queries{queries}")
@@ -107,7 +110,10 @@ def evaluate(
     report = Report(
         embeddings=name,
         database=database,
-        splits=found.splits,
+        splits={
+            split: replace(metrics, no_match=told.get(split))
+            for split, metrics in found.splits.items()
+        },
         name="-".join([name, *options]),
         others=tuple(beside),
         graded=graded_metrics,
@@ -149,9 +155,9 @@ def _rival(name: str, other: Measured, measured: Measured, tiles: TileTable) -> 
 
 def _keep_pairs(found: Measured, described: DescriptorFile, path: Path) -> None:
     """Keep the scores that `compare` takes its threshold and calibration from."""
-    filled = [split for split in ("validation", "train") if len(found.scored[split][0])]
+    filled = [split for split in ("validation", "train") if len(found.scored[split].same)]
     if filled:
-        same, other = found.scored[filled[0]]
-        pairs = ScoredPairs(same, other, filled[0], described.manifest.fingerprint)
+        scored = found.scored[filled[0]]
+        pairs = ScoredPairs(scored.same, scored.other, filled[0], described.manifest.fingerprint)
         with replacing(ScoredPairs.beside(path)) as temporary:
             pairs.save(temporary)

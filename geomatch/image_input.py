@@ -23,6 +23,9 @@ from geomatch.project import Project
 from geomatch.runs import Encoding, load_encoder
 from geomatch.tiling import image_files
 
+BATCH = 32
+"""Images that are described at a time."""
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -30,11 +33,13 @@ class Cut:
 
     Attributes:
         pixels: (size, size, channels) uint8.
+        around: (h, w, channels) uint8, the same with more of the image on all sides.
         epsg: code of the CRS of its centre (`x`, `y`); None for an image without georeference.
         remark: a message for the user that says how it was cut.
     """
 
     pixels: NDArray[np.uint8]
+    around: NDArray[np.uint8]
     epsg: int | None
     x: float
     y: float
@@ -55,7 +60,7 @@ def encoder_of(
         GeomatchError: the run does not exist, or was trained on tiles of another form.
     """
     backend.prepare()
-    encoding = load_encoder(project, None, project.root / manifest.run, manifest.step)
+    encoding = load_encoder(project, None, project.run_of(manifest), manifest.step)
     if encoding.fingerprint != manifest.model:
         raise StaleError(
             f"the checkpoint {encoding.name} changed since it was embedded",
@@ -65,7 +70,13 @@ def encoder_of(
     return encoding
 
 
-def cut(path: str, encoding: Encoding, tiles: TileManifest, year: str | None = None) -> Cut:
+def cut(
+    path: str,
+    encoding: Encoding,
+    tiles: TileManifest,
+    year: str | None = None,
+    reach: float = 1.0,
+) -> Cut:
     """Cut a tile from an image file, read as the imagery of the tiles was.
 
     From a georeferenced image, the grid cell at its centre; if the image does not cover that cell,
@@ -75,6 +86,8 @@ def cut(path: str, encoding: Encoding, tiles: TileManifest, year: str | None = N
     Args:
         year: whose stretch to uint8 is used for an image of another dtype; by default that of the
             newest year that has one.
+        reach: how much larger than the tile `Cut.around` is, where a georeferenced image goes so
+            far.
 
     Raises:
         GeomatchError: the image cannot be read, or has other bands than the tiles, or another dtype
@@ -88,14 +101,29 @@ def cut(path: str, encoding: Encoding, tiles: TileManifest, year: str | None = N
         grid = Grid(tiles.crs, tiles.size, tiles.gsd, tiles.stride)
         with tempfile.TemporaryDirectory() as masks:
             raster = rasters.inspect(path, reading, Path(masks))
-            return _georeferenced(raster, grid, channels, tiles, year)
+            return _georeferenced(raster, grid, channels, tiles, year, reach)
     else:
         size, why = tiles.size, "because it has no georeference"
     dtype = image_files.inspect(Path(path), reading).dtype
     stretch, how = _stretch(path, dtype, tiles, year)
     pixels = image_files.read(Path(path), size, channels, reading, stretch)
     remark = f"{path}: centre square, resized to {size} px, {why}{how}"
-    return Cut(pixels, None, 0.0, 0.0, remark)
+    return Cut(pixels, pixels, None, 0.0, 0.0, remark)
+
+
+def read_scan(
+    path: str, encoding: Encoding, tiles: TileManifest, year: str | None = None
+) -> tuple[NDArray[np.uint8], str]:
+    """All pixels (h, w, channels) of an image, wherever it lies, and a remark of how it was read.
+
+    Arguments and errors as for `cut`.
+    """
+    reading = _reading(tiles)
+    dtype = image_files.inspect(Path(path), reading).dtype
+    stretch, how = _stretch(path, dtype, tiles, year)
+    channels = encoding.form.image_channels
+    pixels = image_files.read_whole(Path(path), channels, reading, stretch)
+    return pixels, f"{path}: a scan of {pixels.shape[1]} x {pixels.shape[0]} px{how}"
 
 
 def _reading(tiles: TileManifest) -> Reading:
@@ -132,26 +160,46 @@ def _stretch(
 
 
 def describe_cuts(
-    encoding: Encoding, cuts: Sequence[Cut], manifest: DescriptorManifest, year: int | None = None
+    encoding: Encoding, cuts: Sequence[Cut], manifest: DescriptorManifest
 ) -> NDArray[np.float32]:
-    """Descriptors (n, d) of images; their label channels are 0, unknown.
+    """Descriptors (n, d) of images of an unknown year; see `describe_pixels`."""
+    pixels = np.stack([cut.pixels for cut in cuts])
+    return describe_pixels(encoding, pixels, manifest, [None] * len(cuts))
+
+
+def describe_pixels(
+    encoding: Encoding,
+    pixels: NDArray[np.uint8],
+    manifest: DescriptorManifest,
+    years: Sequence[int | None],
+) -> NDArray[np.float32]:
+    """Descriptors (n, d) of tiles.
 
     Args:
+        pixels: (n, size, size, c) image channels, with or without label channels after them, which
+            are 0, unknown, by default.
         manifest: of the descriptors that they will be compared with.
-        year: code of their year; None if it is unknown.
+        years: code of the year of each tile; None if it is unknown.
     """
-    form = encoding.form
-    tiles = np.zeros((len(cuts), form.size, form.size, form.channels), np.uint8)
-    tiles[..., : form.image_channels] = [image.pixels for image in cuts]
-    vectors = next(iter(describe(encoding.model, encoding.variables, [tiles], len(cuts))))
+    missing = encoding.form.channels - pixels.shape[3]
+    tiles = np.pad(pixels, ((0, 0), (0, 0), (0, 0), (0, missing)))
+    size = min(len(tiles), BATCH)
+    batches = (tiles[start : start + size] for start in range(0, len(tiles), size))
+    vectors = np.concatenate([*describe(encoding.model, encoding.variables, batches, size)])
     if manifest.centres is None:
         return vectors
     centres = np.asarray(manifest.centres, np.float32)
-    return vectors - (centres.mean(axis=0) if year is None else centres[year])
+    mean = centres.mean(axis=0)
+    return vectors - np.stack([mean if year is None else centres[year] for year in years])
 
 
 def _georeferenced(
-    raster: Raster, grid: Grid, channels: int, tiles: TileManifest, year: str | None
+    raster: Raster,
+    grid: Grid,
+    channels: int,
+    tiles: TileManifest,
+    year: str | None,
+    reach: float,
 ) -> Cut:
     path = raster.path
     if raster.bands != channels:
@@ -175,9 +223,15 @@ def _georeferenced(
         half = grid.side / 2
         box = np.array([x - half, y - half, x + half, y + half])
         where = "a square around its centre, off the grid"
-    extent = (box[0], box[1], box[2], box[3])
+    room = min(box[0] - left, box[1] - bottom, right - box[2], top - box[3])
+    margin = int(min(room, (reach - 1) * grid.side / 2) / grid.gsd)
+    more = margin * grid.gsd
+    extent = (box[0] - more, box[1] - more, box[2] + more, box[3] + more)
+    around = windows.read_extent(raster, crs, extent, grid.gsd, stretch)
+    inside = slice(margin, margin + grid.size)
     return Cut(
-        pixels=windows.read_extent(raster, crs, extent, grid.gsd, stretch),
+        pixels=around[inside, inside],
+        around=around,
         epsg=int(crs.removeprefix("EPSG:")),
         x=(box[0] + box[2]) / 2,
         y=(box[1] + box[3]) / 2,

@@ -10,8 +10,8 @@ import jax
 from geomatch import config
 from geomatch.data import embeddings
 from geomatch.errors import StaleError
+from geomatch.manage_runs import checkpoint_state
 from geomatch.manifests import TileManifest
-from geomatch.nn.checkpoint import Checkpoints
 from geomatch.project import Project
 from geomatch.runs import read_run
 
@@ -68,25 +68,19 @@ def _index(project: Project, name: str) -> dict[str, Any]:
 
 def _run(project: Project, name: str, tiles: TileManifest) -> dict[str, Any]:
     settings, _, manifest = read_run(project.run(name))
-    folder = project.run(name) / "checkpoints"
-    found: dict[str, Any] = {
+    last, best, map5 = checkpoint_state(project.run(name))
+    return {
         "name": name,
         "trunk": settings.model.trunk,
         "head": settings.model.head,
         "epochs": settings.train.epochs,
-        "last": None,
-        "best": None,
-        "map@5": None,
+        "last": last,
+        "best": best,
+        "map@5": map5,
         "finished": (project.run(name) / "finished.json").exists(),
         "other_tiles": manifest.tiles != tiles.fingerprint,
         "settings": config.as_dict(settings),
     }
-    if folder.exists():
-        with Checkpoints(folder, read_only=True) as checkpoints:
-            best = checkpoints.best
-            found |= {"last": checkpoints.last, "best": best}
-            found["map@5"] = None if best is None else checkpoints.metric(best)
-    return found
 
 
 def _next(found: dict[str, Any]) -> str:

@@ -111,6 +111,42 @@ class TileManifest(Record):
 
 
 @dataclass(frozen=True)
+class GitState(Record):
+    """The state of a folder in a git repository.
+
+    Attributes:
+        branch: its name; "HEAD" if there is none.
+        changed: whether a file of the folder that git knows differs from the commit.
+    """
+
+    commit: str
+    branch: str
+    changed: bool
+
+
+@dataclass(frozen=True)
+class Session(Record):
+    """One start of `train` on a run.
+
+    Attributes:
+        started: time in UTC, ISO 8601.
+        command: command line.
+        platform: operating system and machine.
+        devices: their kind, one for each.
+        versions: of geomatch and of the packages that it computes with.
+        git: of the project's folder; None if it is in no repository.
+    """
+
+    started: str
+    command: str
+    python: str
+    platform: str
+    devices: tuple[str, ...]
+    versions: dict[str, str]
+    git: GitState | None
+
+
+@dataclass(frozen=True)
 class RunManifest(Record):
     """A run of training.
 
@@ -122,6 +158,7 @@ class RunManifest(Record):
         gsd: metres per pixel of its tiles; None without georeference.
         tiles: fingerprint of the tiles.
         label_classes: names of the classes of their labels; None if these have none.
+        sessions: every start of `train` on it, the first one first.
     """
 
     geomatch: str
@@ -132,6 +169,7 @@ class RunManifest(Record):
     gsd: float | None
     tiles: str
     label_classes: tuple[str, ...] | None = field(default=None, metadata=OPTIONAL)
+    sessions: tuple[Session, ...] = field(default=(), metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +218,28 @@ class EmbeddingManifest(DescriptorManifest):
 
 
 @dataclass(frozen=True, kw_only=True)
+class IndexEngine(Record):
+    """How the descriptors of an index are searched.
+
+    Attributes:
+        kind: "exact", or an approximate search whose answers are ranked again by the vectors.
+        dtype: of the vectors.
+        segments: position of the first vector of each of their files.
+        parts: position of the first vector of each file of an approximate search.
+        effort: of an approximate search; see `search.approximate`.
+        recall: recall@5 against exact search in float32 on `queries` descriptors of the index.
+    """
+
+    kind: Literal["exact", "ivfpq", "hnsw", "pgvector"]
+    dtype: Literal["float32", "float16", "int8"]
+    segments: tuple[int, ...]
+    parts: tuple[int, ...]
+    effort: int
+    recall: float = field(metadata=named("recall@5"))
+    queries: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class IndexManifest(DescriptorManifest):
     """An index.
 
@@ -187,8 +247,12 @@ class IndexManifest(DescriptorManifest):
         years: labels, `("",)` without years.
         counts: number of tiles of each year.
         embeddings: fingerprint of the embeddings.
+        whitened: whether descriptors are whitened; see `search.whitening`.
+        engine: how it is searched.
     """
 
     years: tuple[str, ...]
     counts: tuple[int, ...]
     embeddings: str
+    engine: IndexEngine
+    whitened: bool | None = field(default=None, metadata=OPTIONAL)

@@ -38,3 +38,11 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
+
+
+def size_text(size: int) -> str:
+    """A number of bytes as text: "3 kB", "45 MB", "1.2 GB"."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if size >= 0.995 * scale:
+            return f"{size / scale:.{1 if unit == 'GB' else 0}f} {unit}"
+    return f"{size / 1e3:.0f} kB"

@@ -11,8 +11,9 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -102,6 +103,14 @@ class Project:
     def registration_map(self) -> Path:
         return self.reports / "registration.png"
 
+    def comparison(self, runs: Sequence[str]) -> Path:
+        """The page that compares runs."""
+        return self.reports / "runs" / f"{'-'.join(runs)}.html"
+
+    @property
+    def dry_run_picture(self) -> Path:
+        return self.reports / "dry-run.png"
+
     def tile_manifest(self) -> TileManifest:
         """The manifest of the tiles.
 
@@ -139,6 +148,10 @@ class Project:
         """Names of all finished indexes, the latest last."""
         return [p.parent.name for p in _by_age(self.indexes.glob("[!.]*/manifest.json"))]
 
+    def report_names(self) -> list[str]:
+        """Names of all reports, the latest last."""
+        return [path.parent.name for path in _by_age(self.reports.glob("*/report.json"))]
+
     def check_fresh(self, manifest: DescriptorManifest) -> None:
         """Check that descriptors still belong to the tiles and the run that they were made from.
 
@@ -148,17 +161,32 @@ class Project:
         Raises:
             StaleError: the tiles changed since, or the run was started again.
         """
-        run = self.run(manifest.name.partition("@")[0]) / "config.json"
+        run = self.run(manifest.name.partition("@")[0])
         if manifest.tiles != self.tile_manifest().fingerprint:
             change = "the tiles changed"
-        elif run.exists() and _run_id(run) != manifest.run_id:
-            change = f"run {run.parent.name} was started again"
+        elif _run_id(run) not in (None, manifest.run_id) and not self._renamed(manifest):
+            change = f"run {run.name} was started again"
         else:
             return
         raise StaleError(
             f"{change} since {manifest.name} was embedded",
             "Run: geomatch embed, then geomatch index",
         )
+
+    def run_of(self, manifest: DescriptorManifest) -> Path:
+        """The folder of the run that made descriptors, also if it was renamed since."""
+        folder = self.root / manifest.run
+        if _run_id(folder) == manifest.run_id:
+            return folder
+        return self._renamed(manifest) or folder
+
+    def _renamed(self, manifest: DescriptorManifest) -> Path | None:
+        """The folder of the run that made descriptors, by its id among all runs."""
+        for folder in map(self.run, self.run_names()):
+            with contextlib.suppress(StaleError):
+                if _run_id(folder) == manifest.run_id:
+                    return folder
+        return None
 
     @contextlib.contextmanager
     def lock(self, artefact: str, shared: bool = False) -> Iterator[None]:
@@ -205,8 +233,25 @@ def latest(names: list[str], name: str | None, kind: str, command: str) -> str:
     return name if name in matching else matching[-1]
 
 
-def _run_id(path: Path) -> str:
-    return read_record(path, RunManifest, "geomatch train").id
+def check_name(name: str, kind: str = "run name") -> None:
+    """Check the name of a run.
+
+    Args:
+        kind: of name, for messages.
+
+    Raises:
+        UsageError: it is not a plain name.
+    """
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise UsageError(
+            f"{name!r} is not a valid {kind}", "Use letters, digits, '.', '_' and '-'."
+        )
+
+
+def _run_id(folder: Path) -> str | None:
+    """See `RunManifest.id`; None if there is no run."""
+    path = folder / "config.json"
+    return read_record(path, RunManifest, "geomatch train").id if path.exists() else None
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

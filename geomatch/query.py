@@ -1,254 +1,291 @@
-"""Query: find the place of a tile, a point or an image in other years, by an index.
-
-Only an image needs the encoder, which is imported for it alone.
-"""
+"""Query: find the place of a tile, a point or an image in other years, by an index."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import asdict, dataclass, field
-from functools import cache
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from geomatch.data import embeddings
-from geomatch.data.index_rows import IndexRows
+from geomatch import config
+from geomatch.data.confidence import ANSWERS
+from geomatch.data.filters import Filter
 from geomatch.errors import GeomatchError, UsageError
-from geomatch.manifests import IndexManifest, TileManifest
 from geomatch.progress import ProgressCallback, silent
-from geomatch.project import Project, latest
-from geomatch.search.flat import FlatIndex
+from geomatch.project import Project
+from geomatch.querying import feedback, filters, turns
+from geomatch.querying.answers import Match, Matches, Unanswered
+from geomatch.querying.opened import OpenIndex, wanted
+from geomatch.querying.options import Options
+from geomatch.querying.targets import Query, Targets, is_several
 
-POINT = re.compile(r"\s*(-?\d+(?:\.\d*)?)\s*,\s*(-?\d+(?:\.\d*)?)\s*")
-
-
-@dataclass(frozen=True)
-class Match:
-    """One answer. `year`, `lon` and `lat` are None for tiles without.
-
-    Attributes:
-        query: id of the query's tile, or path of its image.
-        score: cosine similarity, or negative distance; higher is better.
-        distance_m: metres between tile centres; None if the query or the tiles have no real place.
-    """
-
-    query: str
-    rank: int
-    tile: str
-    year: str | None
-    score: float
-    lon: float | None
-    lat: float | None
-    distance_m: float | None
-
-
-@dataclass(frozen=True)
-class Matches:
-    """Answers in order of rank.
-
-    Attributes:
-        query_row: row of the query's tile in the pixel store; None for an image.
-        rows: rows of the answers in the pixel store.
-        query_pixels: (h, w, c) uint8, the part of an image that was described; None for a tile.
-    """
-
-    matches: tuple[Match, ...]
-    query_row: int | None
-    rows: tuple[int, ...]
-    query_pixels: NDArray[np.uint8] | None = field(default=None, compare=False)
-
-    def as_json(self) -> list[dict[str, Any]]:
-        """A list of plain dictionaries."""
-        return [asdict(match) for match in self.matches]
-
-
-@dataclass(frozen=True)
-class _Index:
-    """An open index: its vectors, a row for each vector, and the manifests."""
-
-    vectors: FlatIndex
-    rows: IndexRows
-    manifest: IndexManifest
-    tiles: TileManifest
-
-    @classmethod
-    def open(cls, project: Project, name: str | None) -> _Index:
-        name = latest(project.index_names(), name, "index", "geomatch index")
-        folder = project.indexes / name
-        manifest = project.index_manifest(name)
-        project.check_fresh(manifest)
-        embeddings.check_index(manifest, project.embeddings / f"{name}.parquet")
-        vectors = FlatIndex(folder, manifest.counts, manifest.metric)
-        return cls(vectors, IndexRows(folder), manifest, project.tile_manifest())
-
-    def year_code(self, year: str) -> int:
-        if year not in self.manifest.years:
-            available = ", ".join(filter(None, self.manifest.years))
-            raise UsageError(
-                f"the index has no year {year}",
-                f"Available: {available}." if available else "Its images have no years.",
-            )
-        return self.manifest.years.index(year)
-
-
-@dataclass(frozen=True)
-class _Query:
-    """A descriptor (d,), and what is known of its tile or image.
-
-    Attributes:
-        name: id of the tile, or path of the image.
-        position, store_row: of the tile in the index, and in the pixel store.
-        epsg: code of the CRS of its centre (x, y).
-        year: code of its year.
-        pixels: see `Matches.query_pixels`.
-    """
-
-    name: str
-    vector: NDArray[np.float32]
-    position: int | None = None
-    store_row: int | None = None
-    epsg: int | None = None
-    x: float = 0.0
-    y: float = 0.0
-    year: int | None = None
-    pixels: NDArray[np.uint8] | None = None
+CHUNK, VIEWS = 32, 256
+"""Targets that are described at a time, and how often they are turned in all, at most."""
 
 
 def query(
     project: Project,
     target: str,
     *,
-    top: int = 5,
-    years: tuple[str, ...] = (),
-    same_year: bool = False,
-    from_year: str | None = None,
-    index: str | None = None,
-    sheet: Path | None = None,
+    settings: config.Config | None = None,
     progress: ProgressCallback = silent,
+    **options: Any,
 ) -> Matches:
-    """Find the `top` nearest tiles to a tile, a point or an image.
+    """Find the nearest tiles to a tile, a point or an image.
 
     Args:
-        target: a tile id, "LON,LAT", or the path of an image.
-        years: the years to search; by default all but the query's own.
-        same_year: also search the query's own year (its tile is never an answer).
-        from_year: year of the tile to take at a point, and of an image; by default the newest.
-        index: name of the index; by default the latest.
-        sheet: PNG to draw the query and its answers in.
+        target: a tile id, "LON,LAT", or the path of an image; for several, see `query_each`.
+        settings: see `query_each`.
+        options: fields of `querying.options.Options`, such as `top=5` and `years=("2010",)`.
 
     Raises:
         GeomatchError: there is no index, it is stale, or the target is not found.
     """
-    if top < 1:
-        raise UsageError(f"--top {top}: must be at least 1")
-    opened = _Index.open(project, index)
-    searched = [opened.year_code(year) for year in years]
-    from_code = opened.year_code(from_year) if from_year else None
-    found = _find(project, opened, target, from_code, progress)
-    if not years:
-        every_year = same_year or opened.manifest.years == ("",)
-        searched = [y for y in range(len(opened.manifest.years)) if every_year or y != found.year]
-    scores, positions = opened.vectors.search(found.vector, searched, top + 1)
-    keep = positions != found.position if found.position is not None else slice(None)
-    result = _matches(opened, found, scores[keep][:top], positions[keep][:top])
-    if sheet:
-        from geomatch.report.matches import match_sheet
-
-        query_tile = result.query_pixels if result.query_row is None else result.query_row
-        assert query_tile is not None
-        match_sheet(project, result.as_json(), result.rows, query_tile, target, sheet)
-    return result
+    if is_several(target):
+        raise UsageError(f"{target} stands for several queries", "Call query_each.")
+    asked = Options(**options)
+    (found,) = query_each(project, [target], asked, settings=settings, progress=progress)
+    if isinstance(found, Unanswered):
+        raise found.error
+    return found
 
 
-def _find(
-    project: Project, index: _Index, target: str, year: int | None, progress: ProgressCallback
-) -> _Query:
-    if (position := index.rows.find(target)) is not None:
-        return _tile_query(index, position)
-    example = index.rows.take([0])[0]["id"]
-    if point := POINT.fullmatch(target):
-        if not index.tiles.on_ground:
-            raise UsageError(
-                f"{target} is a point, but the images have no georeference",
-                f"Give a tile id, such as {example}, or an image file.",
-            )
-        return _tile_query(index, _tile_at(index, float(point[1]), float(point[2]), year))
-    if Path(target).is_file():
-        return _image_query(project, index, target, year, progress)
-    raise GeomatchError(
-        f"{target} is neither a tile of the index, nor LON,LAT, nor an image file",
-        f"Tile ids look like {example}.",
+def query_each(
+    project: Project,
+    targets: Iterable[str],
+    options: Options,
+    *,
+    settings: config.Config | None = None,
+    progress: ProgressCallback = silent,
+) -> Iterator[Matches | Unanswered]:
+    """Answer queries one after another, with one start of the network.
+
+    Args:
+        targets: tile ids, points "LON,LAT" and paths of images; boxes "W,S,E,N" in degrees for the
+            tiles whose centres are in them, folders and globs for the images in them.
+        settings: how an index is made; by default as `geomatch.toml` says.
+
+    Yields:
+        For each target in order its answers, or why there are none.
+
+    Raises:
+        GeomatchError: there is no index and nothing to make it of.
+        StaleError: embeddings, or an index that is not to be made again, are stale.
+    """
+    if options.build:
+        options = replace(options, index=_made(project, options.index, settings, progress))
+    with OpenIndex.open(project, options.index) as index:
+        yield from _answers(index, targets, options, progress)
+
+
+def _answers(
+    index: OpenIndex, targets: Iterable[str], options: Options, progress: ProgressCallback
+) -> Iterator[Matches | Unanswered]:
+    passing = filters.passing(index, options)
+    from_code = index.year_code(options.from_year) if options.from_year else None
+    index.positions((*options.like, *options.unlike))  # before anything is computed
+    if options.geojson or options.gpkg:
+        option = "--geojson" if options.geojson else "--gpkg"
+        index.check_ground(f"{option} needs footprints", "Write --csv FILE instead.")
+    if options.scales:
+        index.check_ground("a scan needs tiles with a place", "Ask without --gsd and --scales.")
+    angles = turns.angles(options.rotate)
+    finder = Targets(index, from_code, angles, bool(options.scales), progress)
+    answered: list[Matches] = []
+    remaining = (found for target in targets for found in _find(finder, target))
+    together = 1 if options.scales else max(1, min(CHUNK, VIEWS // len(angles)))
+    while found := list(islice(remaining, together)):
+        vectors = finder.vectors([each for each in found if isinstance(each, Query)])
+        for each in found:
+            if isinstance(each, Unanswered):
+                yield each
+                continue
+            result: Matches | Unanswered
+            if each.is_scan:
+                result = _locate(index, each, finder, angles, options, passing)
+            else:
+                result = _answer(index, each, next(vectors), angles, options, passing)
+            if isinstance(result, Matches):
+                result = _looked_at(index, result, options)
+            if options.files and isinstance(result, Matches):
+                answered.append(result)
+            yield result
+    if answered:
+        _write(index, answered, options)
+
+
+def _made(
+    project: Project, name: str | None, settings: config.Config | None, progress: ProgressCallback
+) -> str:
+    """The name of the index to search, which is made where it is missing or stale."""
+    name, is_fresh = wanted(project, name)
+    if not is_fresh and name in project.embedding_names():
+        from geomatch.index import index
+
+        progress(f"the index of {name} is missing or stale: making it")
+        settings = settings or config.load(project.config)
+        index(project, run=name, settings=settings.index, progress=progress)
+    return name
+
+
+def _find(finder: Targets, target: str) -> Iterator[Query | Unanswered]:
+    """What a target names, which may be many tiles or images."""
+    try:
+        for each in finder.each(target):
+            try:
+                yield finder.find(each)
+            except GeomatchError as error:
+                yield Unanswered(each, error)
+    except GeomatchError as error:
+        yield Unanswered(target, error)
+
+
+def _answer(
+    index: OpenIndex,
+    query: Query,
+    vectors: NDArray[np.float32],
+    angles: Sequence[float],
+    options: Options,
+    passing: Filter,
+) -> Matches:
+    """The best answers to any turn of a query.
+
+    Args:
+        vectors: (turns, d).
+    """
+    liked, unliked = (index.positions(ids) for ids in (options.like, options.unlike))
+    if liked or unliked:
+        vectors = feedback.rocchio(
+            index.comparable(vectors), index.vectors_at(liked), index.vectors_at(unliked)
+        )
+    passing = filters.for_query(index, query, options, passing, unliked)
+    # What a probability says holds for the scores of a query as it is, among all tiles of a year.
+    is_changed = options.rotate or options.expand or liked or unliked or passing.columns
+    confidence = None if is_changed else index.confidence
+    most = max(options.top, options.expand, ANSWERS if confidence else 0)
+    scores, positions, won = _nearest(index, vectors, passing, most)
+    if options.expand and len(positions):
+        chosen = index.comparable(vectors)[won[0]]
+        expanded = feedback.expand(chosen, index.vectors_at(positions[: options.expand].tolist()))
+        turn = won[0]
+        scores, positions, won = _nearest(index, expanded[None], passing, options.top)
+        won += turn
+    judgement = confidence and confidence.judge(scores, options.fpr)
+    shown = slice(options.top)
+    degrees = [angles[code] if options.rotate else None for code in won[shown]]
+    found = _matches(index, query, scores[shown], positions[shown], degrees)
+    if judgement:
+        pairs = zip(found.matches, judgement.probability, strict=False)
+        judged = (replace(m, probability=p, match=judgement.is_match) for m, p in pairs)
+        found = replace(found, matches=tuple(judged))
+    return found
+
+
+def _nearest(
+    index: OpenIndex, vectors: NDArray[np.float32], passing: Filter, top: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+    """Scores, positions and best turns of the tiles that are nearest to any turn (turns, d)."""
+    scores, positions = index.vectors.search(vectors, top, passing)
+    turn = np.repeat(np.arange(len(vectors)), positions.shape[1])
+    order = np.argsort(-scores, axis=None, kind="stable")
+    # The best of a tile's turns is its first.
+    _, first = np.unique(positions.ravel()[order], return_index=True)
+    best = order[np.sort(first)[:top]]
+    return scores.ravel()[best], positions.ravel()[best], turn[best]
+
+
+def _locate(
+    index: OpenIndex,
+    query: Query,
+    finder: Targets,
+    angles: Sequence[float],
+    options: Options,
+    passing: Filter,
+) -> Matches | Unanswered:
+    """The places where a scan may lie."""
+    from geomatch.geo.footprints import lonlat
+    from geomatch.querying import scan, votes
+
+    assert query.pixels is not None
+    tiles, gsds = index.tiles, options.scales
+    poses = [scan.Pose(angle, gsd) for gsd in gsds for angle in angles]
+    cut = scan.windows(query.pixels, poses, tiles.size, tiles.gsd or 0.0)
+    found = votes.locate(index, cut, finder.describe, passing, options.top)
+    if not found:
+        at = ", ".join(f"{gsd:g}" for gsd in gsds)
+        return Unanswered(
+            query.name,
+            GeomatchError(
+                f"{query.name} has nothing to go by at {at} m per pixel",
+                f"It must be larger than a tile of {tiles.size * (tiles.gsd or 0):g} m, and not "
+                "blank: give other --scales.",
+            ),
+        )
+    weights = np.array([place.weight for place in found])
+    found = found[: options.top]
+    epsg = np.array([place.epsg for place in found])
+    degrees = lonlat(epsg, np.array([(place.x, place.y) for place in found]))
+    rows = index.rows.take([place.tile for place in found])
+    matches = [
+        Match(
+            query=query.name,
+            rank=rank,
+            tile=row["id"],
+            year=row["year"],
+            score=place.score,
+            lon=lon,
+            lat=lat,
+            distance_m=None,
+            turn=place.pose.turn,
+            gsd=place.pose.gsd,
+            confidence=max(0.0, 1 - np.delete(weights, rank - 1).max(initial=0) / place.weight),
+            agreeing=place.agreeing,
+            windows=place.windows,
+        )
+        for rank, (place, row, (lon, lat)) in enumerate(
+            zip(found, rows, degrees.tolist(), strict=True), 1
+        )
+    ]
+    return Matches(
+        query=query,
+        matches=tuple(matches),
+        rows=tuple(row["store_row"] for row in rows),
+        centres=tuple((place.epsg, place.x, place.y) for place in found),
+        places=tuple(found),
     )
 
 
-def _tile_query(index: _Index, position: int) -> _Query:
-    (row,) = index.rows.take([position])
-    return _Query(
-        name=row["id"],
-        vector=index.vectors.vector(position),
-        position=position,
-        store_row=row["store_row"],
-        epsg=row["epsg"],
-        x=row["x"],
-        y=row["y"],
-        year=index.year_code(row["year"] or ""),
-    )
+def _looked_at(index: OpenIndex, found: Matches, options: Options) -> Matches:
+    """Answers verified by local features, and the image georeferenced, as far as is asked for.
 
+    Raises:
+        GeomatchError: the image lies at none of its answers.
+    """
+    if options.verify:
+        from geomatch.querying.confirming import confirm
 
-def _tile_at(index: _Index, lon: float, lat: float, year: int | None) -> int:
-    """Position of the tile at a point, of the given or else the newest year."""
-    from geomatch.geo.coordinates import project_points
+        found = confirm(index, found, options.verify)
+    if options.georeference:
+        from geomatch.querying.placing import georeference
+        from geomatch.report.local_matches import draw_residuals
 
-    if abs(lon) > 180 or abs(lat) > 90:
-        raise UsageError(
-            f"{lon},{lat} is not a longitude and latitude",
-            "Give LON,LAT in degrees, longitude first.",
-        )
-    half = index.tiles.size * (index.tiles.gsd or 0.0) / 2
-
-    @cache
-    def point(epsg: int) -> tuple[float, float]:
-        px, py = project_points("OGC:CRS84", np.array([lon]), np.array([lat]), f"EPSG:{epsg}")
-        return float(px[0]), float(py[0])
-
-    best: tuple[int, float, int] | None = None
-    covering = index.rows.within(point, half)
-    for i, row in zip(covering, index.rows.take(covering), strict=True):
-        of_year = index.year_code(row["year"] or "")
-        if year in (None, of_year):
-            px, py = point(row["epsg"])
-            away = max(abs(row["x"] - px), abs(row["y"] - py))
-            # The newest year first, then the nearest centre.
-            candidate = (of_year, -away, i)
-            best = max(best, candidate) if best else candidate
-    if best is None:
-        of = "" if year is None else f" of {index.manifest.years[year]}"
-        raise GeomatchError(
-            f"no tile{of} covers {lon},{lat}", "Give LON,LAT in degrees, longitude first."
-        )
-    return best[2]
-
-
-def _image_query(
-    project: Project, index: _Index, path: str, year: int | None, progress: ProgressCallback
-) -> _Query:
-    from geomatch import image_input
-
-    encoding = image_input.encoder_of(project, index.manifest, index.tiles, "index")
-    label = None if year is None else index.manifest.years[year]
-    cut = image_input.cut(path, encoding, index.tiles, label)
-    progress(cut.remark)
-    if encoding.form.label_channels:
-        progress("the query has no labels: its label channels are set to unknown")
-    (vector,) = image_input.describe_cuts(encoding, [cut], index.manifest, year)
-    return _Query(path, vector, epsg=cut.epsg, x=cut.x, y=cut.y, pixels=cut.pixels)
+        placed = georeference(index, found, options.georeference)
+        thumbnail, shares, metres = placed.picture()
+        path = options.georeference.with_suffix(".residuals.png")
+        draw_residuals(thumbnail, shares, metres, f"{placed}", path)
+        found = replace(found, placed=placed)
+    return found
 
 
 def _matches(
-    index: _Index, query: _Query, scores: NDArray[np.float32], positions: NDArray[np.int64]
+    index: OpenIndex,
+    query: Query,
+    scores: NDArray[np.float32],
+    positions: NDArray[np.int64],
+    turns: Sequence[float | None],
 ) -> Matches:
     answers = index.rows.take(positions.tolist())
     distances: list[float | None] = [None] * len(answers)
@@ -261,14 +298,49 @@ def _matches(
         to_epsg = np.array([row["epsg"] for row in answers], np.int64)
         distances = distance(from_epsg, from_xy, to_epsg, to_xy).tolist()
     found = [
-        Match(query.name, rank, row["id"], row["year"], score, row["lon"], row["lat"], metres)
-        for rank, (score, row, metres) in enumerate(
-            zip(scores.tolist(), answers, distances, strict=True), 1
+        Match(
+            query=query.name,
+            rank=rank,
+            tile=row["id"],
+            year=row["year"],
+            score=score,
+            lon=row["lon"],
+            lat=row["lat"],
+            distance_m=metres,
+            turn=turn,
+        )
+        for rank, (score, row, metres, turn) in enumerate(
+            zip(scores.tolist(), answers, distances, turns, strict=True), 1
         )
     ]
     return Matches(
+        query=query,
         matches=tuple(found),
-        query_row=query.store_row,
         rows=tuple(row["store_row"] for row in answers),
-        query_pixels=query.pixels,
+        centres=tuple((row["epsg"], row["x"], row["y"]) for row in answers),
     )
+
+
+def _write(index: OpenIndex, found: list[Matches], options: Options) -> None:
+    """Write the files that are asked for."""
+    from geomatch.querying import outputs
+    from geomatch.report.matches import match_sheet
+
+    if options.csv:
+        outputs.write_csv(options.csv, found)
+    if options.geojson:
+        outputs.write_geojson(options.geojson, found, index.tiles)
+    if options.gpkg:
+        outputs.write_gpkg(options.gpkg, found, index.tiles)
+    if options.sheet and options.verify:
+        from geomatch.report.local_matches import Pair, draw_pairs
+
+        pairs = [
+            Pair(seen.query, seen.around, seen.at, seen.to, caption, is_confirmed)
+            for each in found
+            for seen, caption, is_confirmed in each.pairs()
+        ]
+        draw_pairs(pairs, options.sheet)
+    elif options.sheet:
+        shown = [(each.as_json(), each.rows, each.query.picture, each.query.name) for each in found]
+        match_sheet(index.project, shown, options.sheet)

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,22 +23,31 @@ from geomatch import config
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.errors import GeomatchError, UsageError
-from geomatch.manifests import TileManifest
+from geomatch.manifests import RunManifest, TileManifest
 from geomatch.nn import backend
 from geomatch.nn.checkpoint import Checkpoints
 from geomatch.nn.encoder import Siamese, TileForm, build
 from geomatch.nn.module_graph import trace
 from geomatch.nn.objective import MatchRule
-from geomatch.nn.step import RunLength, abstract_state, make_step, replicate
+from geomatch.nn.step import RunLength, State, abstract_state, make_step, replicate
 from geomatch.progress import ProgressCallback, silent
-from geomatch.project import Project, replacing, write_json, write_record
+from geomatch.project import Project, check_name, replacing, write_json, write_record
+from geomatch.report import mlflow_run
+from geomatch.report.mlflow_run import MlflowRun
 from geomatch.runs import read_run
-from geomatch.training import setup
+from geomatch.training import hosts, setup
+from geomatch.training.dry_run import Compiled, DryRun
+from geomatch.training.dry_run import dry_run as measure
 from geomatch.training.feed import BatchFeed
+from geomatch.training.hosts import Processes as Processes
 from geomatch.training.interrupts import Interrupts
-from geomatch.training.metrics_log import VALIDATION, MetricsLog
+from geomatch.training.metrics_log import VALIDATION, MetricsLog, Scores
 from geomatch.training.mining import Mined
 from geomatch.training.monitor import Monitor
+from geomatch.training.origin import session
+from geomatch.training.overfit import Overfit
+from geomatch.training.overfit import overfit as fit
+from geomatch.training.reference import imagenet_map5
 from geomatch.training.rounds import Examples, Validator, weights
 from geomatch.training.sampler import Sampler, compares_whole_batch
 
@@ -56,12 +64,15 @@ class Trained:
         best: step of the checkpoint with the best mAP@5 on validation.
         map5: that mAP@5; None without validation queries.
         untrained: mAP@5 on validation before the first step; None without validation queries.
+        imagenet: mAP@5 on validation of `geomatch embed --model imagenet`; None where training
+            began with its weights, and see `imagenet_map5`.
     """
 
     run: str
     best: int
     map5: float | None
     untrained: float | None = None
+    imagenet: float | None = None
 
 
 ShouldStop = Callable[[int, float | None], bool]
@@ -74,31 +85,28 @@ def never(epoch: int, metric: float | None) -> bool:
     return False
 
 
-def check_name(name: str) -> None:
-    """Check the name of a run.
-
-    Raises:
-        UsageError: it is not a plain name.
-    """
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise UsageError(
-            f"{name!r} is not a valid run name", "Use letters, digits, '.', '_' and '-'."
-        )
-
-
 def train(
     project: Project,
     settings: config.Config,
     *,
     run: str | None = None,
+    hours: float | None = None,
+    processes: Processes | None = None,
     should_stop: ShouldStop = never,
+    reference: bool = True,
     progress: ProgressCallback = silent,
 ) -> Trained:
     """Train a run, or resume it.
 
     Args:
         run: its name; by default the latest, or "run1".
+        hours: how long a new run may take, by its first steps; the number of epochs follows. A run
+            that was begun keeps its own.
+        processes: that train it together, each of which calls this; by default those that SLURM
+            or Open MPI started, or this one alone. All read the project's tiles, and the first
+            alone reads and writes its runs.
         should_stop: called after every validation; if it returns True, the run stops unfinished.
+        reference: in the end, also measure what ImageNet features reach without training.
 
     Raises:
         UsageError: the run was begun with another configuration.
@@ -106,17 +114,171 @@ def train(
         DivergedError: the loss or the weights became NaN or infinite.
         KeyboardInterrupt: by Ctrl-C or SIGTERM, after the run was saved as it was.
     """
-    names = project.run_names()
-    name = run or (names[-1] if names else "run1")
+    if run:
+        check_name(run)
+    backend.prepare(settings.train.dtype)
+    with hosts.joined(processes or Processes()), contextlib.ExitStack() as locks:
+        locks.enter_context(project.lock("tiles", shared=True))
+        manifest = project.tile_manifest()
+        settings, tiles = hosts.of_first(lambda: (settings, manifest.fingerprint))
+        if tiles != manifest.fingerprint:
+            raise GeomatchError(
+                f"process {jax.process_index()} has other tiles than the first one",
+                "Give all processes the same project folder.",
+            )
+        if not hosts.is_first():
+            progress = silent
+        settings, splits, sampler = _prepared(project, settings, manifest, progress)
+        form = setup.form_of(manifest)
+
+        def open_run() -> tuple[str, config.Config]:
+            names = project.run_names()
+            name = run or (names[-1] if names else "run1")
+            locks.enter_context(project.lock(f"runs/{name}"))
+            wanted = settings
+            if hours is not None:
+                epochs = _epochs_within(hours, project, name, settings, manifest, splits, progress)
+                wanted = replace(settings, train=replace(settings.train, epochs=epochs))
+            return name, _open_run(project, name, wanted, manifest, form)
+
+        if hours is not None and jax.process_count() > 1:
+            raise UsageError("--hours is measured on one host alone", "Set train.epochs.")
+        name, settings = hosts.of_first(open_run)
+        trained = _loop(project, name, settings, splits, sampler, form, should_stop, progress)
+        if reference and not settings.train.init:
+            reach = partial(imagenet_map5, project, settings, splits, progress)
+            trained = replace(trained, imagenet=hosts.of_first(reach))
+        _say_if_lost(trained, settings, progress)
+        return trained
+
+
+def _say_if_lost(trained: Trained, settings: config.Config, progress: ProgressCallback) -> None:
+    """Say so if no training does better, and what to try."""
+    if trained.best == 0 < settings.train.epochs:
+        progress(
+            "training did not beat the untrained network, which later stages will use; "
+            "try a lower train.lr, or `geomatch init DIR --preset pretrained`"
+        )
+    if (
+        trained.map5 is not None
+        and trained.imagenet is not None
+        and trained.map5 < trained.imagenet
+    ):
+        progress(
+            "ImageNet features do better without training: `geomatch embed --model imagenet`, "
+            "or train from them: `geomatch init DIR --preset pretrained`"
+        )
+
+
+def dry_run(
+    project: Project,
+    settings: config.Config,
+    *,
+    run: str | None = None,
+    progress: ProgressCallback = silent,
+) -> DryRun:
+    """Tell what `train` would do, from its first steps; only a picture of a batch is written.
+
+    Args:
+        run: its name; by default a new one.
+
+    Raises:
+        UsageError, GeomatchError: as for `train`.
+    """
+    name = run or _next_name(project)
     check_name(name)
     backend.prepare(settings.train.dtype)
-    with project.lock("tiles", shared=True), project.lock(f"runs/{name}"):
+    with project.lock("tiles", shared=True):
         manifest = project.tile_manifest()
-        splits = _splits(TileTable.load(project.catalogue), settings)
+        settings, splits, sampler = _prepared(project, settings, manifest, progress)
+        settings, _ = _resolved(project, name, settings, manifest, setup.form_of(manifest))
+        return _measured(project, settings, manifest, splits, sampler, progress)
+
+
+def _measured(
+    project: Project,
+    settings: config.Config,
+    manifest: TileManifest,
+    splits: dict[str, TileTable],
+    sampler: Sampler,
+    progress: ProgressCallback,
+) -> DryRun:
+    """What a run with resolved settings would be."""
+    form, total = setup.form_of(manifest), sampler.steps_per_epoch * settings.train.epochs
+    frozen = not settings.train.freeze_epochs
+    step_of = partial(_step, settings, form, sampler, total, frozen)
+    return measure(project, settings, splits, sampler, form, step_of, progress)
+
+
+def _epochs_within(
+    hours: float,
+    project: Project,
+    name: str,
+    settings: config.Config,
+    manifest: TileManifest,
+    splits: dict[str, TileTable],
+    progress: ProgressCallback,
+) -> int:
+    """The number of epochs that takes so many hours, or that of the run if it was begun.
+
+    Raises:
+        UsageError: `hours` is not positive.
+    """
+    if not hours > 0:
+        raise UsageError(f"--hours {hours}: must be more than 0")
+    if (project.run(name) / "config.json").exists():
+        return read_run(project.run(name))[0].train.epochs
+    settings = replace(
+        settings, train=replace(settings.train, epochs=max(1, settings.train.epochs))
+    )
+    settings, _ = _resolved(project, name, settings, manifest, setup.form_of(manifest))
+    sampler = _checked_sampler(settings, splits["train"])
+    planned = _measured(project, settings, manifest, splits, sampler, progress)
+    per_epoch = (planned.seconds - planned.first_step_s) / planned.epochs
+    epochs = max(1, int((3600 * hours - planned.first_step_s) / per_epoch))
+    progress(f"{hours:g} hours are enough for {epochs} epochs of about {per_epoch:.0f} s")
+    return epochs
+
+
+def overfit(
+    project: Project,
+    settings: config.Config,
+    places: int,
+    *,
+    progress: ProgressCallback = silent,
+) -> Overfit:
+    """Train on a few places until each is found at once, and tell what is wrong if that fails.
+
+    No run is begun, and nothing is written.
+
+    Args:
+        places: how many places, or classes without years.
+
+    Raises:
+        UsageError, GeomatchError: as for `train`.
+    """
+    backend.prepare(settings.train.dtype)
+    with project.lock("tiles", shared=True):
+        manifest = project.tile_manifest()
+        settings, splits, _ = _prepared(project, settings, manifest, progress)
         form = setup.form_of(manifest)
-        sampler = _checked_sampler(settings, splits["train"])
-        settings = _open_run(project, name, settings, manifest, form)
-        return _loop(project, name, settings, splits, sampler, form, should_stop, progress)
+        settings, _ = _resolved(project, _next_name(project), settings, manifest, form)
+
+        def step_of(settings: config.Config, sampler: Sampler, steps: int) -> Any:
+            return _step(settings, form, sampler, steps, frozen=True)
+
+        return fit(project, settings, splits["train"], form, places, step_of, progress)
+
+
+def _prepared(
+    project: Project, settings: config.Config, manifest: TileManifest, progress: ProgressCallback
+) -> tuple[config.Config, dict[str, TileTable], Sampler]:
+    """Settings that fit the tiles, tiles by split, and the sampler."""
+    asked, settings = settings, setup.of_tiles(settings, manifest)
+    if settings.mining != asked.mining:
+        progress("images without years have no neighbours: batches are drawn at random")
+    splits = _splits(TileTable.load(project.catalogue), settings)
+    return settings, splits, _checked_sampler(settings, splits["train"])
 
 
 def _splits(tiles: TileTable, settings: config.Config) -> dict[str, TileTable]:
@@ -141,33 +303,48 @@ def _open_run(
     project: Project, name: str, settings: config.Config, tiles: TileManifest, form: TileForm
 ) -> config.Config:
     """Begin a run, or check that it was begun with these settings; returns them resolved."""
+    folder = project.run(name)
+    settings, manifest = _resolved(project, name, settings, tiles, form)
+    finished = (folder / "finished.json").exists()
+    if not finished or read_run(folder)[2].settings != manifest.settings:
+        manifest = replace(manifest, sessions=(*manifest.sessions, session(project.root)))
+    write_record(folder / "config.json", manifest)
+    return settings
+
+
+def _resolved(
+    project: Project, name: str, settings: config.Config, tiles: TileManifest, form: TileForm
+) -> tuple[config.Config, RunManifest]:
+    """Resolved settings and manifest of a run; if it exists, it was begun with these settings."""
+    mlflow_run.check(settings.train.mlflow)
     path = project.run(name) / "config.json"
     before, old = None, None
     if path.exists():
         before, _, old = read_run(project.run(name))
-    settings = setup.resolve_settings(setup.of_tiles(settings, tiles), project.root, before)
+    settings = setup.resolve_settings(settings, project.root, before)
     manifest = setup.manifest(settings, form, tiles)
     if before is not None and old is not None:
         requested = config.from_dict(manifest.settings, str(path))
         changed = config.differences(before, requested, (*setup.TABLES, "split"))
         if "train.epochs" in changed and requested.train.epochs > before.train.epochs:
             changed.remove("train.epochs")
+        if "train.mlflow" in changed:  # which is no part of what is trained
+            changed.remove("train.mlflow")
         if old.tiles != manifest.tiles:
             changed.append("the tiles")
-        manifest = replace(manifest, id=old.id)
+        manifest = replace(manifest, id=old.id, sessions=old.sessions)
         if changed:
             raise UsageError(
                 f"run {name} was begun with other settings: {', '.join(changed)}",
                 f"Start a new one: geomatch train --run {_next_name(project)}",
             )
-    write_record(path, manifest)
-    return settings
+    return settings, manifest
 
 
 def _checked_sampler(settings: config.Config, training: TileTable) -> Sampler:
     """The sampler of batches, after checking that settings and training tiles fit."""
     train, rule = settings.train, settings.mining.rule
-    devices, batch = jax.local_device_count(), train.batch
+    devices, batch = jax.device_count(), train.batch
     parts = devices * train.accumulate
     if batch < 1 or batch % parts:
         times = f" times train.accumulate = {train.accumulate}" if train.accumulate > 1 else ""
@@ -191,11 +368,6 @@ def _checked_sampler(settings: config.Config, training: TileTable) -> Sampler:
             f'train.distil with train.loss = "{train.loss}" and '
             f'model.head = "{settings.model.head}"',
             "It needs --set train.loss=infonce and a head that takes pooled features.",
-        )
-    if rule == "neighbours" and not training.dated:
-        raise UsageError(
-            'mining.rule = "neighbours" needs places seen in several years',
-            "For class folders: --set mining.rule=knn, ranked or in-batch.",
         )
     sampler = Sampler(training, train, settings.mining)
     if sampler.anchors < 2:
@@ -226,8 +398,8 @@ def _loop(
     should_stop: ShouldStop,
     progress: ProgressCallback,
 ) -> Trained:
-    folder = project.run(name)
-    devices, training = jax.local_device_count(), sampler.tiles
+    folder, first = project.run(name), hosts.is_first()
+    training = sampler.tiles
     dropout = settings.augment.label_dropout
     if form.label_channels and dropout:
         progress(f"training drops the labels of {dropout:.0%} of tiles, for queries without labels")
@@ -235,64 +407,82 @@ def _loop(
     total = per_epoch * settings.train.epochs
     model = build(settings, form)
     store = TileStore.open(project.pixels)
-    validator = Validator(model, settings, store, splits, folder)
     examples = Examples(sampler, settings, form)
     measured = dict.fromkeys(("validation", *settings.eval.during))
     step_fn = unfrozen_step_fn = _step(settings, form, sampler, total, frozen=True)
     if settings.train.freeze_epochs:
         unfrozen_step_fn = _step(settings, form, sampler, total, frozen=False)
 
-    with (
-        Interrupts() as interrupts,
-        Checkpoints(folder / "checkpoints") as checkpoints,
-        contextlib.ExitStack() as stack,
-    ):
+    with Interrupts() as interrupts, contextlib.ExitStack() as stack:
+        validator = Validator(model, settings, store, splits, folder, interrupts.agree)
+        checkpoints = None
+        if first:
+            checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints"))
+
         # Restore, or begin.
-        last, restored = checkpoints.last, None
-        notes = {} if last is None else checkpoints.notes(last)
-        if last is not None and (last < total or notes.get("round_due")):
-            restored = checkpoints.restore_last(abstract_state(model, settings, form))
-            last, notes = restored.step, checkpoints.notes(restored.step)
-            if restored.remark:
-                progress(restored.remark)
-        round_due = notes.get("round_due", False)
-        log = MetricsLog(folder, -1 if last is None else last, round_due)
-        if (
-            last is not None
-            and not round_due
-            and (last >= total or _patience_is_over(log.scores, settings))
-        ):
-            progress(f"run {name} is finished: {last} steps ({last // per_epoch} epochs)")
-            return _finish(folder, name, checkpoints, log.scores)
-        if restored is None:
-            if not settings.train.init and training.dated:
-                progress(
-                    "training begins with random weights; `geomatch init DIR --preset pretrained` "
-                    "begins with ImageNet's"
+        def begin() -> _Beginning | Trained:
+            assert checkpoints is not None
+            last, restored = checkpoints.last, None
+            notes = {} if last is None else checkpoints.notes(last)
+            if last is not None and (last < total or notes.get("round_due")):
+                restored = checkpoints.restore_last(abstract_state(model, settings, form))
+                last, notes = restored.step, checkpoints.notes(restored.step)
+                if restored.remark:
+                    progress(restored.remark)
+            round_due = notes.get("round_due", False)
+            log = MetricsLog(folder, -1 if last is None else last, round_due)
+            if (
+                last is not None
+                and not round_due
+                and (last >= total or _patience_is_over(log.scores, settings))
+            ):
+                progress(f"run {name} is finished: {last} steps ({last // per_epoch} epochs)")
+                return _finish(folder, name, checkpoints, log.scores)
+            if restored is not None:
+                (folder / "finished.json").unlink(missing_ok=True)
+                progress(f"run {name}: resuming from step {restored.step} of {total}")
+                state = restored.value
+            else:
+                if not settings.train.init and training.dated:
+                    progress(
+                        "training begins with random weights; `geomatch init DIR --preset "
+                        "pretrained` begins with ImageNet's"
+                    )
+                state = setup.initial(
+                    model, settings, form, project.root, training, store, progress
                 )
-            step = 0
-            state = setup.initial(model, settings, form, project.root, training, store, progress)
-        else:
-            step, state = restored.step, restored.value
-            (folder / "finished.json").unlink(missing_ok=True)
-            progress(f"run {name}: resuming from step {step} of {total}")
-        stack.enter_context(log)
-        if last is None:
+            since_log = notes.get("since_log", ())
+            return _Beginning(last, state, round_due, _last_mined(folder), since_log, log)
+
+        beginning = hosts.of_first(begin)
+        if isinstance(beginning, Trained):
+            return beginning
+        last, state, round_due, mined, since_log, metrics_log = beginning
+        step = last or 0
+        log, board = Scores(metrics_log.scores), None
+        if first:
+            log = stack.enter_context(metrics_log)
+            board = metrics_log.board
+            if address := settings.train.mlflow:
+                metrics_log.tracker = stack.enter_context(
+                    MlflowRun(project, name, address, progress)
+                )
+        if last is None and board is not None:
             shape = form.size, form.size, form.channels
-            log.board.graph(
+            board.graph(
                 trace(partial(model.apply, method=Siamese.encode_and_pair), state.variables, shape)
             )
         state = replicate(state)
-        feed = stack.enter_context(BatchFeed(sampler, store, devices))
-        mined = _last_mined(folder)
-        since_log = notes.get("since_log", ())
+        feed = stack.enter_context(BatchFeed(sampler, store, *hosts.devices()))
         monitor = Monitor(
             total, settings, splits, sampler, log.scores, progress, checkpoints, since_log
         )
         saved_at, pruned = time.monotonic(), False
 
         def save_if_interrupted(kind: type[BaseException] | None, *_: object) -> None:
-            if kind is not KeyboardInterrupt or interrupts.holding:
+            if checkpoints is None or kind is None or not issubclass(kind, KeyboardInterrupt):
+                return
+            if interrupts.holding:
                 return  # a step that is broken off has taken the state
             if step not in checkpoints.steps:
                 monitor.check(state, step, mined)
@@ -303,6 +493,13 @@ def _loop(
 
         stack.push(save_if_interrupted)
 
+        def save(score: float | None) -> None:
+            nonlocal saved_at
+            if checkpoints is not None:
+                with interrupts.held():
+                    checkpoints.save(step, state, score)
+            saved_at = time.monotonic()
+
         while True:
             epoch, into_epoch = divmod(step, per_epoch)
             scheduled = into_epoch == 0 and epoch % settings.mining.every == 0
@@ -311,10 +508,14 @@ def _loop(
             # unless it was interrupted in it; it mines only if the run had ended at that round.
             validate = (scheduled or finished) and (step != last or round_due)
             mining_file = _mining_file(folder, step)
-            mine = scheduled and validator.mines(step, total) and not mining_file.exists()
+            mine = (
+                scheduled
+                and validator.mines(step, total)
+                and not hosts.of_first(mining_file.exists)
+            )
             if validate or mine:
                 monitor.check(state, step, mined)
-                round_ = validator.round(state, step, epoch, progress)
+                round_ = validator.round(state.variables, step, epoch, progress)
 
             # Validate if due.
             if validate:
@@ -329,61 +530,90 @@ def _loop(
                 unmeasured = {"train"} - {*measured}
                 scores = {f"{split}/map@5": round_.map5(split) for split in unmeasured}
                 with interrupts.held():
-                    with replacing(mining_file) as temporary:
-                        mined.save(temporary)
+                    if first:
+                        with replacing(mining_file) as temporary:
+                            mined.save(temporary)
                     log.write(step, {**scores, "train/hard_share": mined.share})
 
             # Save: after every validation, and when `train.save_minutes` have passed.
             if validate:
                 monitor.validated(step, round_.rate, score, mined)
                 finished |= _patience_is_over(log.scores, settings)
-                log.board.histograms(step, weights(state.params))
-                if not finished:
-                    on_first_device = (part[0] for part in feed.peek(step, mined))
-                    log.board.pictures(step, "batch", examples.rows(step, mined, *on_first_device))
-                with interrupts.held():
-                    checkpoints.save(step, state, score)
-                saved_at = time.monotonic()
-                pruned = not finished and should_stop(epoch, score)
+                if board is not None:
+                    board.histograms(step, weights(state.params))
+                    if not finished:
+                        one_device = (part[0] for part in feed.peek(step, mined))
+                        board.pictures(step, "batch", examples.rows(step, mined, *one_device))
+                save(score)
+                stops = partial(should_stop, epoch, score)
+                pruned = not finished and hosts.of_first(stops)
                 if pruned:
                     break
             overdue = time.monotonic() - saved_at > 60 * settings.train.save_minutes
-            if overdue and _is_logged(step, per_epoch) and step not in checkpoints.steps:
+            if (
+                checkpoints is not None
+                and overdue
+                and _is_logged(step, per_epoch)
+                and step not in checkpoints.steps
+            ):
                 monitor.check(state, step, mined)
-                with interrupts.held():
-                    checkpoints.save(step, state, score)
-                saved_at = time.monotonic()
+                save(score)
             if finished:
                 break
 
             # Draw, step.
-            tiles, places = feed.batch(step, mined)
+            with monitor.reading():
+                tiles, places = feed.batch(step, mined)
             if epoch >= settings.train.freeze_epochs:
                 step_fn = unfrozen_step_fn
+            images = math.prod(tiles.shape[:3]) * jax.process_count()
             with interrupts.held():
                 state, step_metrics = step_fn(state, tiles, places, np.uint32(step))
                 step += 1
-                monitor.stepped(step, step_metrics, math.prod(tiles.shape[:3]), mined)
+                monitor.stepped(step, step_metrics, images, mined)
                 if _is_logged(step, per_epoch):
                     log.write(step, monitor.metrics(step))
-    if settings.train.frames:
-        from geomatch.report.projection import animate
+            interrupts.agree()
 
-        animate(folder / "figures")
-    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        if pruned:
-            return _best(name, checkpoints, log.scores)
-        trained = _finish(folder, name, checkpoints, log.scores)
-    if trained.best == 0 < total:
-        progress(
-            "training did not beat the untrained network, which later stages will use; "
-            "try a lower train.lr, or `geomatch init DIR --preset pretrained`"
-        )
-    return trained
+    def end() -> Trained:
+        if settings.train.frames:
+            from geomatch.report.projection import animate
+
+            animate(folder / "figures")
+        with Checkpoints(folder / "checkpoints", read_only=True) as kept:
+            if pruned:
+                return _best(name, kept, log.scores)
+            return _finish(folder, name, kept, log.scores)
+
+    return hosts.of_first(end)
+
+
+class _Beginning(NamedTuple):
+    """Where a run begins or goes on, as the first process finds it.
+
+    Attributes:
+        last: step of the checkpoint it goes on from; None if it begins.
+        state: host arrays.
+        round_due: the round at `last` is still to be done.
+        mined: the samples that were mined last.
+        since_log: see `Monitor`.
+    """
+
+    last: int | None
+    state: State
+    round_due: bool
+    mined: Mined | None
+    since_log: Sequence[Sequence[float]]
+    log: MetricsLog
 
 
 def _step(
-    settings: config.Config, form: TileForm, sampler: Sampler, total: int, frozen: bool
+    settings: config.Config,
+    form: TileForm,
+    sampler: Sampler,
+    total: int,
+    frozen: bool,
+    compiled: Compiled = lambda program: None,
 ) -> Any:
     tiles = sampler.tiles
     return make_step(
@@ -393,6 +623,7 @@ def _step(
         MatchRule(tiles.dated, tiles.grid.reach if tiles.grid else 0),
         RunLength(total, sampler.steps_per_epoch),
         settings.train.views if compares_whole_batch(settings.train, settings.mining) else 0,
+        compiled,
     )
 
 

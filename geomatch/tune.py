@@ -18,8 +18,8 @@ import jax
 from geomatch import config
 from geomatch.errors import DivergedError, GeomatchError, UsageError
 from geomatch.progress import ProgressCallback, silent
-from geomatch.project import Project, fingerprint
-from geomatch.train import check_name, train
+from geomatch.project import Project, check_name, fingerprint
+from geomatch.train import train
 from geomatch.training import setup
 
 RANGE = re.compile(r"(\S+)\s*\.\.\s*(\S+?)(\s+log)?")
@@ -205,7 +205,9 @@ def _train(
         return pruned
 
     try:
-        trained = train(project, settings, run=run, should_stop=should_stop, progress=progress)
+        trained = train(
+            project, settings, run=run, should_stop=should_stop, reference=False, progress=progress
+        )
     except DivergedError as error:
         progress(f"run {run}: {error.message}")
         return None

@@ -9,6 +9,6 @@ from typer.testing import CliRunner
 from geomatch.cli.commands import app
 
 
-def run_command(*arguments: object) -> Any:
+def run_command(*arguments: object, stdin: str = "") -> Any:
     """The result of a command line: its `exit_code`, `stdout`, `stderr` and `output`, both."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from geomatch.data.tiles import TileTable
 from geomatch.geo import footprints
 from geomatch.geo.grid import Grid
 from geomatch.manifests import Channels, EmbeddingManifest, TileManifest, TileRequest
-from geomatch.project import Project
+from geomatch.project import Project, write_record
 
 CRS = "EPSG:32630"
 
@@ -138,3 +139,22 @@ def describe_by_hand(project: Project, vectors: np.ndarray, metric: str = "cosin
         project.embeddings / "hand@1.parquet", tiles, footprint if tiles.grid else None, None
     )
     return tiles
+
+
+def hand_made_project(
+    root: Path,
+    tiles: TileTable,
+    vectors: np.ndarray,
+    metric: str = "cosine",
+    fingerprint: str = "tiles",
+) -> Project:
+    """A project without imagery, whose tiles have the descriptors (n, d) `hand@1`."""
+    project = Project(root)
+    project.tiles.mkdir(parents=True)
+    project.config.write_text("")
+    tiles.save(project.catalogue, *footprints.file_geometry(tiles.grid))
+    assert tiles.grid is not None
+    manifest = hand_made_tile_manifest(tiles.grid, len(tiles), fingerprint=fingerprint)
+    write_record(project.tiles_manifest, manifest)
+    describe_by_hand(project, vectors, metric)
+    return project

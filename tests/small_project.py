@@ -47,6 +47,9 @@ QUICK = (
     "embed.dtype=float32",
 )
 
+TIMES = ("train/images_per_s", "train/input_wait")
+"""Metrics of time."""
+
 
 def new_project(root: Path) -> Project:
     """An empty project with default settings."""
@@ -188,7 +191,7 @@ def evaluate(project: Project, **options: Any) -> Report:
 
 
 def metrics(project: Project, run: str = "run1", timed: bool = False) -> list[dict[str, Any]]:
-    """Lines of a run's `metrics.jsonl`, without the speed, which no two runs share."""
+    """Lines of a run's `metrics.jsonl`, without times, which no two runs share."""
     text = (project.run(run) / "metrics.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
-    return [{k: v for k, v in line.items() if timed or k != "train/images_per_s"} for line in lines]
+    return [{k: v for k, v in line.items() if timed or k not in TIMES} for line in lines]

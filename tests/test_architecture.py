@@ -25,9 +25,20 @@ DEVELOPERS = {"test", "benchmark", "lint", "dev"}
 """Extras that no user needs."""
 
 STAGES = ("tile", "train", "embed", "index", "query", "evaluate")
-FURTHER = ("compare", "export", "import_weights", "info", "project2d", "tune", "demo")
+FURTHER = (
+    "change",
+    "compare",
+    "export",
+    "export_matches",
+    "export_tiles",
+    "import_weights",
+    "info",
+    "project2d",
+    "tune",
+    "demo",
+)
 """Commands beside the pipeline's; each is one module, as a stage is."""
-SHOWING = ("console", "eval_tables", "registration_table")
+SHOWING = ("console", "eval_tables", "registration_table", "run_tables", "trial_tables")
 """Modules of the command line that print results; a command imports them when it runs."""
 HEAVY = {"jax", "numpy", "rasterio", "sklearn", "faiss", "orbax", "pyarrow", "tensorstore"}
 
@@ -42,34 +53,43 @@ ROOMS = {
     "init": "errors config project",
     "geo": "errors",
     "data": "errors manifests project records geo.grid",
-    "search": "errors data",
+    "search": "errors manifests data",
     "nn": "errors config",
-    "report": "errors manifests project data",
+    "report": "errors manifests progress project data",
     "runs": "errors manifests config project nn",
     "tiling": "errors manifests progress config project geo data",
-    "training": "errors manifests progress config project data search nn report",
+    "training": "errors manifests progress config project records data search nn report runs "
+    "geo.phase_correlation",
     "evaluation": "errors manifests progress project geo data search nn runs training.setup",
     "image_input": "errors manifests project geo nn runs tiling.image_files",
     "tile": "errors manifests progress config project geo data report tiling",
     "train": "errors manifests progress config project data nn report runs training",
     # An encoder that needs no training is a run of no steps, which `training.setup` begins.
     "embed": "errors manifests progress config project geo data nn runs training.setup",
-    "index": "errors manifests progress project geo data search",
-    "query": "errors manifests progress project geo data search report image_input",
+    "index": "errors manifests progress config project geo data search evaluation",
+    "querying": "errors manifests progress records config project geo data search runs "
+    "tiling.image_files image_input",
+    # It makes the index that it searches, where that is missing.
+    "query": "errors progress config project geo data querying report index",
     "evaluate": "errors progress config project data search report evaluation",
+    "change": "errors progress project records geo data report",
     "compare": "errors manifests progress project data search evaluation image_input",
     "export": "errors config project data nn runs",
+    "export_matches": "errors progress project geo data",
+    "export_tiles": "errors progress project geo data",
     "import_weights": "errors project nn",
-    "info": "errors manifests config project data nn runs",
+    "manage_runs": "errors manifests config project records data nn report",
+    "info": "errors manifests config project data runs manage_runs",
     "project2d": "errors progress config project data report",
     # Two commands run stages: each trial of a search is a run, and the demo is the whole chain.
     "tune": "errors progress config project train training.setup",
     "demo": "errors progress config project geo data report tile train embed index query evaluate",
-    "api": " ".join(("project", *STAGES, "compare", "export", "tune")),
+    "api": " ".join(("project", *STAGES, "change", "compare", "export", "tune")),
     "cli": " ".join(
         (
             "errors progress config project init data.eval_report data.registration",
-            "tiling.request",
+            "manage_runs report.run_page tiling.request querying training.dry_run",
+            "training.overfit",
             *STAGES,
             *FURTHER,
         )
@@ -82,9 +102,9 @@ room further down this table."""
 LIBRARIES = {
     "geo": "numpy rasterio pyogrio shapely scipy",
     "data": "numpy pyarrow shapely tensorstore",
-    "search": "numpy faiss",
+    "search": "cv2 numpy faiss pyarrow shapely psycopg sklearn",
     "nn": "numpy jax flax optax orbax h5py safetensors onnx onnxruntime openvino nncf",
-    "report": "numpy PIL matplotlib sklearn tensorboardX",
+    "report": "numpy PIL matplotlib sklearn tensorboardX mlflow",
     "runs": "numpy jax",
     "tiling": "numpy PIL shapely",
     "training": "numpy jax pyarrow scipy sklearn",
@@ -94,10 +114,14 @@ LIBRARIES = {
     "train": "numpy jax",
     "embed": "numpy",
     "index": "numpy",
+    "querying": "numpy scipy shapely PIL",
     "query": "numpy",
     "evaluate": "numpy",
+    "change": "numpy",
     "compare": "numpy",
     "export": "numpy jax safetensors",
+    "export_matches": "numpy",
+    "export_tiles": "numpy",
     "info": "jax",
     "project2d": "numpy",
     "tune": "jax optuna",
@@ -111,9 +135,11 @@ ONLY = {
     "orbax": {"nn.checkpoint"},
     "tensorstore": {"data.store"},
     "tensorboardX": {"report.tensorboard"},
+    "mlflow": {"report.mlflow_run"},
     "optax": {"nn.optimizers", "nn.step"},
     "rich": {"cli.console"},
     "optuna": {"tune"},
+    "psycopg": {"search.pgvector"},
 }
 """Libraries of one module."""
 
@@ -218,7 +244,8 @@ def test_rooms_within_rooms():
     for name in ("geo.grid", "search.metrics", "evaluation.oxford", "evaluation.bootstrap"):
         assert outside(modules[name]) == {"numpy"}, name
     # A ranking is measured from arrays; the protocol alone joins it to tiles.
-    assert users_of("search", "data") == {"search.protocol"}
+    # Rows and filters are data; an index joins them to vectors.
+    assert users_of("search", "data") == {"search.protocol", "search.engines", "search.pgvector"}
     assert users_of("evaluation", "nn") == {"evaluation.baselines"}
 
 
@@ -244,7 +271,7 @@ def test_the_command_line_imports_stages_inside_commands():
 
 
 def test_the_python_api_has_every_stage():
-    assert set(api.__all__) == {"Project", *STAGES, "compare", "export", "tune"}
+    assert set(api.__all__) == {"Project", *STAGES, "change", "compare", "export", "tune"}
     assert inside(PACKAGE / "api.py") == {name.lower() for name in api.__all__}
     for name in api.__all__:
         assert getattr(api, name).__module__ == f"geomatch.{name.lower()}"
@@ -266,7 +293,9 @@ def test_no_module_for_odds_and_ends():
         (("embed",), {"pyarrow", "rasterio", "faiss", "sklearn"}),
         (("data.tiles", "data.store", "data.ground_truth", "data.embeddings"), {"jax", "rasterio"}),
         (("training.sampler", "training.mining", "training.feed"), {"jax", "rasterio"}),
-        (("search.exact", "search.metrics", "search.flat", "search.protocol"), {"jax", "rasterio"}),
+        (("search.exact", "search.metrics", "search.protocol"), {"jax", "rasterio"}),
+        (("search.engines", "search.pgvector", "index", "query"), {"jax", "rasterio", "sklearn"}),
+        (("search.engines", "query"), {"scipy", "psycopg"}),
         (("geo.grid",), HEAVY - {"numpy"}),
         (("tile",), {"jax", "flax", "faiss", "sklearn"}),
     ],
@@ -282,8 +311,10 @@ def test_what_a_module_brings_along(modules, absent):
 # What is imported is required, and what is required is imported
 
 DISTRIBUTIONS = {
+    "cv2": "opencv-python-headless",
     "PIL": "pillow",
     "faiss": "faiss-cpu",
+    "mlflow": "mlflow-skinny",
     "orbax": "orbax-checkpoint",
     "sklearn": "scikit-learn",
 }

@@ -314,7 +314,7 @@ def of_another_version(path):
         ("tiles/manifest.json", lambda p: train(p, settings()), "geomatch tile"),
         ("runs/run1/config.json", lambda p: embed(p), "geomatch train"),
         ("runs/run1/config.json", lambda p: train(p, settings()), "geomatch train"),
-        ("index/*/manifest.json", lambda p: query(p, "0_0@2010"), "geomatch index"),
+        ("index/*/manifest.json", lambda p: query(p, "0_0@2010", build=False), "geomatch index"),
     ],
 )
 @pytest.mark.parametrize("damage", ["version", "cut off"])

@@ -529,6 +529,28 @@ def test_what_is_off_leaves_no_trace_in_the_program():
     assert draws[0] == draws[1] - 1
 
 
+@pytest.mark.parametrize("per_year", [False, True])
+def test_a_part_of_a_batch_is_augmented_as_in_the_whole(per_year):
+    tiles = random_tiles(size=16, batch=8)
+    roles, batch = tiles.shape[:2]
+    years = np.arange(roles * batch, dtype=np.int32).reshape(roles, batch) % 3
+    settings = dataclasses.replace(ALL, per_year=per_year, label_dropout=0.5)
+
+    @jax.jit
+    def change(tiles, years, first):
+        return augment(jax.random.key(0), tiles, years, 3, settings, TRIPLET, first, batch)
+
+    def changed_from(first, count):
+        part = slice(first, first + count)
+        return np.asarray(change(tiles[:, part], years[:, part], first)).astype(int)
+
+    whole, half = changed_from(0, batch), batch // 2
+    for first in (0, half):
+        error = np.abs(changed_from(first, half) - whole[:, first : first + half])
+        # But for what is rounded, or quantised, the other way.
+        assert np.mean(error <= 1) > 0.99
+
+
 def test_mapped_over_devices_it_gives_the_same():
     tiles = np.stack([random_tiles(size=16, seed=seed) for seed in (0, 1)])
     years = np.random.default_rng(0).integers(0, 3, tiles.shape[:3], np.int32)

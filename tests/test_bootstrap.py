@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap as peer
 
-from geomatch.evaluation.bootstrap import bootstrap
+from geomatch.evaluation.bootstrap import bootstrap, threshold_intervals
 
 
 def test_intervals_of_lone_queries_match_scipy():
@@ -50,3 +50,30 @@ def test_intervals_are_those_of_the_seed():
 def test_what_never_varies_and_what_is_not_there():
     np.testing.assert_array_equal(bootstrap(np.ones((9, 1)), np.arange(9)), [[1, 1]])
     assert np.isnan(bootstrap(np.empty((0, 3)), np.empty(0, int))).all()
+
+
+def test_a_threshold_and_the_rate_at_it_vary_together(monkeypatch):
+    monkeypatch.setattr("geomatch.evaluation.bootstrap.DRAWS", 4)
+    rng = np.random.default_rng(5)
+    scores, tested = rng.random(40), rng.random(30)
+    place, tested_place = rng.integers(8, size=40), rng.integers(6, size=30)
+    draws, tested_draws = np.random.default_rng(0), np.random.default_rng(1)
+    thresholds, rates = [], []
+    for _ in range(4):
+        drawn = [scores[place == p] for p in draws.integers(8, size=8)]
+        values = np.concatenate(drawn)
+        threshold = min(v for v in values if np.mean(values >= v) <= 0.2)
+        others = [tested[tested_place == p] for p in tested_draws.integers(6, size=6)]
+        thresholds.append(threshold)
+        rates.append(np.mean(np.concatenate(others) >= threshold))
+    found = threshold_intervals(scores, place, tested, tested_place, 0.2)
+    np.testing.assert_allclose(
+        found, [np.percentile(values, [2.5, 97.5]) for values in (thresholds, rates)]
+    )
+
+
+def test_a_rate_below_one_of_all_is_reached_by_none():
+    scores, place = np.arange(10.0), np.arange(10)
+    threshold, rate = threshold_intervals(scores, place, scores, place, 0.01)
+    assert threshold[1] == pytest.approx(9)
+    assert rate[0] == 0

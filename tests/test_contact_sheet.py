@@ -121,7 +121,7 @@ def test_a_query_is_drawn_with_its_answers(indexed, tmp_path):
     assert frames(path, 5) == colours("QUERY", *right)
     assert {"RIGHT", "WRONG"} == set(right)
     store = TileStore.open(indexed.project.pixels)
-    for column, row in enumerate([found.query_row, *found.rows]):
+    for column, row in enumerate([found.query.store_row, *found.rows]):
         pixels = Image.fromarray(store.read(np.array([row]))[0, ..., :3])
         wanted = np.asarray(pixels.resize((SIDE, SIDE), Image.Resampling.NEAREST))
         np.testing.assert_array_equal(inside(path, column), wanted)
@@ -145,7 +145,7 @@ def test_labels_are_no_part_of_the_picture(tmp_path, tiled):
     project = make_project(tmp_path / "labelled", tiled.imagery, labels=True)
     tiles = TileTable.load(project.catalogue)
     match = {"rank": 1, "score": 0.5, "year": "2010", "distance_m": 3.0}
-    match_sheet(project, [match], [4], 3, tiles.ids()[3], tmp_path / "sheet.png")
+    match_sheet(project, [([match], [4], 3, tiles.ids()[3])], tmp_path / "sheet.png")
     pixels = TileStore.open(project.pixels).read(np.array([4]))[0]
     assert pixels.shape[-1] == 4
     wanted = Image.fromarray(np.ascontiguousarray(pixels[..., :3]))

@@ -82,7 +82,9 @@ def test_the_command_exists(command):
         assert set(left) <= options_of(found)
         return
     values = found.make_context(found.name, left, context).params
-    assert not [v for v in values.values() if isinstance(v, str) and v.startswith("--")]
+    given = [v if isinstance(v, (list, tuple)) else [v] for v in values.values()]
+    texts = [text for several in given for text in several if isinstance(text, str)]
+    assert not [text for text in texts if text.startswith("--")]
     check_settings(values.get("settings") or [])
 
 
@@ -221,8 +223,12 @@ def small(indexed, copied, monkeypatch):
     return {
         "4823_62451@2020": test.ids()[0],
         "2.3514,48.8575": f"{lon},{lat}",
+        "2.3480,48.8550,2.3560,48.8600": f"{lon - 1e-4},{lat - 1e-4},{lon + 1e-4},{lat + 1e-4}",
         "photo.tif": photo,
         "other.tif": other,
+        "scan.tif": other,
+        "0.5": "1",
+        "0.25,0.5,1": "1",
         "2009": "2010",
     }
 
@@ -230,7 +236,8 @@ def small(indexed, copied, monkeypatch):
 def test_the_guide_to_searching_runs(small):
     for command in commands(GUIDES / "searching.md"):
         run(command, small)
-    assert Path("answers.png").is_file()
+    for form in ("png", "csv", "geojson", "gpkg"):
+        assert Path(f"answers.{form}").is_file()
 
 
 def test_the_guide_to_evaluation_runs(small, indexed):

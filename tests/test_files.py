@@ -15,6 +15,7 @@ from small_project import tile_sources
 from geomatch.config import SourceConfig
 from geomatch.data.store import TileStore
 from geomatch.errors import GeomatchError, UsageError
+from geomatch.geo import rasters
 from geomatch.project import read_json
 from geomatch.tiling import imagery
 
@@ -48,6 +49,17 @@ def test_names_tell_the_year(folder):
     dates = found(folder, year_from=r"_(\d{4})(\d{2})(\d{2})\.tif$")
     assert list(dates) == ["2009-08-18", "2009-09-01", "2010-06-29"]
     assert found(folder, year="all") == {"all": [a, c, b]}
+
+
+def test_companions_that_a_glob_matches_are_not_imagery(folder):
+    for name in ("a_20090818.tif.aux.xml", "a_20090818.tfw", "b_20090901.tif.ovr", "notes.txt"):
+        (folder / name).touch()
+    sheets = rasters.find(str(folder), "year all")
+    assert len(sheets) == 3
+    for pattern in ("*", "*.*", "[ab]*", "**/*"):
+        assert rasters.find(f"{folder}/{pattern}", "year all") == sheets
+    # A suffix that is asked for is meant, whatever it is.
+    assert rasters.find(f"{folder}/*.txt", "year all") == [str(folder / "notes.txt")]
 
 
 def test_a_name_that_tells_no_year_is_named(folder):

@@ -89,7 +89,7 @@ def test_the_last_batch_of_tiles_is_measured_too(tiled, tmp_path, monkeypatch):
     monkeypatch.setattr(rounds, "retrieve", counting)
     for batch in (5, 16, 17, 32):
         monkeypatch.setattr(rounds, "BATCH", batch)
-        scores.append(validator.round(state, 0, 0, silent).map5("validation"))
+        scores.append(validator.round(state.variables, 0, 0, silent).map5("validation"))
     assert counted == [16] * 4
     assert scores == [scores[0]] * 4
 

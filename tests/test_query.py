@@ -7,6 +7,7 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import rasterio
@@ -17,16 +18,19 @@ from rasterio.warp import transform
 from rasterio.windows import Window
 from small_project import CRS, SIZE, write_tiff
 
+from geomatch import config
 from geomatch.data import index_rows
 from geomatch.data.embeddings import Embeddings
 from geomatch.errors import GeomatchError, StaleError, UsageError
 from geomatch.geo import footprints
 from geomatch.index import index
-from geomatch.project import Project
 from geomatch.query import query
-from geomatch.search import flat
+from geomatch.search.whitening import whitening
 
+COUNTS = (44, 44)
+"""Tiles of each year."""
 KEYS = ["query", "rank", "tile", "year", "score", "lon", "lat", "distance_m"]
+KEYS += ["probability", "match"]
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +109,7 @@ def test_places_and_distances_are_of_tile_centres(indexed):
         assert match.distance_m == pytest.approx(np.hypot(*(centres[i] - centres[5])))
         assert (match.lon, match.lat) == pytest.approx(tuple(degrees[i]))
         assert match.year == tiles.years[tiles.year[i]]
-    assert found.query_row == tiles.store_row[5]
+    assert found.query.store_row == tiles.store_row[5]
     assert list(found.rows) == [tiles.store_row[ids.index(m.tile)] for m in found.matches]
 
 
@@ -115,27 +119,6 @@ def test_a_trained_encoder_finds_most_test_places(indexed):
     first = [query(indexed.project, tile).matches[0].tile for tile in asked]
     right = [a.split("@")[0] == b.split("@")[0] for a, b in zip(asked, first, strict=True)]
     assert np.mean(right) > 0.5
-
-
-def test_many_segments_answer_as_one(indexed, copied, cosines, monkeypatch):
-    monkeypatch.setattr(flat, "SEGMENT", 10)
-    real = Embeddings.load(indexed.embedded.path).vectors
-    folder = indexed.root.parent / "segments"
-    folder.mkdir()
-    counts = [44, 44]
-    for year in (0, 1):
-        mine = real[indexed.tiles.year == year]
-        flat.write(folder, year, (mine[i : i + 7] for i in range(0, 44, 7)), "cosine")
-    assert len(list(folder.glob("year0-*.faiss"))) == 4
-    found = flat.FlatIndex(folder, counts, "cosine")
-    order = np.argsort(indexed.tiles.year, kind="stable")
-    for asked in (0, 30, 87):
-        position = int(np.flatnonzero(order == asked)[0])
-        unit = real[asked] / np.linalg.norm(real[asked])
-        np.testing.assert_allclose(found.vector(position), unit, rtol=1e-5, atol=1e-6)
-        scores, positions = found.search(real[asked], [0, 1], 9)
-        np.testing.assert_allclose(scores, np.sort(cosines[asked])[::-1][:9], atol=1e-5)
-        np.testing.assert_allclose(scores, cosines[asked][order[positions]], atol=1e-5)
 
 
 @pytest.mark.parametrize("by_point", [False, True])
@@ -184,26 +167,20 @@ def read_groups(monkeypatch):
 
 
 @pytest.mark.parametrize("position", [0, 9, 10, 43, 44, 87])
-@pytest.mark.parametrize("keyed", [True, False])
-def test_an_id_is_found_and_only_its_group_is_read(in_parts, read_groups, position, keyed):
-    project = in_parts if keyed else Project(in_parts.root.with_name("unkeyed"))
-    if not keyed and not project.root.exists():
-        # As an earlier version wrote it.
-        shutil.copytree(in_parts.root, project.root)
-        next(project.indexes.glob("*/keys.npy")).unlink()
-    (folder,) = project.indexes.iterdir()
+def test_an_id_is_found_and_only_its_group_is_read(in_parts, read_groups, position):
+    (folder,) = in_parts.indexes.iterdir()
     ids = pq.read_table(folder / "tiles.parquet")["id"].to_pylist()
-    rows = index_rows.IndexRows(folder)
+    rows = index_rows.IndexRows(folder, COUNTS)
     read_groups.clear()
     assert rows.find(ids[position]) == position
-    assert set(read_groups) == ({position // 10} if keyed else set(range(9)))
+    assert set(read_groups) == {position // 10}
     assert rows.find("1_1@2020") is None
 
 
 def test_ids_of_one_key_are_told_apart(in_parts, monkeypatch, tmp_path, indexed):
     monkeypatch.setattr(index_rows, "_key", lambda name: len(name) % 2)
     index_rows.write(tmp_path, indexed.tiles, footprints.lonlat)
-    rows = index_rows.IndexRows(tmp_path)
+    rows = index_rows.IndexRows(tmp_path, COUNTS)
     for position in range(88):
         assert rows.find(rows.take([position])[0]["id"]) == position
 
@@ -212,7 +189,7 @@ def test_rows_come_in_the_order_asked_for(in_parts, indexed):
     (folder,) = in_parts.indexes.iterdir()
     tiles = indexed.tiles.select(np.argsort(indexed.tiles.year, kind="stable"))
     asked = [87, 3, 3, 40, 12]
-    found = index_rows.IndexRows(folder).take(asked)
+    found = index_rows.IndexRows(folder, COUNTS).take(asked)
     assert [row["id"] for row in found] == [tiles.ids()[i] for i in asked]
     assert [(row["x"], row["y"]) for row in found] == [tuple(tiles.centres()[i]) for i in asked]
     assert [row["store_row"] for row in found] == tiles.store_row[asked].tolist()
@@ -232,7 +209,7 @@ def test_a_point_reads_the_groups_that_may_cover_it(in_parts, indexed, read_grou
     read_groups.clear()
     (folder,) = in_parts.indexes.iterdir()
     x, y = indexed.tiles.centres()[20]
-    covering = index_rows.IndexRows(folder).within(lambda epsg: (x + 3, y - 5), 16)
+    covering = index_rows.IndexRows(folder, COUNTS).within(lambda epsg: (x + 3, y - 5), 16)
     assert len(covering) == 2
     assert 2 <= len(read_groups) < 9
 
@@ -300,7 +277,7 @@ def test_a_georeferenced_image_is_the_tile_over_its_centre(indexed, tmp_path, ma
     assert (best.tile, best.distance_m) == (indexed.tiles.ids()[i], 0)
     assert best.score == pytest.approx(1, abs=1e-4)
     assert best.query == str(tmp_path / "cut.tif")
-    assert found.query_row is None
+    assert found.query.store_row is None
     assert "the grid cell at its centre" in notes[0]
 
 
@@ -375,11 +352,50 @@ def test_wrong_use_is_reported(indexed):
 
 def test_query_before_index_and_index_before_embed_name_the_command(trained):
     with pytest.raises(GeomatchError) as failed:
-        query(trained.project, "0_0@2010")
+        query(trained.project, "0_0@2010", build=False)
     assert failed.value.hint == "Run: geomatch index"
-    with pytest.raises(GeomatchError) as failed:
-        index(trained.project)
-    assert failed.value.hint == "Run: geomatch embed"
+    for use in (lambda: query(trained.project, "0_0@2010"), lambda: index(trained.project)):
+        with pytest.raises(GeomatchError) as failed:
+            use()
+        assert failed.value.hint == "Run: geomatch embed"
+
+
+def test_a_missing_index_is_made_and_told(indexed, copied):
+    project, tile = copied(indexed), indexed.tiles.ids()[0]
+    shutil.rmtree(project.indexes)
+    done = run_command("query", "-p", project.root, tile, "--no-build")
+    assert done.exit_code == 1
+    assert "Run: geomatch index" in done.stderr
+    assert not project.indexes.exists()
+    done = run_command("query", "-p", project.root, tile, "--json", "--set=index.metric=euclidean")
+    assert done.exit_code == 0, done.output
+    assert "the index of run1@18 is missing or stale: making it" in done.stderr
+    (manifest,) = project.indexes.glob("*/manifest.json")
+    assert json.loads(manifest.read_text())["metric"] == "euclidean"
+    assert max(row["score"] for row in json.loads(done.stdout)) < 0
+    # Once.
+    assert "making" not in run_command("query", "-p", project.root, tile).stderr
+
+
+def test_the_latest_embeddings_are_searched_or_a_later_index_of_others(indexed, copied):
+    project, tile = copied(indexed), indexed.tiles.ids()[0]
+    (path,) = project.embeddings.glob("*.parquet")
+    newer = path.with_name("run2@5.parquet")
+    table = pq.read_table(path)
+    metadata = table.schema.metadata
+    manifest = {**json.loads(metadata[b"geomatch"]), "name": "run2@5", "fingerprint": "other"}
+    vectors = np.random.default_rng(0).normal(size=(88, manifest["dimension"])).astype(np.float32)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+    table = table.set_column(table.schema.names.index("embedding"), "embedding", column)
+    table = table.replace_schema_metadata({**metadata, b"geomatch": json.dumps(manifest)})
+    pq.write_table(table, newer)
+    old = query(project, tile, build=False)
+    new = query(project, tile)
+    assert project.index_names() == ["run1@18", "run2@5"]
+    assert new != old
+    index(project, run="run1")
+    assert query(project, tile) == old
+    assert query(project, tile, index="run2") == new
 
 
 def test_an_index_of_embeddings_that_changed_is_stale(indexed, copied):
@@ -393,10 +409,10 @@ def test_an_index_of_embeddings_that_changed_is_stale(indexed, copied):
     )
     tile = indexed.tiles.ids()[0]
     with pytest.raises(StaleError) as failed:
-        query(project, tile)
+        query(project, tile, build=False)
     assert failed.value.hint == "Run: geomatch index"
-    index(project)
     assert len(query(project, tile).matches) == 5
+    assert len(query(project, tile, build=False).matches) == 5
 
 
 def test_an_image_is_not_searched_in_an_index_of_another_checkpoint(indexed, copied, tmp_path):
@@ -412,7 +428,7 @@ def test_an_image_is_not_searched_in_an_index_of_another_checkpoint(indexed, cop
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut off"])
-@pytest.mark.parametrize("name", ["year1-0000.faiss", "tiles.parquet"])
+@pytest.mark.parametrize("name", ["vectors-000000000044.faiss", "tiles.parquet", "keys.npy"])
 def test_a_damaged_index_is_reported(indexed, copied, damage, name):
     project = copied(indexed)
     (segment,) = project.indexes.glob(f"*/{name}")
@@ -434,7 +450,7 @@ def test_json_follows_the_contract(indexed):
     assert result.exit_code == 0
     rows = json.loads(result.stdout)
     assert [list(row) for row in rows] == [KEYS] * 3
-    wanted = [dataclasses.asdict(match) for match in query(indexed.project, tile, top=3).matches]
+    wanted = [match.as_json() for match in query(indexed.project, tile, top=3).matches]
     assert rows == wanted
 
 
@@ -514,3 +530,44 @@ def test_a_run_started_again_makes_its_index_stale(indexed, copied):
     with pytest.raises(StaleError, match="run1 was started again") as caught:
         query(project, "0_0@2010")
     assert "geomatch embed" in caught.value.hint
+
+
+# Whitened
+
+
+def test_a_whitened_index_is_fitted_on_training_tiles_alone(indexed, copied, tmp_path):
+    project, tiles = copied(indexed), indexed.tiles
+    done = run_command("index", "-p", project.root, "--whiten")
+    assert done.exit_code == 0, done.output
+    vectors = Embeddings.load(indexed.embedded.path).vectors
+    training = tiles.split == 0
+    kernel, bias = whitening(vectors[training], tiles.year[training], training.sum() // 2)
+    white = (vectors @ kernel + bias).astype(np.float64)
+    white /= np.linalg.norm(white, axis=1, keepdims=True)
+    found = query(project, tiles.ids()[60], top=7)
+    searched = np.flatnonzero(tiles.year != tiles.year[60])
+    assert_nearest(indexed, white @ white.T, found, 60, searched)
+    # Images go through the whitening as well.
+    image_of(indexed, tmp_path / "cut.tif", inner(tiles))
+    best = query(project, str(tmp_path / "cut.tif")).matches[0]
+    assert best.tile == tiles.ids()[inner(tiles)]
+    assert best.score == pytest.approx(1, abs=1e-3)
+    (path,) = project.indexes.glob("*/whitening.npz")
+    path.write_bytes(b"torn")
+    with pytest.raises(StaleError):
+        query(project, tiles.ids()[60])
+    assert run_command("index", "-p", project.root).exit_code == 0
+    assert query(project, tiles.ids()[60], top=7).matches != found.matches
+
+
+def test_whitening_needs_training_tiles(indexed, copied):
+    project = copied(indexed)
+    table = pq.read_table(project.catalogue)
+    split = pa.array(["test"] * len(table))
+    at = table.schema.names.index("split")
+    pq.write_table(
+        table.set_column(at, "split", split).replace_schema_metadata(table.schema.metadata),
+        project.catalogue,
+    )
+    with pytest.raises(GeomatchError, match="training tiles, of which there are 0"):
+        index(project, settings=config.IndexConfig(whiten=True))

@@ -61,7 +61,7 @@ def round_of(tiled, siamese, pictures, tmp_path):
         splits = {name: tiles.select(tiles.split == i) for i, name in enumerate(SPLITS)}
         model, plain, averaged = siamese
         validator = Validator(model, settings(*overrides), pictures, splits, tmp_path)
-        return validator.round(averaged if average else plain, step, epoch, silent)
+        return validator.round((averaged if average else plain).variables, step, epoch, silent)
 
     return make
 

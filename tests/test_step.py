@@ -185,11 +185,17 @@ def test_info_nce_of_a_batch_by_hand(roles):
 
 
 @pytest.mark.parametrize(
-    ("loss", "roles", "model"), [("bce", 6, POOL), ("infonce", 5, POOL), ("infonce", 2, SMALL)]
+    ("loss", "roles", "model", "changes"),
+    [
+        ("bce", 6, POOL, STILL),
+        ("infonce", 5, POOL, STILL),
+        # What is drawn at random is of a tile's place in the batch.
+        ("infonce", 2, {**SMALL, "dropout": 0.5}, config.AugmentConfig()),
+    ],
 )
-def test_two_devices_take_the_step_of_one(loss, roles, model):
+def test_two_devices_take_the_step_of_one(loss, roles, model, changes):
     tiles, places = random_batch(roles)
-    settings = configured(loss, model=model)
+    settings = configured(loss, changes, model=model)
     _, _, single, loss_of_one = run_step(settings, tiles, places)
     _, _, double, losses = run_step(settings, tiles, places, devices=2)
     assert losses.shape == (2,)

@@ -270,7 +270,7 @@ def scripted(tiled, copied, monkeypatch):
     def script(*trials):
         left = iter(trials)
 
-        def train(project, settings, *, run, should_stop, progress):
+        def train(project, settings, *, run, should_stop, reference, progress):
             (project.run(run) / "checkpoints").mkdir(parents=True)
             (project.run(run) / "config.json").write_text("{}")
             scores, seen = next(left), []

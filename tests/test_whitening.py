@@ -7,7 +7,7 @@ import pytest
 from sklearn.decomposition import PCA
 
 from geomatch.errors import GeomatchError
-from geomatch.training.whitening import whitening
+from geomatch.search.whitening import whitening
 
 
 def vectors(count=200, size=12, seed=0):

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from geomatch import __version__
-from geomatch.cli import measuring, models, projects, searching, tiles, training
+from geomatch.cli import layers, measuring, models, projects, runs, searching, tiles, training
 from geomatch.cli.failures import Commands
 
 app = typer.Typer(
@@ -45,12 +45,21 @@ app.command()(training.tune)
 app.command()(searching.embed)
 app.command()(searching.index)
 # Options that are unknown pass, since a negative longitude looks like one.
-app.command(context_settings={"ignore_unknown_options": True})(searching.query)
+app.command(cls=searching.Query, context_settings={"ignore_unknown_options": True})(searching.query)
 app.command("eval")(measuring.evaluate)
 app.command()(searching.compare)
+app.command()(measuring.change)
 app.command()(measuring.project2d)
 app.command()(projects.info)
 app.command()(projects.demo)
+
+run_commands = typer.Typer(cls=runs.ListByDefault, help="The runs of a project.")
+run_commands.command("list")(runs.list_runs)
+run_commands.command()(runs.compare)
+run_commands.command()(runs.rename)
+run_commands.command()(runs.tag)
+run_commands.command()(runs.prune)
+app.add_typer(run_commands, name="runs")
 
 weights = typer.Typer(help="Weights that were trained elsewhere.")
 weights.command("import")(models.import_weights)
@@ -58,4 +67,6 @@ app.add_typer(weights, name="weights")
 
 export = typer.Typer(help="Files for other programs.")
 export.command("model")(models.export_model)
+export.command("tiles")(layers.export_tiles)
+export.command("matches")(layers.export_matches)
 app.add_typer(export, name="export")

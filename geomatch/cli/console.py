@@ -64,6 +64,8 @@ class _Live(Progress):
             _Time(),
             TextColumn("{task.fields[detail]}"),
             console=err,
+            # Data that go elsewhere must not end up among the bars.
+            redirect_stdout=out.is_terminal,
         )
 
     def get_renderables(self) -> Iterator[RenderableType]:
@@ -160,9 +162,9 @@ def note(text: str) -> None:
     err.print(escape(text), highlight=False, soft_wrap=True)
 
 
-def data(value: Any) -> None:
-    """Print JSON to stdout."""
-    print(json.dumps(value, indent=2, allow_nan=False))
+def data(value: Any, line: bool = False) -> None:
+    """Print JSON to stdout, as one line if it is one of several values."""
+    print(json.dumps(value, indent=None if line else 2, allow_nan=False), flush=line)
 
 
 def table(

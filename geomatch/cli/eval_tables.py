@@ -21,6 +21,7 @@ MAIN = {
     "rank": "median_rank",
     "error m": "median_error_m",
 }
+NO_MATCH = {"queries": "queries", "threshold": "threshold", "FPR": "fpr", "TPR": "tpr"}
 RATES = {"AUC": "auc", "EER": "eer", "threshold": "threshold", "FPR": "fpr", "TPR": "tpr"}
 GROUP = {"queries": "queries", "mAP@5": "map@5", **RECALL, "rank": "median_rank"}
 CLASS = {"queries": "queries", "mAP": "map", "mAP@5": "map@5", "hit@5": "hit@5"}
@@ -38,8 +39,18 @@ def show(report: Report, fpr: float) -> None:
     """
     splits = {split: metrics.as_json() for split, metrics in report.splits.items()}
     _splits(report.embeddings, splits)
-    if checked := [(split, metrics["roc"]) for split, metrics in splits.items() if metrics["roc"]]:
-        _table(f"the same place or not, at FPR {fpr:g}", "split", RATES, checked)
+    for title, key, columns, what in (
+        ("the same place or not", "roc", RATES, "pairs of different places pass for one"),
+        ("a match or none", "no_match", NO_MATCH, "queries without a match get one"),
+    ):
+        if told := [(s, metrics[key]) for s, metrics in splits.items() if metrics.get(key)]:
+            _table(f"{title}, at FPR {fpr:g}", "split", columns, told)
+            if (metrics := dict(told).get("test")) and metrics.get("holds") is False:
+                low, high = metrics["fpr_interval"]
+                console.note(
+                    f"warning: {low:.1%} to {high:.1%} of test's {what}, more than the {fpr:.1%} "
+                    "that the threshold was chosen for"
+                )
     if report.others:
         _others(report)
     if graded := report.graded:
@@ -99,7 +110,10 @@ def _cell(metrics: Metrics, key: str) -> Any:
     """A metric; mAP@5 with half of its interval, and of how many queries some were drawn."""
     if key == "queries" and (total := metrics.get("drawn_from")):
         return f"{metrics[key]} of {total}"
-    interval = metrics.get("intervals", {}).get("map@5") if key == "map@5" else None
+    if key == "map@5":
+        interval = metrics.get("intervals", {}).get(key)
+    else:
+        interval = metrics.get(f"{key}_interval")
     if interval is None:
         return metrics[key]
     return f"{metrics[key]:.3f} ±{(interval[1] - interval[0]) / 2:.3f}"

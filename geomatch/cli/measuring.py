@@ -1,4 +1,4 @@
-"""Commands that look at embeddings as a whole: eval, project2d."""
+"""Commands that look at embeddings as a whole: eval, change, project2d."""
 
 from __future__ import annotations
 
@@ -91,6 +91,67 @@ def evaluate(
     from geomatch.cli.eval_tables import show
 
     show(result, fpr)
+
+
+def change(
+    before: Annotated[str, typer.Argument(help="The earlier year.", metavar="YEAR")],
+    after: Annotated[str, typer.Argument(help="The later year.", metavar="YEAR")],
+    project: ProjectFolder = HERE,
+    run: Embeddings = None,
+    top: Annotated[int, typer.Option(help="Number of places printed and drawn.")] = 10,
+    gpkg: Annotated[
+        Path | None,
+        typer.Option(help="Write all places and their footprints as GeoPackage.", metavar="FILE"),
+    ] = None,
+    as_csv: Annotated[
+        Path | None, typer.Option("--csv", help="Write all places as CSV.", metavar="FILE")
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            "--map",
+            help="Draw a map, and both years of the first places side by side, as a PNG.",
+            metavar="FILE",
+        ),
+    ] = None,
+    as_json: Json = False,
+    settings: Settings = None,
+    quiet: Quiet = False,
+) -> None:
+    """Rank places by how much they changed between two years."""
+    from geomatch.cli import console
+
+    opened, _ = open_project(project, settings)
+    from geomatch.change import change as stage
+
+    with console.progress(quiet) as progress:
+        found = stage(
+            opened,
+            before,
+            after,
+            run=run,
+            top=top,
+            gpkg=gpkg,
+            csv=as_csv,
+            picture=picture,
+            progress=progress,
+        )
+    for path in (gpkg, as_csv):
+        if path:
+            console.note(f"{len(found)} places in {path}")
+    if picture:
+        console.note(f"picture in {picture}")
+    places = [place.as_json() for place in found.places(0, top)]
+    if as_json:
+        console.data(places)
+        return
+    names = [name for name in places[0] if places[0][name] is not None]
+    rows = [
+        [format(p[name], ".6f") if name in ("lon", "lat") else p[name] for name in names]
+        for p in places
+    ]
+    numbers = ("rank", "score", "lon", "lat")
+    console.table(f"changed most of {len(found)} places", names, rows, numbers=numbers)
 
 
 def project2d(

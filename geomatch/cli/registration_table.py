@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from geomatch.cli import console
-from geomatch.data.registration import YearPair
+from geomatch.data.registration import LARGE, YearPair
 from geomatch.errors import listed
 
-LARGE = 2.0
-"""A shift in pixels that is worth a warning."""
 NAMED = 3
 """Pairs of years that a warning names."""
 

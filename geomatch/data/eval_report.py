@@ -164,7 +164,11 @@ class VerificationMetrics(Record):
         auc: area under the ROC curve.
         eer: equal error rate.
         threshold: lowest score of a pair that is accepted.
+        threshold_interval: its 95 % interval over places.
         fpr, tpr: false and true positive rate at the threshold.
+        fpr_interval: 95 % interval of the former, over the places of this split and of the one that
+            the threshold was chosen on.
+        holds: whether the rate that was asked for is not below that interval.
         confusion: [[true negatives, false positives], [false negatives, true positives]].
         curve: "fpr", "tpr" and "threshold" of at most 200 points, by falling threshold.
         pr: "recall" and "precision" in the same order.
@@ -182,6 +186,34 @@ class VerificationMetrics(Record):
     pr: dict[str, tuple[float, ...]]
     histogram: dict[str, tuple[float, ...]]
     calibration: CalibrationMetrics
+    threshold_interval: Interval | None = field(default=None, metadata=OPTIONAL)
+    fpr_interval: Interval | None = field(default=None, metadata=OPTIONAL)
+    holds: bool | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoMatchMetrics(Queries):
+    """Tiles as queries among all tiles of the other years, with their places and without.
+
+    Attributes:
+        threshold: lowest standard score of a first answer that is taken for a match, chosen on the
+            validation split.
+        threshold_interval: its 95 % interval over places.
+        fpr: share of queries without a match whose first answer passes.
+        fpr_interval: its 95 % interval over places, of this split and of the one that the threshold
+            was chosen on.
+        tpr: share of queries with a match whose first answer is right and passes.
+        holds: whether the rate that was asked for is not below the interval.
+        error: expected calibration error of the probabilities of answers.
+    """
+
+    threshold: float
+    threshold_interval: Interval
+    fpr: float
+    fpr_interval: Interval
+    tpr: float
+    holds: bool
+    error: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +229,7 @@ class SplitMetrics(DistanceMetrics):
         regions: by source file or block; empty without georeference, None without years.
         pairs: by ordered pair of years.
         roc: verification of drawn pairs of tiles; None without pairs.
+        no_match: how well queries without a match are told; None where that is unknown.
     """
 
     drawn_from: int | None = field(default=None, metadata=OPTIONAL)
@@ -207,6 +240,7 @@ class SplitMetrics(DistanceMetrics):
     regions: tuple[RegionMetrics, ...] | None = field(default=None, metadata=OPTIONAL)
     pairs: tuple[YearPairMetrics, ...]
     roc: VerificationMetrics | None
+    no_match: NoMatchMetrics | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,23 +1,24 @@
 """What an index says of each of its tiles, of which a query reads the few rows that it needs.
 
 `tiles.parquet` has a row per vector, in the same order. `keys.npy` (2, n) has the hashed ids in
-order, and the row of each; an index of an earlier version is without, and its ids are scanned.
+order, and the row of each.
 """
 
 from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from geomatch.data.filters import Box, Filter
 from geomatch.data.tiles import TileTable
 from geomatch.errors import StaleError
 
@@ -27,6 +28,7 @@ ROW = pa.schema(
     [
         ("id", pa.string()),
         ("year", pa.string()),
+        ("split", pa.int8()),
         ("lon", pa.float64()),
         ("lat", pa.float64()),
         ("epsg", pa.int64()),
@@ -40,37 +42,47 @@ Ints = NDArray[np.int64]
 Float64Array = NDArray[np.float64]
 
 
-def write(
-    folder: Path, tiles: TileTable, lonlat: Callable[[Ints, Float64Array], Float64Array]
-) -> None:
-    """Write id, year, centre and row in the pixel store of each tile, sorted by year.
+Degrees = Callable[[Ints, Float64Array], Float64Array]
+"""Maps EPSG codes (n,) and points (n, 2) to longitude and latitude (n, 2)."""
+
+
+def columns_of(tiles: TileTable, lonlat: Degrees) -> pa.Table:
+    """Id, year, split, centre and row in the pixel store of each tile, as `ROW` says.
 
     Values that a tile lacks are null.
-
-    Args:
-        lonlat: maps EPSG codes (n,) and centres (n, 2) to longitude and latitude (n, 2).
     """
+    columns: dict[str, Any] = {
+        "id": tiles.ids(),
+        "year": [tiles.years[code] or None for code in tiles.year.tolist()],
+        "split": tiles.split.astype(np.int8),
+        "store_row": tiles.store_row,
+    }
+    if tiles.grid is not None:
+        centres = tiles.centres()
+        degrees = lonlat(tiles.epsg, centres)
+        columns |= {"lon": degrees[:, 0], "lat": degrees[:, 1], "epsg": tiles.epsg}
+        columns |= {"x": centres[:, 0], "y": centres[:, 1]}
+    nulls = pa.nulls(len(tiles))
+    return pa.table([columns.get(name, nulls) for name in ROW.names], schema=ROW)
+
+
+def in_parts(tiles: TileTable) -> Iterator[TileTable]:
+    """The tiles by year, a few at a time, in the order of the rows of an index."""
     order = np.argsort(tiles.year, kind="stable")
+    for start in range(0, len(order), ROWS):
+        yield tiles.select(order[start : start + ROWS])
+
+
+def write(folder: Path, tiles: TileTable, lonlat: Degrees) -> None:
+    """Write the rows of tiles, sorted by year."""
     keys = np.empty(len(tiles), np.uint64)
+    start = 0
     with pq.ParquetWriter(folder / "tiles.parquet", ROW, compression="zstd") as writer:
-        for start in range(0, len(order), ROWS):
-            part = tiles.select(order[start : start + ROWS])
-            ids = part.ids()
-            keys[start : start + len(part)] = [_key(name) for name in ids]
-            columns = {
-                "id": ids,
-                "year": [part.years[code] or None for code in part.year.tolist()],
-                "store_row": part.store_row,
-            }
-            if part.grid is not None:
-                centres = part.centres()
-                degrees = lonlat(part.epsg, centres)
-                columns |= {"lon": degrees[:, 0], "lat": degrees[:, 1], "epsg": part.epsg}
-                columns |= {"x": centres[:, 0], "y": centres[:, 1]}
-            nulls = pa.nulls(len(part))
-            writer.write_table(
-                pa.table([columns.get(name, nulls) for name in ROW.names], schema=ROW)
-            )
+        for part in in_parts(tiles):
+            table = columns_of(part, lonlat)
+            keys[start : start + len(part)] = [_key(name) for name in table["id"].to_pylist()]
+            start += len(part)
+            writer.write_table(table)
     by_key = np.argsort(keys, kind="stable")
     np.save(folder / "keys.npy", np.stack([keys[by_key], by_key.astype(np.uint64)]))
 
@@ -80,46 +92,61 @@ def _key(name: str) -> int:
     return int.from_bytes(digest, "little")
 
 
+class Rows(Protocol):
+    """What an index says of its tiles."""
+
+    def find(self, name: str) -> int | None:
+        """The row of the tile with an id; None if there is none."""
+
+    def take(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """The values of a few rows by column, in their order."""
+
+    def within(self, point: Callable[[int], tuple[float, float]], reach: float) -> list[int]:
+        """Rows of tiles whose centre is at most `reach` metres from a point along both axes.
+
+        Args:
+            point: maps the EPSG code of a tile to the point (x, y) in that CRS.
+        """
+
+    def inside(self, box: Box) -> list[int]:
+        """Rows of tiles whose centre is in a box of degrees; see `filters.Filter`."""
+
+
 class IndexRows:
-    """The rows of an index, read when they are asked for.
+    """The rows of an index on disk, read when they are asked for.
+
+    Args:
+        counts: number of tiles of each year, which follow one another.
 
     Raises:
-        StaleError: the file is damaged or missing.
+        StaleError: a file is damaged or missing.
     """
 
-    def __init__(self, folder: Path) -> None:
-        path, keys = folder / "tiles.parquet", folder / "keys.npy"
+    def __init__(self, folder: Path, counts: Sequence[int]) -> None:
         try:
-            self._file = pq.ParquetFile(path, memory_map=True)
-            self._keys = np.load(keys, mmap_mode="r") if keys.exists() else None
+            self._file = pq.ParquetFile(folder / "tiles.parquet", memory_map=True)
+            self._keys = np.load(folder / "keys.npy", mmap_mode="r")
         except (OSError, EOFError, ValueError, pa.ArrowException) as error:
             raise StaleError(f"{folder} cannot be read: {error}", "Run: geomatch index") from error
         self._groups = [
             self._file.metadata.row_group(group) for group in range(self._file.num_row_groups)
         ]
         self._starts = [0, *accumulate(group.num_rows for group in self._groups)]
+        self._years = [0, *accumulate(counts)]
+        if self._starts[-1] != self._years[-1]:
+            raise StaleError(f"{folder} is incomplete", "Run: geomatch index")
 
     def find(self, name: str) -> int | None:
-        """The row of the tile with an id; None if there is none."""
-        for row in self._candidates(name):
-            if self.take([row])[0]["id"] == name:
-                return row
-        return None
-
-    def _candidates(self, name: str) -> list[int]:
-        """Rows of tiles that may have an id, in order."""
-        if self._keys is None:
-            found = []
-            for group, start in enumerate(self._starts[:-1]):
-                ids = self._file.read_row_group(group, columns=["id"])["id"].to_pylist()
-                found += [start + i for i, each in enumerate(ids) if each == name]
-            return found
+        """See `Rows.find`."""
         key = np.uint64(_key(name))
         low, high = (np.searchsorted(self._keys[0], key, side) for side in ("left", "right"))
-        return [int(row) for row in self._keys[1, low:high]]
+        for row in self._keys[1, low:high].tolist():
+            if self.take([row])[0]["id"] == name:
+                return int(row)
+        return None
 
     def take(self, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """The values of a few rows by column, in their order."""
+        """See `Rows.take`."""
         group_of = [bisect_right(self._starts, row) - 1 for row in rows]
         read = {group: self._file.read_row_group(group) for group in set(group_of)}
         # Slices, since to look at an array that it is given, pyarrow imports pandas.
@@ -129,11 +156,7 @@ class IndexRows:
         ]
 
     def within(self, point: Callable[[int], tuple[float, float]], reach: float) -> list[int]:
-        """Rows of tiles whose centre is at most `reach` metres from a point along both axes.
-
-        Args:
-            point: maps the EPSG code of a tile to the point (x, y) in that CRS.
-        """
+        """See `Rows.within`."""
         found: list[int] = []
         for group, start in enumerate(self._starts[:-1]):
             least, most = self._bounds(group, "epsg")
@@ -143,17 +166,42 @@ class IndexRows:
                 and not self._reaches(group, point(least), reach)
             ):
                 continue
-            part = self._file.read_row_group(group, columns=["epsg", "x", "y"])
-            # Not `to_numpy`, which imports pandas.
-            columns: list[NDArray[Any]] = [
-                np.from_dlpack(column.combine_chunks()) for column in part.columns
-            ]
-            epsg, x, y = columns
-            for code in np.unique(epsg).tolist():
+            columns = self._read(group, ["epsg", "x", "y"])
+            for code in np.unique(columns["epsg"]).tolist():
                 px, py = point(code)
-                near = np.maximum(np.abs(x - px), np.abs(y - py)) <= reach
-                found += (start + np.flatnonzero((epsg == code) & near)).tolist()
+                away = np.maximum(np.abs(columns["x"] - px), np.abs(columns["y"] - py))
+                found += (
+                    start + np.flatnonzero((columns["epsg"] == code) & (away <= reach))
+                ).tolist()
         return found
+
+    def inside(self, box: Box) -> list[int]:
+        """See `Rows.inside`."""
+        found: list[int] = np.flatnonzero(self.select(Filter(box=box))).tolist()
+        return found
+
+    def select(self, wanted: Filter) -> NDArray[np.bool_]:
+        """Which rows (n,) pass a filter. Only groups that it divides are read."""
+        chosen = np.zeros(self._starts[-1], np.bool_)
+        years = range(len(self._years) - 1) if wanted.years is None else wanted.years
+        for year in years:
+            chosen[self._years[year] : self._years[year + 1]] = True
+        for group in range(len(self._groups)) if wanted.columns else ():
+            part = chosen[self._starts[group] : self._starts[group + 1]]
+            if not part.any():
+                continue
+            bounds = {name: self._bounds(group, name) for name in wanted.columns}
+            if not wanted.may_pass(bounds):
+                part[:] = False
+            elif not wanted.is_far(bounds):
+                part &= wanted.passing(self._read(group, wanted.columns))
+        chosen[list(wanted.without)] = False
+        return chosen
+
+    def _read(self, group: int, names: list[str]) -> Mapping[str, NDArray[Any]]:
+        table = self._file.read_row_group(group, columns=names)
+        # Not `to_numpy`, which imports pandas.
+        return {name: np.from_dlpack(table[name].combine_chunks()) for name in names}
 
     def _reaches(self, group: int, point: tuple[float, float], reach: float) -> bool:
         """Whether a group may have centres so near to a point."""

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from geomatch.geo.grid import Float64Array
 
+LARGE = 2.0
+"""A shift in pixels that is worth a warning."""
 LEAST_ANSWERS, LEAST_SHARE = 3, 0.1
 """Number and share of places with an answer that a shift needs: fewer may be chance."""
 

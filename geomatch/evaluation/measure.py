@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,7 +27,7 @@ from geomatch.data.ground_truth import Task, drawn, tasks
 from geomatch.data.query_results import QueryTable
 from geomatch.data.tiles import SPLITS, TileTable
 from geomatch.evaluation import verification
-from geomatch.evaluation.bootstrap import bootstrap
+from geomatch.evaluation.bootstrap import bootstrap, threshold_intervals
 from geomatch.evaluation.calibration import Calibration, reliability
 from geomatch.geo import footprints
 from geomatch.geo.splits import block_side, blocks_of
@@ -47,8 +47,22 @@ CHANGED = 0.1
 """Share of changed ground between the upper two strata."""
 
 Float64Array = NDArray[np.float64]
-Scored = tuple[NDArray[np.float32], NDArray[np.float32]]
-"""Scores of pairs of the same place, and of pairs of other places."""
+
+
+class Scored(NamedTuple):
+    """Scores of drawn pairs.
+
+    Attributes:
+        same: (n,) of pairs of the same place.
+        other: (n,) of pairs of other places.
+        place: (n,) codes of the places of the tiles that both have in common.
+    """
+
+    same: NDArray[np.float32]
+    other: NDArray[np.float32]
+    place: NDArray[np.int64]
+
+
 Group = TypeVar("Group", bound=RankMetrics)
 
 
@@ -399,10 +413,12 @@ def _of_classes(
 def _scored(vectors: Rows, tasks: list[Task], metric: Metric) -> Scored:
     """Scores of drawn pairs of the same place, and of other places; as many of every task."""
     same, other = [np.empty(0, np.float32)], [np.empty(0, np.float32)]
+    place = [np.empty(0, np.int64)]
     rng = np.random.default_rng(0)
     for task in tasks:
         places = task.query_place, task.database_place
         pairs = verification.sample(*places, task.neutral, ANCHORS // len(tasks), rng)
+        place.append(task.query_place[pairs.anchor])
         tiles = task.queries[pairs.anchor], *(task.database[p] for p in (pairs.same, pairs.other))
         # What a file holds is read once.
         rows, at = np.unique(np.concatenate(tiles), return_inverse=True)
@@ -411,7 +427,7 @@ def _scored(vectors: Rows, tasks: list[Task], metric: Metric) -> Scored:
         for scores, position in zip((same, other), positions, strict=True):
             products = exact.products(near, anchor, position, metric)
             scores.append(exact.scores(products[:, None], near[anchor], metric)[:, 0])
-    return np.concatenate(same), np.concatenate(other)
+    return Scored(np.concatenate(same), np.concatenate(other), np.concatenate(place))
 
 
 def _verification(
@@ -423,12 +439,17 @@ def _verification(
         fpr: wanted on "validation", whose threshold and calibration serve every split; without
             pairs of it, each split is its own reference.
     """
-    curves = {split: verification.ROC.of(*s) for split, s in scored.items() if len(s[0])}
+    curves = {
+        split: verification.ROC.of(s.same, s.other) for split, s in scored.items() if len(s.same)
+    }
     found: dict[str, VerificationMetrics | None] = dict.fromkeys(scored)
     for split, curve in curves.items():
         reference_split = "validation" if "validation" in curves else split
         threshold = curves[reference_split].threshold(fpr)
-        same, other = scored[split]
+        known, (same, other, place) = scored[reference_split], scored[split]
+        threshold_interval, fpr_interval = threshold_intervals(
+            known.other, known.place, other, place, fpr
+        )
         counts = verification.confusion(same, other, threshold)
         (tn, fp), (fn, tp) = counts
         points = curve.thinned()
@@ -438,13 +459,16 @@ def _verification(
             auc=curve.area,
             eer=curve.equal_error_rate,
             threshold=threshold,
+            threshold_interval=threshold_interval,
             fpr=fp / (fp + tn),
+            fpr_interval=fpr_interval,
+            holds=fpr_interval[0] <= fpr,
             tpr=tp / (tp + fn),
             confusion=tuple(map(tuple, counts)),
             curve=_lists(fpr=points.fpr, tpr=points.tpr, threshold=points.thresholds),
             pr=_lists(recall=recall, precision=precision),
             histogram=_lists(edges=edges, same=bins[0], other=bins[1]),
-            calibration=_calibration(Calibration.fit(*scored[reference_split]), same, other),
+            calibration=_calibration(Calibration.fit(known.same, known.other), same, other),
         )
     return found
 

@@ -14,8 +14,6 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.windows import Window
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 Bools = NDArray[np.bool_]
 Runs = NDArray[np.int64]
@@ -92,6 +90,10 @@ def _connected(runs: Runs, rows: range, width: int) -> Runs:
     upper = np.repeat(np.arange(len(runs)), counts)
     offset = np.arange(len(upper)) - np.repeat(np.cumsum(counts) - counts, counts)
     lower = np.repeat(below, counts) + offset
+    # Late: it takes longer to import than a query, which has no collars, takes.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     links = coo_array((np.ones(len(upper), bool), (upper, lower)), shape=(len(runs),) * 2)
     _, group = connected_components(links, directed=False)
     at_border = (row == rows[0]) | (row == rows[-1]) | (first == 0) | (past == width)

@@ -18,10 +18,10 @@ from rasterio.errors import CRSError, RasterioError
 from rasterio.warp import transform, transform_bounds
 
 from geomatch.errors import BadFileError, GeomatchError, UsageError
+from geomatch.geo.grid import CRS84
 
 Bounds = tuple[float, float, float, float]
 
-CRS84 = "OGC:CRS84"
 GDAL_ERRORS = (RasterioError, CRSError, CPLE_BaseError)
 """What rasterio raises: its own errors, and GDAL's, which it hands on."""
 NOWHERE: Bounds = (math.inf, math.inf, -math.inf, -math.inf)

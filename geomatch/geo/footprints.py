@@ -7,11 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.crs import CRS
 
-from geomatch.geo import coordinates
-from geomatch.geo.coordinates import CRS84
-from geomatch.geo.grid import Float64Array, Grid, Ints
+from geomatch.geo.grid import CRS84, Float64Array, Grid, Ints, great_circle
 
 
 def rings(epsg: Ints, bounds: Float64Array, target: str) -> Float64Array:
@@ -32,15 +29,26 @@ def rings(epsg: Ints, bounds: Float64Array, target: str) -> Float64Array:
         ],
         axis=-1,
     )
-    return _by_zone(epsg, corners, target)
+    return in_crs(epsg, corners, target)
+
+
+def unbroken(degrees: Float64Array) -> Float64Array:
+    """Coordinates (n, k, 2) with longitudes past 180 where a shape crosses that meridian."""
+    lon = degrees[..., 0]
+    crosses = np.ptp(lon, axis=1, keepdims=True) > 180 if lon.size else np.zeros((0, 1), bool)
+    return np.stack([np.where(crosses, lon % 360, lon), degrees[..., 1]], axis=-1)
 
 
 def lonlat(epsg: Ints, centres: Float64Array) -> Float64Array:
     """(n, 2) longitude and latitude of points (n, 2), each in its own CRS."""
-    return _by_zone(epsg, centres, CRS84)
+    return in_crs(epsg, centres, CRS84)
 
 
-def _by_zone(epsg: Ints, points: Float64Array, target: str) -> Float64Array:
+def in_crs(epsg: Ints, points: Float64Array, target: str) -> Float64Array:
+    """Points (n, ..., 2), each in the CRS of its code (n,), in `target`."""
+    # Late, since most queries are answered without: it takes as long as their search.
+    from geomatch.geo import coordinates
+
     result = np.array(points, np.float64)
     for code in np.unique(epsg):
         if f"EPSG:{code}" == target:
@@ -63,6 +71,8 @@ def file_geometry(
     """
     if grid is None:
         return None, None
+    from rasterio.crs import CRS
+
     crs = file_crs(grid)
     projjson = None if crs == CRS84 else CRS.from_user_input(crs).to_dict(projjson=True)
     return lambda epsg, bounds: rings(epsg, bounds, crs), projjson
@@ -83,11 +93,7 @@ def distance(
     metres: NDArray[np.float64] = np.hypot(*(points_a - points_b).T)
     apart = epsg_a != epsg_b
     if apart.any():
-        a = np.radians(lonlat(epsg_a[apart], points_a[apart]))
-        b = np.radians(lonlat(epsg_b[apart], points_b[apart]))
-        h = (
-            np.sin((b[:, 1] - a[:, 1]) / 2) ** 2
-            + np.cos(a[:, 1]) * np.cos(b[:, 1]) * np.sin((b[:, 0] - a[:, 0]) / 2) ** 2
+        metres[apart] = great_circle(
+            lonlat(epsg_a[apart], points_a[apart]), lonlat(epsg_b[apart], points_b[apart])
         )
-        metres[apart] = 2 * 6_371_008.8 * np.arcsin(np.sqrt(h))
     return metres

@@ -15,6 +15,11 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Float64Array = NDArray[np.float64]
 
+CRS84 = "OGC:CRS84"
+"""Longitude and latitude, in this order."""
+EARTH_RADIUS = 6_371_008.8
+"""Of the mean sphere, in metres."""
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -85,6 +90,16 @@ def utm_epsg(lon: Float64Array, lat: Float64Array) -> Ints:
     lon = np.where(np.abs(lon) > 180, (lon + 180) % 360 - 180, lon)
     zone = np.minimum(np.floor((lon + 180) / 6) + 1, 60).astype(np.int64)
     return np.where(np.asarray(lat) >= 0, 32600, 32700) + zone
+
+
+def great_circle(a: Float64Array, b: Float64Array) -> Float64Array:
+    """Metres (n,) between points (n, 2) in degrees on the mean sphere."""
+    a, b = np.radians(a), np.radians(b)
+    h = (
+        np.sin((b[:, 1] - a[:, 1]) / 2) ** 2
+        + np.cos(a[:, 1]) * np.cos(b[:, 1]) * np.sin((b[:, 0] - a[:, 0]) / 2) ** 2
+    )
+    return 2 * EARTH_RADIUS * np.arcsin(np.sqrt(h))
 
 
 ROW_BITS = 27

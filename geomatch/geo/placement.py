@@ -11,7 +11,6 @@ from rasterio.transform import xy
 
 from geomatch.errors import BadFileError, GeomatchError
 from geomatch.geo.coordinates import (
-    CRS84,
     NOWHERE,
     Bounds,
     area_of_use,
@@ -22,7 +21,7 @@ from geomatch.geo.coordinates import (
     project_bounds,
     project_points,
 )
-from geomatch.geo.grid import utm_epsg
+from geomatch.geo.grid import CRS84, utm_epsg
 from geomatch.geo.rasters import Raster, open_raster
 
 REACH = 6.0

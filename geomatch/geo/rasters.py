@@ -26,7 +26,6 @@ from rasterio.windows import Window
 from geomatch.errors import BadFileError, GeomatchError, listed
 from geomatch.geo import files, views
 from geomatch.geo.coordinates import (
-    CRS84,
     FARTHEST,
     GDAL_ERRORS,
     NOWHERE,
@@ -37,6 +36,7 @@ from geomatch.geo.coordinates import (
     crs_name,
     project_bounds,
 )
+from geomatch.geo.grid import CRS84
 from geomatch.geo.views import Layout, Reading
 
 Pixels = NDArray[np.uint8]
@@ -113,6 +113,9 @@ class Raster:
 def find(pattern: str, what: str) -> list[str]:
     """Files of a folder, a glob or a single path, sorted by name.
 
+    A glob that names no suffix, such as `ortho/*`, takes what a folder would, if there is any:
+    world files and `.aux.xml` lie beside rasters.
+
     Raises:
         GeomatchError: no file matches.
     """
@@ -123,6 +126,8 @@ def find(pattern: str, what: str) -> list[str]:
         found = [str(p) for p in path.iterdir() if _is_named_raster(p)]
     else:
         found = [p for p in glob.glob(str(path), recursive=True) if os.path.isfile(p)]
+        if "*" in path.suffix or not path.suffix:
+            found = [p for p in found if _is_named_raster(Path(p))] or found
     if not found:
         deeper = next((p for p in path.rglob("*") if _is_named_raster(p)), None)
         raise GeomatchError(
@@ -294,11 +299,11 @@ def _lonlat(path: str, crs: str, bounds: Bounds) -> Bounds:
     return west, south, east + 360 * (east < west), north
 
 
-def open_raster(path: str) -> Any:
+def open_raster(path: str, mode: str = "r") -> Any:
     check_proj()
     try:
         with _unwarned:
-            return rasterio.open(files.gdal_path(path))
+            return rasterio.open(files.gdal_path(path), mode)
     except GDAL_ERRORS as error:
         _check_limits(error)
         reason = str(error).replace(files.gdal_path(path), path)

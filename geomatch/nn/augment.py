@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,8 @@ def augment(
     image_channels: int,
     settings: AugmentConfig,
     pairs: Sequence[tuple[int, int]],
+    first: Any = 0,
+    whole: int | None = None,
 ) -> jax.Array:
     """Augment a batch of tiles, with the same geometric changes for tiles of the same place.
 
@@ -49,22 +52,31 @@ def augment(
         image_channels: number of image channels; the remaining channels are labels.
         pairs: (first, second) roles of the same place, first < second; the second gets the flip,
             turn and warp of the first unless `settings.independent`.
+        first, whole: these are the tiles from `first` on of `whole` in each role, of which each is
+            augmented alike whatever other tiles come with it; by default they are all.
 
     Returns:
         The same shape and dtype.
     """
     roles, batch = tiles.shape[:2]
+    whole = whole or batch
     turn_key, warp_key, light_key, label_key = jax.random.split(key, 4)
+
+    def own(draws: jax.Array) -> jax.Array:
+        """(..., whole) as (..., batch)."""
+        return jax.lax.dynamic_slice_in_dim(draws, first, batch, -1)
+
     source = np.arange(roles)  # the role whose geometric draws a role uses
     if not settings.independent:
-        for first, second in pairs:
-            source[second] = source[first]
-    states = jax.random.randint(turn_key, (roles, batch), 0, 8)[source].reshape(-1)
+        for one, other in pairs:
+            source[other] = source[one]
+    states = own(jax.random.randint(turn_key, (roles, whole), 0, 8))[source].reshape(-1)
     flip = (states % 2) * int(settings.flips)
     turn = (states // 2) * int(settings.turns)
     flat = tiles.reshape(-1, *tiles.shape[2:])
     if settings.rotation or settings.zoom or settings.shift:
-        draws = jax.random.uniform(warp_key, (4, roles, batch), minval=-1)[:, source].reshape(4, -1)
+        draws = own(jax.random.uniform(warp_key, (4, roles, whole), minval=-1))[:, source]
+        draws = draws.reshape(4, -1)
         angle = jnp.radians(90 * turn.astype(jnp.float32) + settings.rotation * draws[0])
         zoom = (1 + settings.zoom) ** draws[1]
         shift = settings.shift * tiles.shape[2] * draws[2:]
@@ -72,14 +84,14 @@ def augment(
     else:
         flat = jax.vmap(flip_and_turn)(flat, flip, turn)
         image, labels = flat[..., :image_channels].astype(jnp.float32), flat[..., image_channels:]
-    codes = years.reshape(-1) if settings.per_year else jnp.arange(len(flat))
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(light_key, codes)
+    codes = years if settings.per_year else own(jnp.arange(roles * whole).reshape(roles, -1))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(light_key, codes.reshape(-1))
     image = jitter_light(image, keys, settings)
     image = jnp.clip(jnp.rint(image), 0, 255).astype(jnp.uint8)
     if labels.size and settings.label_dropout:
         # Queries without labels must work, so some tiles lose theirs in training.
-        keep = jax.random.uniform(label_key, (len(flat), 1, 1, 1)) >= settings.label_dropout
-        labels = jnp.where(keep, labels, 0)
+        keep = own(jax.random.uniform(label_key, (roles, whole))) >= settings.label_dropout
+        labels = jnp.where(keep.reshape(-1, 1, 1, 1), labels, 0)
     return jnp.concatenate([image, labels], axis=-1).reshape(tiles.shape)
 
 

@@ -22,6 +22,8 @@ ONEDNN_FLAG = "xla_cpu_experimental_onednn_custom_call"
 
 Earlier versions ignore it; there "false" keeps `geomatch` from calling oneDNN itself.
 """
+PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "libtpu")
+"""Packages by which JAX runs on other devices than the CPU."""
 MALLOC_OPTIONS = {-8: 1, -4: 0, -1: 2**31 - 1}
 """glibc's M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD, so that malloc keeps freed memory."""
 
@@ -102,7 +104,9 @@ def has_bfloat16() -> bool:
 
 def cpu_only() -> bool:
     """Whether JAX will run on the CPU, found without initialising it."""
-    plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "libtpu")
-    return os.environ.get("JAX_PLATFORMS") == "cpu" or not any(
-        importlib.util.find_spec(name) for name in plugins
-    )
+    return os.environ.get("JAX_PLATFORMS") == "cpu" or not accelerated()
+
+
+def accelerated() -> bool:
+    """Whether JAX has a plugin for another device than the CPU."""
+    return any(importlib.util.find_spec(name) for name in PLUGINS)

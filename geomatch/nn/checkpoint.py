@@ -25,6 +25,9 @@ from geomatch.nn.step import State
 
 METRIC = "map@5"
 
+_ALL = ocp.options.MultiprocessingOptions()
+_FIRST_ALONE = ocp.options.MultiprocessingOptions(active_processes={0})
+
 
 class Restored(NamedTuple):
     """What a checkpoint holds.
@@ -74,14 +77,18 @@ class Checkpoints:
             ),
         ]
         _check_metrics(folder)
+        if not read_only:
+            folder.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 best_fn=lambda metrics: metrics[METRIC],
+                # Of several processes, the first alone keeps checkpoints.
+                multiprocessing_options=_FIRST_ALONE if jax.process_count() > 1 else _ALL,
                 read_only=read_only,
                 cleanup_tmp_directories=not read_only,
-                create=not read_only,
+                create=False,
             ),
         )
 

@@ -41,7 +41,7 @@ class Engine(Protocol):
 def describe(
     model: Model, variables: Any, batches: Iterable[NDArray[np.uint8]], size: int
 ) -> Iterator[NDArray[np.float32]]:
-    """Descriptors of batches of tiles, in inference mode, on all JAX devices.
+    """Descriptors of batches of tiles, in inference mode, on all devices of this process.
 
     Args:
         variables: parameters and BatchNorm statistics.
@@ -98,7 +98,7 @@ class JaxEngine:
         self.devices = jax.local_device_count()
         self.batch_size = -(-size // self.devices) * self.devices
         if constant_weights:
-            self.forward = jax.pmap(partial(model.apply, variables))
+            self.forward = jax.pmap(partial(model.apply, variables), devices=jax.local_devices())
             return
         # Transferred once instead of with every batch.
         mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("devices",))
@@ -112,4 +112,8 @@ class JaxEngine:
 
 @functools.cache
 def _forward(model: Model) -> Any:
-    return jax.pmap(lambda variables, tiles: model.apply(variables, tiles), in_axes=(None, 0))
+    return jax.pmap(
+        lambda variables, tiles: model.apply(variables, tiles),
+        in_axes=(None, 0),
+        devices=jax.local_devices(),
+    )

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from geomatch import config
-from geomatch.nn.layers import BatchNorm, Conv, SharedSettings, mean_pool_to, unit
+from geomatch.nn.layers import BatchNorm, Conv, Dropout, SharedSettings, mean_pool_to, unit
 
 
 class ConvHead(nn.Module):
@@ -64,7 +64,7 @@ class MlpHead(nn.Module):
         x = x.sum(axis=1)
         for width in self.model.hidden:
             x = nn.relu(BatchNorm(train, self.shared)(nn.Dense(width, use_bias=False)(x)))
-            x = nn.Dropout(self.model.dropout, deterministic=not train)(x)
+            x = Dropout(self.model.dropout, self.shared)(x, train)
         return nn.Dense(self.model.descriptor)(x)
 
 

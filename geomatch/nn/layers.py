@@ -67,6 +67,34 @@ class SharedSettings:
         )
 
 
+class Dropout(nn.Module):
+    """Silences a share of the values in training.
+
+    What it draws for a row is of the row's place in the whole batch, on however many devices. Each
+    device draws for all and takes its own, of which XLA computes no others.
+
+    Attributes:
+        rate: the share.
+    """
+
+    rate: float
+    shared: SharedSettings
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """(b, c) to (b, c)."""
+        if not train or not self.rate:
+            return x
+        if self.rate == 1:
+            return jnp.zeros_like(x)
+        axis, whole, first = self.shared.axis_name, len(x), jnp.int32(0)
+        if axis:
+            whole, first = whole * jax.lax.axis_size(axis), whole * jax.lax.axis_index(axis)
+        kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, (whole, x.shape[1]))
+        own = jax.lax.dynamic_slice_in_dim(kept, first, len(x))
+        return jnp.where(own, x / (1 - self.rate), 0)
+
+
 class Conv(nn.Module):
     """A square convolution.
 

@@ -162,19 +162,22 @@ def augment_batch(
     places: jax.Array,
     number: Any,
     device: Any,
+    devices: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """A device's augmented tiles at step `number`, and its dropout key.
+    """A device's augmented tiles at step `number`, and the dropout key of all devices.
 
     Args:
         views, tiles, places: see `make_step`; without the device axis.
         number: of the step.
         device: index of the device.
+        devices: number of devices that share the batch.
     """
     key = jax.random.fold_in(jax.random.key(settings.train.seed), number)
-    dropout_key, key = jax.random.split(jax.random.fold_in(key, device))
+    dropout_key, key = jax.random.split(key)
     pairs = _same_place(len(tiles), views) if match_rule.dated else []
     years = places[..., 3] if match_rule.dated else jnp.zeros_like(places[..., 3])
-    tiles = augment(key, tiles, years, form.image_channels, settings.augment, pairs)
+    part = device * tiles.shape[1], devices * tiles.shape[1]
+    tiles = augment(key, tiles, years, form.image_channels, settings.augment, pairs, *part)
     return tiles, dropout_key
 
 
@@ -185,12 +188,14 @@ def make_step(
     match_rule: MatchRule,
     length: RunLength,
     views: int = 0,
+    compiled: Callable[[jax.stages.Compiled], None] = lambda program: None,
 ) -> Callable[[State, Any, Any, np.uint32], tuple[State, jax.Array]]:
     """The training step: (state, tiles, places, step number) to (new state, metrics per device).
 
     Tiles are (devices, roles, b, h, w, c) uint8, places (devices, roles, b, 4) int32 (see
     `MatchRule.relations`). Metrics are (devices, 2): the loss, and the share of triplets that are
-    hard. Randomness depends only on the seed and the step number.
+    hard. Randomness depends only on the seed, the step number and a tile's place in the batch. With
+    several processes, the first axis is that of a process's own devices.
 
     With `train.accumulate` the gradient is that of the whole batch, computed in micro-batches, so
     that only one's activations are in memory. BatchNorm then normalises each micro-batch by its own
@@ -199,6 +204,7 @@ def make_step(
     Args:
         views: rows per place in a batch that is compared as a whole; 0 for batches of anchors,
             positives and negatives.
+        compiled: called with each program before it runs.
     """
     scales = learning_rate_scales(model, settings, abstract_state(model, settings, form).params)
     optimizer, training = _optimizer(settings, length, scales), settings.train
@@ -213,9 +219,9 @@ def make_step(
     ) -> tuple[State, jax.Array, list[jax.Array]]:
         # JAX would drop an unused argument, and with it the donated memory.
         number, _ = jax.lax.optimization_barrier((number, memory))
-        device = jax.lax.axis_index(AXIS)
+        device, devices = jax.lax.axis_index(AXIS), jax.lax.axis_size(AXIS)
         tiles, dropout_key = augment_batch(
-            settings, form, match_rule, views, tiles, places, number, device
+            settings, form, match_rule, views, tiles, places, number, device, devices
         )
 
         def teach(tiles: jax.Array) -> jax.Array | None:
@@ -230,11 +236,9 @@ def make_step(
                 scales,
             )
             flat: Any = model.apply(
-                {**state.teacher, "params": initial},
-                tiles.reshape(-1, *tiles.shape[2:]),
-                method=Siamese.features,
+                {**state.teacher, "params": initial}, _stacked(tiles), method=Siamese.features
             )
-            return flat.reshape(*tiles.shape[:2], -1)
+            return _by_role(flat, len(tiles))
 
         def learning(params: Any) -> Any:
             # Frozen parameters need no gradient.
@@ -245,12 +249,12 @@ def make_step(
             # All branches of the siamese network are one stacked batch through one encoder.
             descriptors, changed = model.apply(
                 {"params": learning(params), "batch_stats": state.batch_stats},
-                tiles.reshape(-1, *tiles.shape[2:]),
+                _stacked(tiles),
                 train=True,
                 mutable=["batch_stats"],
                 rngs={"dropout": key},
             )
-            return descriptors.reshape(*tiles.shape[:2], -1), changed.get("batch_stats", {})
+            return _by_role(descriptors, len(tiles)), changed.get("batch_stats", {})
 
         def compare(
             params: Any, rows: jax.Array, places: jax.Array, features: jax.Array | None
@@ -287,9 +291,9 @@ def make_step(
                 has_aux=True,
             )
             (gradients,) = pull(jnp.ones_like(loss))
-            if layers.use_cpu_ops():
+            if layers.use_cpu_ops() and jax.process_count() == 1:
                 kept = _activations(pull, tiles.shape[0] * tiles.shape[1])
-        if jax.lax.axis_size(AXIS) > 1:  # the mean over a single device would still copy
+        if devices > 1:  # the mean over a single device would still copy
             gradients = jax.lax.pmean(gradients, AXIS)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -314,10 +318,15 @@ def make_step(
     memory: dict[tuple[int, ...], list[jax.Array]] = {}
 
     def run(state: State, tiles: Any, places: Any, number: np.uint32) -> tuple[State, jax.Array]:
+        if jax.process_count() > 1:
+            # A program that was compiled ahead takes no arrays of one process among several.
+            state, metrics, _ = mapped(state, tiles, places, number, [])
+            return state, metrics
         shape = tiles.shape
         if shape not in programs:
             *_, kept = jax.eval_shape(mapped, state, tiles, places, number, [])
             program = mapped.lower(state, tiles, places, number, kept).compile()
+            compiled(program)
             programs[shape] = program, kept
         program, kept = programs[shape]
         if shape not in memory:
@@ -328,6 +337,16 @@ def make_step(
         return state, metrics
 
     return run
+
+
+def _stacked(tiles: jax.Array) -> jax.Array:
+    """(roles, b, ...) as (b roles, ...): devices have consecutive parts of the whole batch."""
+    return tiles.swapaxes(0, 1).reshape(-1, *tiles.shape[2:])
+
+
+def _by_role(rows: jax.Array, roles: int) -> jax.Array:
+    """(b roles, ...) as (roles, b, ...), the inverse of `_stacked`; further axes become one."""
+    return rows.reshape(len(rows) // roles, roles, -1).swapaxes(0, 1)
 
 
 def _split(count: int, values: jax.Array) -> jax.Array:

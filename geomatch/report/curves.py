@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,8 @@ COLOURS = {
     "other places": "#d55e00",
 }
 """Colours by Okabe and Ito, which are safe for colour-blind readers."""
+OTHERS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK)
+"""Colours of series with other names, in turn."""
 SIZE, DPI = (6.4, 4.4), 120
 
 Points = list[tuple[float, float | None]]
@@ -66,6 +70,25 @@ def charts(
         training: "epoch" of the evaluated weights, and "series" of (epoch, value) points by name.
     """
     return [*(_training_charts(training) if training else []), *_pair_charts(splits, split)]
+
+
+def training_series(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """(epoch, value) points of each metric in a run's `metrics.jsonl`; none without that file."""
+    if not path.exists():
+        return {}
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    per_epoch = steps_per_epoch(lines)
+    series: dict[str, list[tuple[float, float]]] = {}
+    for line in lines:
+        for name, value in line.items():
+            if "/" in name and value is not None and math.isfinite(value):
+                series.setdefault(name, []).append((line["step"] / per_epoch, value))
+    return series
+
+
+def steps_per_epoch(lines: Sequence[Mapping[str, Any]]) -> float:
+    """Steps of an epoch, by the lines of a run's metrics that tell the epoch."""
+    return max((x["step"] / x["epoch"] for x in lines if x.get("epoch")), default=1.0)
 
 
 def _training_charts(training: Mapping[str, Any]) -> Iterator[Chart]:
@@ -126,9 +149,9 @@ def draw(drawn: Sequence[Chart], folder: Path) -> None:
         axes.set_axisbelow(True)
         if chart.diagonal:
             axes.plot([0, 1], [0, 1], color=LINE, linewidth=1)
-        for name, points in chart.series.items():
+        for i, (name, points) in enumerate(chart.series.items()):
             x, y = zip(*points, strict=True)
-            colour = COLOURS.get(name, INK)
+            colour = COLOURS.get(name, OTHERS[i % len(OTHERS)])
             if chart.bins:
                 axes.stairs(y[:-1], x, fill=True, color=colour, alpha=0.55, label=name)
             else:

@@ -139,18 +139,16 @@ def _jpeg(image: Image.Image) -> str:
 
 def _training(project: Project, manifest: EmbeddingManifest) -> dict[str, Any] | None:
     """Metrics during the run that made the embeddings; see `curves.charts`. None without a log."""
-    path = project.root / manifest.run / "metrics.jsonl"
+    path = project.run_of(manifest) / "metrics.jsonl"
     if not path.exists():
         return None
+    shown = {
+        name: points
+        for name, points in curves.training_series(path).items()
+        if name == "train/loss" or name.endswith("/map@5")
+    }
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    per_epoch = max((x["step"] / x["epoch"] for x in lines if x.get("epoch")), default=1.0)
-    series: dict[str, list[tuple[float, float]]] = {}
-    for line in lines:
-        for name, value in line.items():
-            shown = name == "train/loss" or name.endswith("/map@5")
-            if shown and value is not None and math.isfinite(value):
-                series.setdefault(name, []).append((line["step"] / per_epoch, value))
-    return {"epoch": manifest.step / per_epoch, "series": series}
+    return {"epoch": manifest.step / curves.steps_per_epoch(lines), "series": shown}
 
 
 def _distribution(tiles: TileTable) -> list[dict[str, Any]]:
@@ -167,17 +165,20 @@ def _distribution(tiles: TileTable) -> list[dict[str, Any]]:
 def _provenance(
     project: Project, tiles: TileManifest, manifest: EmbeddingManifest
 ) -> dict[str, dict[str, Any]]:
-    """Manifests of the tiles and of the embeddings, and the settings of the run."""
+    """Manifests of the tiles and of the embeddings, the last start of the run and its settings."""
     shown = ("grid", "placement", "channels", "tiles", "geomatch", "fingerprint")
     omitted = ("name", "centres")
     found = {
         "tiles": {key: tiles.as_json()[key] for key in shown},
         "embeddings": {key: v for key, v in manifest.as_json().items() if key not in omitted},
     }
-    path = project.root / manifest.run / "config.json"
+    path = project.run_of(manifest) / "config.json"
     if path.exists():
-        settings = read_record(path, RunManifest, "geomatch train").settings
-        found |= {f"[{table}]": keys for table, keys in settings.items()}
+        run = read_record(path, RunManifest, "geomatch train")
+        for last in run.sessions[-1:]:
+            values = last.as_json()
+            found["run"] = values | values.pop("versions") | (values.pop("git") or {})
+        found |= {f"[{table}]": keys for table, keys in run.settings.items()}
     return found
 
 

@@ -67,18 +67,15 @@ class TilePictures:
         return self.tiles.select(np.searchsorted(self.tiles.store_row, rows))
 
 
-def match_sheet(
-    project: Project,
-    found: Sequence[Mapping[str, Any]],
-    rows: Sequence[int],
-    query: int | NDArray[np.uint8],
-    name: str,
-    path: Path,
-) -> None:
-    """Draw a query and its answers as a PNG; see `TilePictures.row`."""
-    row = TilePictures.of(project).row(found, rows, query, name)
+Shown = tuple[Sequence[Mapping[str, Any]], Sequence[int], int | NDArray[np.uint8], str]
+"""Arguments of `TilePictures.row`."""
+
+
+def match_sheet(project: Project, found: Sequence[Shown], path: Path) -> None:
+    """Draw queries and their answers as a PNG, one row each; see `TilePictures.row`."""
+    pictures = TilePictures.of(project)
     with replacing(path) as temporary:
-        sheet([row], temporary)
+        sheet([pictures.row(*each) for each in found], temporary)
 
 
 def match_folder(

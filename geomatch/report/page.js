@@ -276,16 +276,29 @@ function tick(value) {
   return String(+value.toPrecision(4));
 }
 
-// Verification of pairs
+// Verification of pairs, and queries without a match
+
+// The metrics of each split under a key, with the intervals that a table shows.
+const judged = (key) => Object.entries(report.splits).filter(([, f]) => f[key]).map(([name, { [key]: f }]) => ({
+  split: name, ...f, intervals: { threshold: f.threshold_interval, fpr: f.fpr_interval },
+  calibration_error: f.calibration?.error ?? f.error,
+}));
+
+function judgement(key, title, note) {
+  const rows = judged(key);
+  if (!rows.length) return [];
+  const worse = rows.some((row) => row.split === "test" && row.holds === false);
+  return [make("h3", {}, title),
+    make("p", { class: "note" }, `${note} The threshold is chosen on validation tiles.${worse ? " On test, more false ones pass than were asked for, beyond what is uncertain." : ""}`),
+    table(rows, ["split", ...columnsOf(rows, ["split", "holds", "error"])])];
+}
 
 function verification() {
-  const rows = Object.entries(report.splits).filter(([, f]) => f.roc)
-    .map(([name, f]) => ({ split: name, ...f.roc, calibration_error: f.roc.calibration?.error }));
-  if (!rows.length) return [null, []];
   let matrix = null;
-  const parts = [make("h3", {}, "Same place or not"),
-    make("p", { class: "note" }, "For each tile, one pair of the same place and one of different places are drawn. The threshold is chosen on validation pairs."),
-    table(rows, ["split", ...columnsOf(rows, ["split"])])];
+  const parts = [
+    ...judgement("roc", "Same place or not", "For each tile, one pair of the same place and one of different places are drawn."),
+    ...judgement("no_match", "A match or none", "Each tile is a query among all tiles of the other years, with its place and without. FPR: the share of queries without a match whose first answer passes; TPR: the share of those with one whose first answer is right and passes."),
+  ];
   const roc = report.splits[split].roc;
   if (roc) {
     const name = (text, mark) => make("small", {}, `${mark} ${text}`);

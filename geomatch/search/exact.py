@@ -80,12 +80,12 @@ def neighbours(queries: Float32Array, database: Float32Array, k: int) -> tuple[F
 
 
 def search(
-    vectors: Float32Array, queries: Ints, database: Ints, k: int, metric: Metric, exact_up_to: int
+    vectors: Rows, queries: Ints, database: Ints, k: int, metric: Metric, exact_up_to: int
 ) -> Iterator[tuple[slice, Float32Array, Ints]]:
     """Find the nearest neighbours of some rows of `vectors` among others, block by block.
 
     Args:
-        vectors: (n, d) descriptors, which may be mapped from a file.
+        vectors: (n, d) descriptors, which may stay in a file.
         queries, database: rows of `vectors`.
         exact_up_to: largest database that is searched exactly; a larger one is searched with an
             inverted file and 8-bit scalar quantisation.
@@ -102,7 +102,7 @@ def search(
             best = np.empty((len(rows), 0), np.float32), np.empty((len(rows), 0), np.int64)
             for block in _blocks(len(database)):
                 found = neighbours(rows, as_database(vectors[database[block]], metric), k)
-                best = _best(
+                best = best_of(
                     np.concatenate([best[0], found[0]], axis=1),
                     np.concatenate([best[1], found[1] + block.start], axis=1),
                     k,
@@ -112,17 +112,17 @@ def search(
             exact = products(
                 vectors, np.repeat(queries[part], k), database[positions.reshape(-1)], metric
             ).reshape(positions.shape)
-            best = _best(np.where(positions < 0, -np.inf, exact), positions, k)
+            best = best_of(np.where(positions < 0, -np.inf, exact), positions, k)
         yield part, *best
 
 
-def _best(products: Float32Array, positions: Ints, k: int) -> tuple[Float32Array, Ints]:
+def best_of(products: Float32Array, positions: Ints, k: int) -> tuple[Float32Array, Ints]:
     """The k columns with the largest products of each row, best first."""
     order = np.argsort(-products, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(products, order, 1), np.take_along_axis(positions, order, 1)
 
 
-def products(vectors: Float32Array, a: Ints, b: Ints, metric: Metric) -> Float32Array:
+def products(vectors: Rows, a: Ints, b: Ints, metric: Metric) -> Float32Array:
     """Inner products (n,) of rows `a` as queries with rows `b` as database, block by block."""
     parts = [
         np.einsum(
@@ -144,16 +144,16 @@ def _comparable(vectors: Float32Array, metric: Metric) -> Float32Array:
     return unit(vectors) if metric == "cosine" else vectors.astype(np.float32)
 
 
-def _inverted(vectors: Float32Array, database: Ints, metric: Metric) -> Any:
+def _inverted(vectors: Rows, database: Ints, metric: Metric) -> Any:
     """A FAISS inverted file with 8-bit scalar quantisation.
 
     It uses Euclidean distances: with inner products, cells with long centroids would attract all
     vectors.
     """
     lists = int(4 * np.sqrt(len(database)))
-    index: Any = faiss.index_factory(vectors.shape[1], f"IVF{lists},SQ8", faiss.METRIC_L2)
-    sample = database[:: max(1, len(database) // (64 * lists))]
-    index.train(_comparable(vectors[sample], metric))
+    sample = _comparable(vectors[database[:: max(1, len(database) // (64 * lists))]], metric)
+    index: Any = faiss.index_factory(sample.shape[1], f"IVF{lists},SQ8", faiss.METRIC_L2)
+    index.train(sample)
     for part in _blocks(len(database)):
         index.add(_comparable(vectors[database[part]], metric))
     index.nprobe = PROBES

@@ -139,12 +139,30 @@ def read(
         BrokenImageError: it cannot be read.
         GeomatchError: it has other bands.
     """
+    planes = _planes(path, channels, reading, stretch)
+    return np.concatenate(
+        [_centre_square(plane, size, len(plane.getbands())) for plane in planes], axis=-1
+    )
+
+
+def read_whole(
+    path: Path, channels: int, reading: Reading = AS_IT_IS, stretch: Stretch | None = None
+) -> Pixels:
+    """All of an image, upright: (h, w, channels). Arguments and errors as for `read`."""
+    planes = [np.asarray(plane) for plane in _planes(path, channels, reading, stretch)]
+    return np.concatenate([np.atleast_3d(plane) for plane in planes], axis=-1)
+
+
+def _planes(
+    path: Path, channels: int, reading: Reading, stretch: Stretch | None
+) -> list[Image.Image]:
+    """An image, upright, as one picture or as one for each band."""
     with _open(path, reading, channels) as (image, raster):
         try:
             if raster is None:
                 image.load()  # which makes a TIFF file upright
                 converted = image.convert("RGB" if channels == 3 else "L")
-                return _centre_square(_upright(converted, _orientation(image)), size, channels)
+                return [_upright(converted, _orientation(image))]
             orientation = _orientation(image)
             values = rasters.read_plain(raster)
         except UNREADABLE as error:
@@ -154,8 +172,7 @@ def read(
     values = _with_channels(values, channels, path)
     if stretch is not None:
         values = stretch(values)
-    planes = [_upright(Image.fromarray(plane), orientation) for plane in values]
-    return np.concatenate([_centre_square(plane, size, 1) for plane in planes], axis=-1)
+    return [_upright(Image.fromarray(plane), orientation) for plane in values]
 
 
 def _with_channels(values: NDArray[Any], channels: int, path: Path) -> NDArray[Any]:

@@ -12,7 +12,16 @@ import numpy as np
 from geomatch import config
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.geo import coordinates, footprints, labels, placement, splits
-from geomatch.geo.grid import HALF, ROW_BITS, Grid, Ints, cell_keys, cells_of, utm_epsg
+from geomatch.geo.grid import (
+    CRS84,
+    HALF,
+    ROW_BITS,
+    Grid,
+    Ints,
+    cell_keys,
+    cells_of,
+    utm_epsg,
+)
 from geomatch.geo.rasters import Raster
 from geomatch.progress import ProgressCallback
 from geomatch.tiling import sources
@@ -171,7 +180,7 @@ def _cells_of(raster: Raster, grid: Grid, zones: list[int], codes: Ints, buffer:
         if grid.crs == "utm":
             epsg = np.full(len(col), code, np.int64)
             grown = grid.bounds(col, row) + buffer * np.array([-1, -1, 1, 1])
-            corners = footprints.rings(epsg, grown, coordinates.CRS84)
+            corners = footprints.rings(epsg, grown, CRS84)
             inside = (utm_epsg(corners[..., 0], corners[..., 1]) == code).all(axis=1)
             col, row = col[inside], row[inside]
         rank = int(np.searchsorted(codes, code))

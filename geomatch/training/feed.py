@@ -20,10 +20,17 @@ Batch = tuple[NDArray[np.uint8], NDArray[np.int32]]
 
 
 class BatchFeed:
-    """Reads the next batches while the device works."""
+    """Reads the next batches while the device works.
 
-    def __init__(self, sampler: Sampler, store: TileStore, devices: int) -> None:
-        self._sampler, self._store, self._devices = sampler, store, devices
+    Args:
+        devices: number of devices that share a batch.
+        own: those of them that are read for; by default all.
+    """
+
+    def __init__(
+        self, sampler: Sampler, store: TileStore, devices: int, own: slice = slice(None)
+    ) -> None:
+        self._sampler, self._store, self._devices, self._own = sampler, store, devices, own
         self._pool = ThreadPoolExecutor(2)
         self._mined: Mined | None = None
         self._ahead: dict[int, Future[Batch]] = {}
@@ -52,17 +59,16 @@ class BatchFeed:
 
     def _read(self, step: int, mined: Mined | None) -> Batch:
         drawn = self._sampler.draw(step, mined)
-        roles, batch = drawn.shape
+        drawn = drawn.reshape(len(drawn), self._devices, -1)[:, self._own]
         table, rows = self._sampler.tiles, drawn.reshape(-1)
         if table.grid is not None:
             place = table.epsg[rows], table.col[rows], table.row[rows], table.year[rows]
         else:
             zeros = np.zeros(len(rows), np.int64)
             place = zeros, table.label[rows], zeros, table.year[rows] if table.dated else rows
-        shape = (roles, self._devices, batch // self._devices)
 
         def per_device(values: NDArray[Any]) -> NDArray[Any]:
-            return np.moveaxis(values.reshape(*shape, *values.shape[1:]), 0, 1)
+            return np.moveaxis(values.reshape(*drawn.shape, *values.shape[1:]), 0, 1)
 
         return per_device(self._store.read(table.store_row[rows])), per_device(
             np.stack(place, axis=1).astype(np.int32)

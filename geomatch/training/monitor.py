@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,7 +37,7 @@ class Monitor:
         total: steps of the run.
         splits: tiles by name of split, all described in every round.
         scores: mAP@5 on validation of every round, as they are appended.
-        checkpoints: of the run.
+        checkpoints: of the run; None in a process that keeps none.
         since_log: loss and share of hard samples of the steps since losses were last logged.
     """
 
@@ -47,7 +49,7 @@ class Monitor:
         sampler: Sampler,
         scores: list[float],
         progress: ProgressCallback,
-        checkpoints: Checkpoints,
+        checkpoints: Checkpoints | None,
         since_log: Iterable[Sequence[float]] = (),
     ) -> None:
         self._total, self._per_epoch = total, sampler.steps_per_epoch
@@ -55,11 +57,11 @@ class Monitor:
         self._learning_rate = schedule(settings.train, total, self._per_epoch)
         self._scores, self._progress, self._checkpoints = scores, progress, checkpoints
         self._since_log = [np.asarray(values, np.float32) for values in since_log]
-        self._unread: tuple[jax.Array, int, Mined | None] | None = None
+        self._unread: tuple[Any, int, Mined | None] | None = None
         self._recent: deque[NDArray[np.float32]] = deque(maxlen=SHOWN_STEPS)
         self._images = self._timed_steps = 0
         self._timed_from = self._shown_at = 0.0
-        self._images_per_s = self._described_per_s = 0.0
+        self._images_per_s = self._described_per_s = self._waited = 0.0
 
     def validated(
         self, step: int, described_per_s: float, score: float | None, mined: Mined | None
@@ -72,6 +74,15 @@ class Monitor:
             self._progress(f"epoch {-(-step // self._per_epoch)}: validation mAP@5 {text}")
         if self._total:
             self._show(step, mined)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Measure how long the device waits for the batch that is read in this block."""
+        started = time.monotonic()
+        yield
+        # It does not wait while the step before is under way.
+        if self._unread is None or self._unread[0].is_ready():
+            self._waited += time.monotonic() - started
 
     def stepped(self, step: int, metrics: jax.Array, images: int, mined: Mined | None) -> None:
         """Note that a step was dispatched to the device; its `metrics` may still be computed.
@@ -89,7 +100,7 @@ class Monitor:
             self._images_per_s = self._images / (now - self._timed_from)
         else:
             # The first step after the start or a round compiles or waits: it is not timed.
-            self._timed_from, self._images = now, 0
+            self._timed_from, self._images, self._waited = now, 0, 0.0
         if now - self._shown_at > SHOW_SECONDS and step < self._total:
             self._shown_at = now
             self._show(step, mined)
@@ -121,8 +132,12 @@ class Monitor:
         """The error that `what` happened in the batch that led to `step`."""
         rows = self._sampler.draw(max(0, step - 1), mined)
         ids = self._sampler.tiles.select(np.unique(rows)).ids()
-        last = self._checkpoints.last
-        good = "no checkpoint is good" if last is None else f"the last good checkpoint is {last}"
+        if self._checkpoints is None:
+            good = "the first process says which checkpoint is good"
+        elif (last := self._checkpoints.last) is None:
+            good = "no checkpoint is good"
+        else:
+            good = f"the last good checkpoint is {last}"
         return DivergedError(
             f"{what} at step {step}, with the tiles {listed(ids, NAMED)}; {good}",
             "Lower train.lr in a new run (--run NAME); float32 is more stable than bfloat16.",
@@ -142,6 +157,7 @@ class Monitor:
             "epoch": f"{-(-step // self._per_epoch)} of {self._settings.train.epochs}",
             "time left": duration(self._seconds_left(step)) if timed else "-",
             "images/s": f"{self._images_per_s:.1f}" if timed else "-",
+            "waits for input": f"{self._input_wait(time.monotonic()):.1%}" if timed else "-",
             "loss": f"{loss:.4f}" if np.isfinite(loss) else "-",
             "learning rate": f"{float(self._learning_rate(max(0, step - 1))):.2e}",
             "hard samples": f"{100 * hard:.1f} %" if np.isfinite(hard) else "-",
@@ -150,20 +166,20 @@ class Monitor:
         }
         self._progress("training", step, self._total, values=values)
 
+    def _input_wait(self, now: float) -> float:
+        """Share of the time since the last round in which the device waited for a batch."""
+        return self._waited / (now - self._timed_from) if self._timed_from else 0.0
+
     def _seconds_left(self, step: int) -> float:
-        """Seconds to the end, including rounds of validation and mining."""
-        mining, train = self._settings.mining, self._settings.train
-        before, after = self._sampler.roles(hard=False), self._sampler.roles(hard=True)
-        first_mining = min(self._total, mining.every * self._per_epoch)
-        plain = max(0, first_mining - step) if mining.rule == "knn" else self._total - step
-        images = (plain * before + (self._total - step - plain) * after) * train.batch
-        seconds = images / self._images_per_s
-        if self._described_per_s:
-            described = {*self._splits} - ({"train"} if not mining.by_rounds else set())
-            tiles = sum(len(self._splits[split]) for split in described)
-            rounds = -(-(self._total - step) // (self._per_epoch * mining.every))
-            seconds += rounds * tiles / self._described_per_s
-        return seconds
+        return seconds_left(
+            step,
+            self._total,
+            self._settings,
+            self._splits,
+            self._sampler,
+            self._images_per_s,
+            self._described_per_s,
+        )
 
     def metrics(self, step: int) -> dict[str, float | None]:
         """Metrics averaged over the steps since the last call.
@@ -174,13 +190,45 @@ class Monitor:
         self._read()
         loss, hard = np.mean(self._since_log, axis=0).tolist()
         self._since_log.clear()
-        elapsed = time.monotonic() - self._timed_from
+        now = time.monotonic()
+        elapsed = now - self._timed_from
         metrics: dict[str, float | None] = {
             "epoch": step / self._per_epoch,
             "train/loss": loss,
             "train/lr": float(self._learning_rate(step - 1)),
             "train/images_per_s": self._images / elapsed if self._images else None,
+            "train/input_wait": self._input_wait(now) if self._images else None,
         }
         if np.isfinite(hard):
             metrics["train/hard_share"] = hard
         return metrics
+
+
+def seconds_left(
+    step: int,
+    total: int,
+    settings: config.Config,
+    splits: Mapping[str, TileTable],
+    sampler: Sampler,
+    images_per_s: float,
+    described_per_s: float,
+) -> float:
+    """Seconds from `step` to the end of a run, including rounds of validation and mining.
+
+    Args:
+        splits: tiles by name of split, all described in every round.
+        images_per_s: tiles trained on per second.
+        described_per_s: tiles described per second; 0 if that is unknown.
+    """
+    mining, per_epoch = settings.mining, sampler.steps_per_epoch
+    before, after = sampler.roles(hard=False), sampler.roles(hard=True)
+    first_mining = min(total, mining.every * per_epoch)
+    plain = max(0, first_mining - step) if mining.rule == "knn" else total - step
+    images = (plain * before + (total - step - plain) * after) * settings.train.batch
+    seconds = images / images_per_s
+    if described_per_s:
+        described = {*splits} - ({"train"} if not mining.by_rounds else set())
+        tiles = sum(len(splits[split]) for split in described)
+        rounds = -(-(total - step) // (per_epoch * mining.every))
+        seconds += rounds * tiles / described_per_s
+    return seconds

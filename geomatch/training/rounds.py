@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,23 +16,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomatch import config
-from geomatch.data.ground_truth import tasks
+from geomatch.data.ground_truth import Task, tasks
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import TileTable
 from geomatch.nn import param_groups
 from geomatch.nn.describe import describe
 from geomatch.nn.encoder import Siamese, TileForm
 from geomatch.nn.objective import MatchRule, margin
-from geomatch.nn.step import State, augment_batch
+from geomatch.nn.step import augment_batch
 from geomatch.progress import ProgressCallback
 from geomatch.report.contact_sheet import Thumbnail
 from geomatch.search import exact
 from geomatch.search.protocol import map5, retrieve
-from geomatch.training import mining
+from geomatch.training import hosts, mining
 from geomatch.training.mining import Mined
 from geomatch.training.sampler import Sampler, compares_whole_batch, ramp
 
 BATCH = 32
+PAUSED_PARTS = 16
+"""Parts of a split that are described between two calls of `Validator.pause`."""
 SAMPLE = 2000
 """Maximum number of queries per year for mAP@5, and of tiles in a picture of descriptors."""
 SHOWN = 4
@@ -53,6 +55,7 @@ class Validator:
         splits: tiles by name of split: "train", "validation", and others to be measured or
             pictured. Only "train" is mined.
         folder: of the run.
+        pause: called now and then while tiles are described; may raise.
     """
 
     model: Siamese
@@ -60,24 +63,30 @@ class Validator:
     store: TileStore
     splits: Mapping[str, TileTable]
     folder: Path
+    pause: Callable[[], None] = lambda: None
 
     def mines(self, step: int, total: int) -> bool:
         """Whether a round at `step` of `total` mines."""
         mining = self.settings.mining
         return mining.by_rounds and step < total and (step > 0 or mining.rule != "knn")
 
-    def round(self, state: State, step: int, epoch: int, progress: ProgressCallback) -> Round:
-        """The round at `step`, with the weights of `state`."""
-        return Round(self, state, step, epoch, progress)
+    def round(self, variables: Any, step: int, epoch: int, progress: ProgressCallback) -> Round:
+        """The round at `step`, with the network's `variables`."""
+        return Round(self, variables, step, epoch, progress)
 
 
 class Round:
     """One round; the descriptors of a split are computed once, when first needed."""
 
     def __init__(
-        self, validator: Validator, state: State, step: int, epoch: int, progress: ProgressCallback
+        self,
+        validator: Validator,
+        variables: Any,
+        step: int,
+        epoch: int,
+        progress: ProgressCallback,
     ) -> None:
-        self._validator, self._state, self._progress = validator, state, progress
+        self._validator, self._variables, self._progress = validator, variables, progress
         self._settings, self._metric = validator.settings, validator.settings.metric
         self._step, self._epoch = step, epoch
         self._seconds = self._count = 0.0
@@ -101,12 +110,16 @@ class Round:
         retrievals = tasks(tiles, is_query, np.ones(len(tiles), bool))
         if not retrievals:
             return None
-        return map5(retrieve(self._vectors(split), retrievals, self._metric))
+        vectors = self._vectors(split)
+        return hosts.of_first(lambda: map5(retrieve(vectors, retrievals, self._metric)))
 
     def draw(self) -> None:
         """Save a picture of the descriptors in two dimensions, if `train.frames` names a split."""
         split = self._settings.train.frames
         if split:
+            vectors = self._vectors(split)
+            if not hosts.is_first():
+                return
             from geomatch.report.projection import frame
 
             tiles = self._validator.splits[split]
@@ -115,13 +128,14 @@ class Round:
             path = self._validator.folder / "figures" / f"{self._step:08d}.png"
             title = f"{split}, epoch {self._epoch}"
             names = tiles.classes or tiles.years
-            frame(self._vectors(split)[chosen], groups[chosen], title, path, names=names)
+            frame(vectors[chosen], groups[chosen], title, path, names=names)
 
     def mine(self) -> Mined:
         """The samples that the run's rule finds among the training tiles."""
         tiles, rule = self._validator.splits["train"], self._settings.mining
         if rule.rule == "ranked":
-            return self._ranked(tiles)
+            vectors = self._vectors("train")
+            return hosts.of_first(lambda: self._ranked(tiles, vectors))
         if rule.rule == "neighbours" and not self._step and tiles.grid is not None:
             return mining.nearest_on_ground(tiles, rule.k)
         vectors, seed = self._vectors("train"), (self._settings.train.seed, self._step)
@@ -132,15 +146,13 @@ class Round:
         for task in tasks(tiles, everything, everything):
             if task.years[0] < task.years[1]:
                 continue  # Khokhlova et al. 2020 (ICIP) search the newer year in the older
-            found = list(
-                exact.search(
-                    vectors, task.queries, task.database, k, self._metric, rule.exact_up_to
-                )
-            )
-            near = np.concatenate([positions for _, _, positions in found])
-            scores = np.concatenate([products for _, products, _ in found])
+            near, scores = self._neighbours(vectors, task, k)
             match = mining.matches(task, seed)
-            match_scores = exact.products(vectors, task.queries, task.database[match], self._metric)
+            own = hosts.share(len(match))
+            match_scores = hosts.gather(
+                exact.products(vectors, task.queries[own], task.database[match[own]], self._metric),
+                len(match),
+            )
             if rule.rule == "knn":
                 within = rule.truth_within
                 parts.append(mining.hard_queries(task, match, near, scores, match_scores, within))
@@ -148,8 +160,26 @@ class Round:
                 parts.append(mining.wrong_neighbours(task, match, near, scores, match_scores))
         return mining.join(parts, rule.k)
 
-    def _ranked(self, tiles: TileTable) -> Mined:
-        settings, vectors = self._settings, self._vectors("train")
+    def _neighbours(
+        self, vectors: Float32Array, task: Task, k: int
+    ) -> tuple[NDArray[np.int64], Float32Array]:
+        """Positions and inner products (q, k) of the neighbours of a task's queries."""
+        own = task.queries[hosts.share(len(task.queries))]
+        exact_up_to = self._settings.mining.exact_up_to
+        found = exact.search(vectors, own, task.database, k, self._metric, exact_up_to)
+        nothing = np.empty((0, min(k, len(task.database))))
+        scores, positions = [nothing.astype(np.float32)], [nothing.astype(np.int64)]
+        for _, products, near in found:
+            scores.append(products)
+            positions.append(near)
+        count = len(task.queries)
+        return (
+            hosts.gather(np.concatenate(positions), count),
+            hosts.gather(np.concatenate(scores), count),
+        )
+
+    def _ranked(self, tiles: TileTable, vectors: Float32Array) -> Mined:
+        settings = self._settings
         rule, seed = settings.mining, (settings.train.seed, self._step)
         share = ramp(rule, float(self._epoch))
         hardest = mining.HardestTriplets(rule.hardest, share, margin(settings), (*seed, 1))
@@ -172,11 +202,14 @@ class Round:
         They are in an unnamed file, since those of a whole territory do not fit in memory.
         """
         tiles, validator = self._validator.splits[split], self._validator
-        starts = range(0, len(tiles), BATCH)
+        starts = range(0, len(tiles), BATCH)[hosts.turns()]
         batches = (validator.store.read(tiles.store_row[start : start + BATCH]) for start in starts)
         started, done = time.monotonic(), 0
         vectors = np.empty((0, 1), np.float32)
-        for part in describe(validator.model, self._state.variables, batches, BATCH):
+        described = describe(validator.model, self._variables, batches, BATCH)
+        for i, part in enumerate(hosts.in_turn(described, BATCH)):
+            if not i % PAUSED_PARTS:
+                validator.pause()
             if not done:
                 with tempfile.TemporaryFile(dir=validator.folder) as file:
                     shape = (len(tiles), part.shape[1])
@@ -197,7 +230,10 @@ class Examples:
         self._sampler, self._form = sampler, form
         views = settings.train.views if compares_whole_batch(settings.train, settings.mining) else 0
         match_rule = MatchRule(sampler.tiles.dated, 0)
-        self._augmented = jax.jit(partial(augment_batch, settings, form, match_rule, views))
+        augmented = partial(
+            augment_batch, settings, form, match_rule, views, devices=jax.device_count()
+        )
+        self._augmented = jax.jit(augmented)
         anchor, positive, _ = TRIPLET
         self._roles = [anchor, *[positive] * (views - 1)] if views else [*TRIPLET]
         self._roles += [(f"hard {name}", right) for name, right in TRIPLET]
@@ -216,7 +252,7 @@ class Examples:
         Args:
             tiles, places: the first device's part of the batch at `step`; see `make_step`.
         """
-        augmented_tiles, _ = self._augmented(tiles, places, np.uint32(step), np.uint32(0))
+        augmented_tiles, _ = self._augmented(tiles, places, np.uint32(step), 0)
         shown = np.asarray(augmented_tiles[:, :SHOWN])
         drawn = self._sampler.draw(step, mined)[:, : shown.shape[1]]
         rows, split = [], self._form.image_channels

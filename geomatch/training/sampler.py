@@ -47,7 +47,7 @@ class Sampler:
         return table[(table >= 0).sum(axis=1) >= 2]
 
     @cached_property
-    def _classes(self) -> list[Ints]:
+    def classes(self) -> list[Ints]:
         """Tiles of each class that has at least two."""
         place = self.tiles.places()
         classes = [np.flatnonzero(place == code) for code in np.unique(place)]
@@ -60,7 +60,7 @@ class Sampler:
     @cached_property
     def anchors(self) -> int:
         """Number of places, or classes, to train on; at least two are needed."""
-        return len(self.places) if self.tiles.dated else len(self._classes)
+        return len(self.places) if self.tiles.dated else len(self.classes)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -68,7 +68,7 @@ class Sampler:
         if self.mining.rule == "ranked":
             count = self.mining.hardest
         else:
-            count = self.anchors if self.tiles.dated else sum(map(len, self._classes))
+            count = self.anchors if self.tiles.dated else sum(map(len, self.classes))
         return -(-count // self.train.batch)
 
     def roles(self, hard: bool) -> int:
@@ -134,10 +134,10 @@ class Sampler:
         shuffled again each time all were seen.
         """
         chosen = np.empty(len(positions), np.int64)
-        turns, places = np.divmod(positions, len(self._classes))
+        turns, places = np.divmod(positions, len(self.classes))
         for i, (turn, place) in enumerate(zip(turns.tolist(), places.tolist(), strict=True)):
-            code = int(self._rng(turn).permutation(len(self._classes))[place])
-            tiles = self._classes[code]
+            code = int(self._rng(turn).permutation(len(self.classes))[place])
+            tiles = self.classes[code]
             shuffle, index = divmod(turn, len(tiles))
             rng = np.random.default_rng([self.train.seed, EPOCH_ORDER, code, shuffle])
             chosen[i] = tiles[rng.permutation(len(tiles))[index]]
@@ -166,7 +166,7 @@ class Sampler:
     def _views_of_classes(self, rng: np.random.Generator, anchors: Ints, count: int) -> Ints:
         """(count, n) each anchor and other tiles of its class, repeated if too few."""
         place = self.tiles.places()
-        of_class = {int(place[tiles[0]]): tiles for tiles in self._classes}
+        of_class = {int(place[tiles[0]]): tiles for tiles in self.classes}
         views = np.empty((count, len(anchors)), np.int64)
         for i, anchor in enumerate(anchors):
             tiles = of_class[int(place[anchor])]
@@ -207,7 +207,7 @@ class Sampler:
                 places = self.places[rng.integers(len(self.places), size=self.train.batch)]
                 anchors, positives = self._views_of_places(rng, places, 2)
             else:
-                tiles = np.concatenate(self._classes)
+                tiles = np.concatenate(self.classes)
                 drawn = tiles[rng.integers(len(tiles), size=self.train.batch)]
                 anchors, positives = self._views_of_classes(rng, drawn, 2)
             drawn = np.stack([anchors, positives, self._negatives(rng, anchors, positives)])

@@ -26,7 +26,7 @@ from geomatch.nn.step import State, initial_state, with_params
 from geomatch.progress import ProgressCallback
 from geomatch.project import Project, read_record, replace_folder, write_record
 from geomatch.search.exact import unit
-from geomatch.training.whitening import whitening
+from geomatch.search.whitening import whitening
 
 TABLES = ("model", "train", "mining", "augment")
 """Tables that make up a run's configuration, with the years of its split."""
@@ -71,7 +71,9 @@ def resolve_settings(
 
 
 def of_tiles(settings: config.Config, tiles: TileManifest) -> config.Config:
-    """`settings` with the number of label classes that the tiles name.
+    """`settings` with what the tiles decide: label classes, and whether there are neighbours.
+
+    Batches of images without years are drawn at random, for `mining.rule = "neighbours"` too.
 
     Raises:
         UsageError: the settings have fewer classes, so that the last ones would be lost.
@@ -82,7 +84,11 @@ def of_tiles(settings: config.Config, tiles: TileManifest) -> config.Config:
             f"model.label_classes = {wanted}, but the labels of the tiles have {known} classes",
             "Remove model.label_classes: the tiles say how many there are.",
         )
-    return replace(settings, model=replace(settings.model, label_classes=wanted or known))
+    mining = settings.mining
+    if mining.rule == "neighbours" and not tiles.years:
+        mining = replace(mining, rule="none")
+    model = replace(settings.model, label_classes=wanted or known)
+    return replace(settings, model=model, mining=mining)
 
 
 def _adopt_values(settings: config.Config, other: config.Config) -> config.Config:
@@ -219,8 +225,8 @@ def pretrained(
 ) -> Path:
     """The folder of an encoder that needs no training, created if absent or stale.
 
-    Features of a middle stage of an ImageNet trunk, pooled on a coarse grid and whitened on the
-    training tiles: spatial layout distinguishes places.
+    Features of a middle stage of an ImageNet trunk, normalised within each tile, pooled on a coarse
+    grid and whitened on the training tiles: spatial layout distinguishes places.
 
     Raises:
         GeomatchError: the weights are not installed, or there are too few training tiles.
@@ -231,6 +237,7 @@ def pretrained(
         stage=5,
         pooling="grid",
         bins=settings.model.bins,
+        instance_norm=True,
         head="pca",
         descriptor=settings.model.descriptor,
         centre=True,

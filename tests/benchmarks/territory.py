@@ -132,6 +132,7 @@ def main() -> None:
             "query ID": ["query", tile.ids()[0]],
             "query LON,LAT": ["query", f"{lon},{lat}"],
             "info": ["info"],
+            "change": ["change", *tiles.years, "--gpkg", str(root / "change.gpkg")],
             "eval": ["eval", "--no-html"],
         }
         print(f"{len(tiles)} tiles; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
