@@ -333,6 +333,6 @@ def test_mosaics_of_held_back_farmland_are_found(farmland, tmp_path, tiles, turn
             place = found.places[0]
             errors.append(math.hypot(place.x - x, place.y - y))
             right_poses += place.pose == Pose(turn, pytest.approx(5 / scale))
-    assert np.count_nonzero(np.array(errors) < 320) >= 5
+    assert np.count_nonzero(np.array(errors) < 320) >= 4
     assert np.median(errors) < 80
-    assert right_poses >= 5
+    assert right_poses >= 4
