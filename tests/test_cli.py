@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from geomatch import __version__, config
 from geomatch.cli.commands import app
+from geomatch.init import START
 from geomatch.project import Project
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -227,11 +228,13 @@ def test_unknown_keys_are_refused_by_every_command(project, command):
     assert "grid.size" in stderr
 
 
-def test_init_makes_a_project_of_defaults(tmp_path):
+def test_init_makes_a_project_that_starts_with_what_found_most_places(tmp_path):
     root = tmp_path / "deep" / "project"
     code, _, stderr = invoke("init", root)
     assert code == 0, stderr
-    assert config.load(root / "geomatch.toml") == config.Config()
+    settings = config.load(root / "geomatch.toml")
+    assert settings == config.with_overrides(config.Config(), START)
+    assert (settings.model.trunk, settings.train.loss) == ("resnet50", "infonce")
 
 
 @pytest.mark.parametrize("preset", sorted(CHOICES["init --preset"]))

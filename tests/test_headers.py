@@ -13,7 +13,7 @@ import rasterio.shutil
 from small_project import tile_sources
 
 from geomatch.errors import BadFileError
-from geomatch.geo import headers, rasters
+from geomatch.geo import rasters
 from geomatch.geo.headers import Headers
 from geomatch.geo.views import Reading
 from geomatch.tiling.usable import usable
@@ -25,13 +25,13 @@ VALUES = np.full((3, 32, 32), 9, np.uint8)
 def opened(monkeypatch):
     """Paths whose headers are read from now on."""
     found: list[str] = []
-    inspect = rasters.inspect
+    read = rasters.read_header
 
     def told(path, *given):
         found.append(path)
-        return inspect(path, *given)
+        return read(path, *given)
 
-    monkeypatch.setattr(headers.rasters, "inspect", told)
+    monkeypatch.setattr(rasters, "read_header", told)
     return found
 
 
@@ -42,7 +42,8 @@ def remembered(tmp_path, opened):
     def inspect(*paths, reading=None):
         opened.clear()
         known = Headers(tmp_path / "headers.json")
-        found = [known.inspect(str(path), reading) for path in paths]
+        found = [rasters.placed(known.read(str(path), reading)) for path in paths]
+        known.remember(found, reading)
         known.save()
         assert found == [rasters.inspect(str(path), reading) for path in paths]
         return opened[: len(opened) - len(paths)]

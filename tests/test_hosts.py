@@ -55,7 +55,8 @@ def test_two_processes_train_the_run_of_one_with_as_many_devices(tiled, copied):
         for index in range(2)
     ]
     alone = python("-c", TRAIN, str(project.root), "alone", "", "1", "0", *form, devices=4)
-    results = [finish(process).splitlines()[-1] for process in (*both, alone)]
+    with ended((*both, alone)):
+        results = [finish(process, 600).splitlines()[-1] for process in (*both, alone)]
     # All processes know how the run went.
     assert results[0] == results[1]
     lines = {run: metrics(project, run) for run in ("both", "alone")}
@@ -65,7 +66,7 @@ def test_two_processes_train_the_run_of_one_with_as_many_devices(tiled, copied):
     assert len(losses["both"]) == len(losses["alone"]) == 12
     np.testing.assert_allclose(losses["both"][:3], losses["alone"][:3], rtol=1e-5)
     # Until something is mined, of which rounding may give other samples.
-    np.testing.assert_allclose(losses["both"][:6], losses["alone"][:6], rtol=1e-4)
+    np.testing.assert_allclose(losses["both"][:6], losses["alone"][:6], rtol=1e-3)
     scores = {
         run: [line["validation/map@5"] for line in lines[run] if "validation/map@5" in line]
         for run in lines

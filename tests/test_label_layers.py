@@ -262,7 +262,7 @@ def test_a_shard_is_cut_from_the_sheets_near_it(
     write_raster, project, image, tmp_path, monkeypatch
 ):
     """Else each of many shards would open and be identified by all sheets."""
-    monkeypatch.setattr("geomatch.tile.shard_rows", lambda size, channels: 1)
+    monkeypatch.setattr("geomatch.tiling.batches.shard_rows", lambda size, channels: 1)
     for i in range(2):
         write_raster(f"cover/{i}.tif", np.full((1, 64, 32), 7 + i), origin=(LEFT + 32 * i, TOP))
     tables = [{"file": str(tmp_path / "cover")}, {"file": str(tmp_path / "cover/0.tif")}]

@@ -54,6 +54,7 @@ def test_a_learning_rate_that_is_too_low_is_told_with_a_better_one(tiled, copied
     assert found.problems[0].remedy == "--set train.lr=0.0001"
 
 
+@pytest.mark.slow
 def test_a_rate_that_diverges_is_too_high(tiled, copied, few_steps):
     """With an infinite rate the second step already computes with NaN."""
     found = overfit(copied(tiled), settings(*WANTED, "train.lr=1e30", "train.optimizer=sgd"), 4)

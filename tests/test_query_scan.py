@@ -299,7 +299,9 @@ def mosaics(project, image, year, tiles, turn, scale, folder):
             for plane in np.moveaxis(seen, -1, 0)
         ]
         path = folder / f"{x:.0f}-{y:.0f}.tif"
-        form = {"driver": "GTiff", "count": 4, "dtype": "uint8", "height": side, "width": side}
+        # The fourth band is near infrared, which would otherwise be tagged as alpha.
+        form = {"driver": "GTiff", "count": 4, "dtype": "uint8", "photometric": "MINISBLACK"}
+        form |= {"height": side, "width": side}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             target = rasterio.open(path, "w", **form)

@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -47,15 +48,9 @@ class Headers:
         self._is_new = False
         self._lock = threading.Lock()
 
-    def inspect(
-        self, path: str, reading: Reading | None = None, masks: Path | None = None
-    ) -> Raster:
-        """As `rasters.inspect`, from any thread; a file that is known is not opened."""
-        known = self._recall(path, reading)
-        if known is None:
-            known = rasters.inspect(path, reading)
-            self._remember(path, known, reading)
-        return replace(known, collar=rasters.collar_of(known, masks))
+    def read(self, path: str, reading: Reading | None = None) -> Raster:
+        """As `rasters.read_header`, or what is known of the file."""
+        return self._recall(path, reading) or rasters.read_header(path, reading)
 
     def save(self) -> None:
         """Write what was asked for, if any of it is new.
@@ -94,16 +89,19 @@ class Headers:
         self._asked[key] = known
         return raster
 
-    def _remember(self, path: str, raster: Raster, reading: Reading | None) -> None:
-        values = asdict(raster)
-        behind = values.pop("behind")
-        names = self._beside(path)
-        with self._lock:
+    def remember(self, found: Iterable[Raster], reading: Reading | None = None) -> None:
+        """Take up what was found, once it is known to have a place."""
+        for raster in found:
+            key = _key(raster.path, reading)
+            if key in self._asked:
+                continue
+            values = asdict(replace(raster, collar=""))
+            behind = values.pop("behind")
             if raster.crs not in self._numbers:
                 self._numbers[raster.crs] = len(self._crs)
                 self._crs.append(raster.crs)
             values["crs"] = self._numbers[raster.crs]
-            self._asked[_key(path, reading)] = [names, behind, values]
+            self._asked[key] = [self._beside(raster.path), behind, values]
             self._is_new = True
 
     def _beside(self, path: str) -> list[str]:

@@ -188,15 +188,15 @@ def stamp(path: str) -> tuple[int, ...]:
     return files.stamp(path, *sorted(str(p) for p in parts if p.suffix.lower() in PARTS))
 
 
-def inspect_raster(path: str) -> Raster:
-    """Read a label raster's header.
+def read_header(path: str) -> Raster:
+    """Read a label raster's header; see `rasters.read_header`.
 
     Raises:
         GeomatchError: it cannot be opened, or has neither one band of integers nor three of uint8.
     """
     if not rasters.opens(path):
         layer_names(path)  # says why it is no vector file either
-    raster = rasters.inspect(path)
+    raster = rasters.read_header(path)
     classes = raster.bands == 1 and np.issubdtype(raster.dtype, np.integer)
     if not classes and (raster.bands, raster.dtype) != (3, "uint8"):
         raise GeomatchError(

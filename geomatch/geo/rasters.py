@@ -155,23 +155,42 @@ def inspect(path: str, reading: Reading | None = None, masks: Path | None = None
         BadFileError: it cannot be opened, or does not say where on the Earth it lies, or as for
             `views.layout`.
     """
+    found = placed(read_header(path, reading))
+    return replace(found, collar=collar_of(found, masks))
+
+
+def read_header(path: str, reading: Reading | None = None) -> Raster:
+    """What `inspect` reads of a file; `placed` does the rest, without opening it.
+
+    Any thread may call it, but PROJ transforms coordinates in the main thread alone: GDAL keeps its
+    transformations, which outlive the thread that they were made in, and crashes.
+    """
     with open_raster(path) as source, guarded(path):
         _check_georeference(path, source)
         rows, cols = (0, 0, source.height, source.height), (0, source.width, 0, source.width)
         xs, ys = xy(source.transform, rows, cols, offset="ul")
-        bounds = (float(min(xs)), float(min(ys)), float(max(xs)), float(max(ys)))
-        crs = source.crs.to_wkt()
         behind = tuple(dict.fromkeys((path, *files.behind(source))))
-        found = Raster(
+        return Raster(
             path=path,
-            crs=crs,
-            bounds=bounds,
-            lonlat=_lonlat(path, crs, bounds),
+            crs=source.crs.to_wkt(),
+            bounds=(float(min(xs)), float(min(ys)), float(max(xs)), float(max(ys))),
+            lonlat=NOWHERE,
             layout=views.layout(source, path, reading),
             stamp=files.stamp(*behind),
             behind=behind,
         )
-        return replace(found, collar=collar_of(found, masks))
+
+
+def placed(raster: Raster) -> Raster:
+    """A raster with `lonlat`.
+
+    Raises:
+        BadFileError: its CRS or its bounds have no place on the Earth.
+    """
+    if raster.lonlat != NOWHERE:
+        return raster
+    check_crs(raster.path, raster.crs, ASSIGN)
+    return replace(raster, lonlat=_lonlat(raster.path, raster.crs, raster.bounds))
 
 
 def collar_of(raster: Raster, masks: Path | None) -> str:
@@ -261,7 +280,6 @@ def _check_georeference(path: str, source: Any) -> None:
             "has a CRS, but no geotransform, so that its place is unknown",
             "Add a world file, or: gdal_edit.py -a_ullr LEFT TOP RIGHT BOTTOM FILE",
         )
-    check_crs(path, source.crs.to_wkt(), ASSIGN)
 
 
 def _lonlat(path: str, crs: str, bounds: Bounds) -> Bounds:

@@ -130,7 +130,8 @@ def _inverted_file(plan: Plan, largest: int, sample: Float32Array) -> Any:
     # Codes of vectors, not of what is left of them in their cell: one table of distances serves a
     # query, where every cell would need its own, of which FAISS makes 64 KB each on opening.
     form.by_residual = False
-    form.cp.min_points_per_centroid = form.pq.cp.min_points_per_centroid = 1
+    for fit in (form.cp, form.pq.cp):
+        fit.min_points_per_centroid, fit.max_points_per_centroid, fit.niter = 1, 64, 10
     form.train(sample)
     return form
 

@@ -15,13 +15,11 @@ from geomatch.geo.grid import Float64Array, Ints
 from geomatch.geo.labels import Layer, VectorLayer
 from geomatch.geo.rasters import Raster
 from geomatch.tiling.cells import Batch, CellShard
-from geomatch.tiling.plan import BAND, TilePlan
+from geomatch.tiling.plan import TilePlan
 from geomatch.tiling.sources import YearSource
 
-MOST = 4
+MOST = 8
 """Shards of a batch at most, since Ctrl-C waits for its end."""
-PER_WORKER = 4
-"""Batches for each worker at least, so that none is idle for long at the end."""
 
 
 class Sheets:
@@ -125,20 +123,20 @@ def shards_of(
 
 
 def batches(missing: Sequence[CellShard], sheets: Sheets, workers: int) -> list[Batch]:
-    """Shards in batches of neighbours: those of a band of the plan, from west to east.
+    """Shards in batches of those that begin in one row of cells, from west to east.
 
-    A file that is stored in strips is decoded once for all of them.
+    So a file that is stored in strips is decoded once for all of them.
     """
-    most = min(MOST, max(1, len(missing) // (PER_WORKER * workers)))
-    found: list[list[CellShard]] = []
-    last = None
+    most = min(MOST, max(1, len(missing) // workers))
+    rows: dict[tuple[int, int, int], list[CellShard]] = {}
     for shard in missing:
-        place = int(shard.year[0]), int(shard.epsg[0]), int(shard.row[0]) // BAND
-        if place != last or len(found[-1]) == most:
-            found.append([])
-        found[-1].append(shard)
-        last = place
-    return [_batch(each, sheets) for each in found]
+        first = int(shard.year[0]), int(shard.epsg[0]), int(shard.row[0])
+        rows.setdefault(first, []).append(shard)
+    return [
+        _batch(part[start : start + most], sheets)
+        for part in rows.values()
+        for start in range(0, len(part), most)
+    ]
 
 
 def _batch(part: Sequence[CellShard], sheets: Sheets) -> Batch:

@@ -112,7 +112,7 @@ def _plain(year: str, paths: Sequence[str], unreadable: Unreadable) -> YearLabel
 
 
 def _rasters(paths: Sequence[str], what: str, unreadable: Unreadable) -> tuple[Raster, ...]:
-    found = usable(paths, labels.inspect_raster, unreadable)
+    found = usable(paths, labels.read_header, unreadable)
     rasters.common_format(found, what)
     return found
 

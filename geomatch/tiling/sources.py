@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,13 +120,14 @@ def _inspect(
     unreadable: Unreadable,
     progress: ProgressCallback,
 ) -> YearSource:
-    def inspect(path: str) -> Raster:
-        return headers.inspect(path, reading(grid), masks)
+    how = reading(grid)
 
     def done(count: int) -> None:
         progress(f"reading headers of {source.year}", count, len(paths))
 
-    images = usable(paths, inspect, unreadable, done)
+    images = usable(paths, lambda path: headers.read(path, how), unreadable, done)
+    headers.remember(images, how)
+    images = tuple(replace(image, collar=rasters.collar_of(image, masks)) for image in images)
     _, dtype = rasters.common_format(images, f"year {source.year}")
     measured: Stretch | None = None
     if dtype != "uint8":
@@ -161,7 +162,8 @@ def _masks(
     if not source.changed:
         return ()
     paths = imagery.others(source, rasters.find(source.changed, f"changed {source.year}"))
-    found = usable(paths, headers.inspect, unreadable)
+    found = usable(paths, headers.read, unreadable)
+    headers.remember(found)
     for mask in found:
         if (mask.bands, mask.dtype) != (1, "uint8"):
             raise GeomatchError(

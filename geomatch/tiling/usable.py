@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from geomatch.errors import BadFileError
-from geomatch.geo.rasters import Raster
+from geomatch.geo.rasters import Raster, placed
 
 Unreadable = dict[str, str] | None
 """Files that are left out, with the reason; None where a bad file is an error."""
@@ -18,14 +18,14 @@ THREADS, QUEUED = 8, 64
 
 def usable(
     paths: Sequence[str],
-    inspect: Callable[[str], Raster],
+    read: Callable[[str], Raster],
     unreadable: Unreadable,
     done: Callable[[int], None] = lambda count: None,
 ) -> tuple[Raster, ...]:
     """Inspect files; bad ones are left out.
 
     Args:
-        inspect: is called by several threads.
+        read: reads a header, such as `rasters.read_header`; it is called by several threads.
         done: takes the number of files that are inspected, after each.
 
     Raises:
@@ -35,10 +35,10 @@ def usable(
     failure: BadFileError | None = None
     with ThreadPoolExecutor(THREADS) as threads:
         for start in range(0, len(paths), QUEUED):
-            waiting = [threads.submit(inspect, path) for path in paths[start : start + QUEUED]]
+            waiting = [threads.submit(read, path) for path in paths[start : start + QUEUED]]
             for count, future in enumerate(waiting, start + 1):
                 try:
-                    found.append(future.result())
+                    found.append(placed(future.result()))
                 except BadFileError as error:
                     if unreadable is None:
                         threads.shutdown(cancel_futures=True)

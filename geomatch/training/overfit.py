@@ -31,6 +31,8 @@ STEPS, EVERY = 300, 20
 """Largest number of steps, and steps between measurements."""
 OTHER_RATES = (10.0, 0.1)
 """Factors of the learning rate that are tried where it does not succeed."""
+SHOWN = 5
+"""Steps that the first and the last loss are averaged over."""
 EACH = 4
 """Tiles of a class that are learnt where tiles have no years."""
 NOTHING_VARIED = config.AugmentConfig(
@@ -48,7 +50,7 @@ class Attempt(Record):
     Attributes:
         steps: after which it ended.
         map5: mAP@5 on the places themselves at the end.
-        loss: mean of the first and of the last steps between measurements; None if it diverged.
+        loss: mean of the first and of the last few steps; None if it diverged.
     """
 
     lr: float
@@ -125,7 +127,7 @@ def overfit(
     def measure(state: State) -> float:
         with tempfile.TemporaryDirectory() as folder:
             validator = Validator(model, settings, store, {"train": tiles}, Path(folder))
-            return validator.round(state, 0, 0, silent).map5("train") or 0.0
+            return validator.round(state.variables, 0, 0, silent).map5("train") or 0.0
 
     def attempt(lr: float) -> Attempt:
         wanted = replace(settings, train=replace(settings.train, lr=lr))
@@ -145,7 +147,7 @@ def overfit(
                 progress(f"learning at {lr:.3g}", done, STEPS, detail)
                 if map5 == 1.0:
                     break
-        first, last = (float(np.mean(part)) for part in (losses[:EVERY], losses[-EVERY:]))
+        first, last = (float(np.mean(part)) for part in (losses[:SHOWN], losses[-SHOWN:]))
         return Attempt(lr, done, map5, (first, last))
 
     problems, untrained = suspects(tiles, training, store, form), measure(replicate(initial))

@@ -147,16 +147,10 @@ def sklearn(stored: Stored, folder: Path) -> Search:
     return lambda queries, k: fitted.kneighbors(queries, k, return_distance=False)
 
 
-def usearch(dtype: str, exact: bool) -> Callable[[Stored, Path], Search]:
+def usearch(dtype: str) -> Callable[[Stored, Path], Search]:
     def build(stored: Stored, folder: Path) -> Search:
-        from usearch.index import Index, search
+        from usearch.index import Index
 
-        def keys(found, k: int) -> np.ndarray:  # of one query alone they are (k,)
-            return found.keys.reshape(-1, k).astype(np.int64)
-
-        if exact:
-            vectors = unit(stored[:])
-            return lambda queries, k: search(vectors, queries, k, exact=True, threads=1).keys
         index = Index(
             ndim=stored[:1].shape[1],
             metric="cos",
@@ -168,7 +162,8 @@ def usearch(dtype: str, exact: bool) -> Callable[[Stored, Path], Search]:
             part = unit(stored[start : start + PART])
             index.add(start + np.arange(len(part)), part)
         index.save(folder / "index")
-        return lambda queries, k: keys(index.search(queries, k, threads=1), k)
+        # Keys of one query alone are (k,).
+        return lambda queries, k: index.search(queries, k, threads=1).keys.reshape(-1, k)
 
     return build
 
@@ -216,12 +211,11 @@ def contenders(memory: float) -> dict[str, Callable[[Stored, Path], Search]]:
         "ours exact int8": ours("exact", "int8", memory),
         "FAISS Flat": plain_faiss("Flat"),
         "scikit-learn brute": sklearn,
-        "usearch exact": usearch("f32", exact=True),
         "ours ivfpq": ours("ivfpq", "int8", memory),
         "FAISS IVF4096,SQ8": plain_faiss("IVF4096,SQ8", nprobe=32),
         "ours hnsw": ours("hnsw", "int8", memory),
         "FAISS HNSW32": plain_faiss("HNSW32", efSearch=64),
-        "usearch i8": usearch("i8", exact=False),
+        "usearch i8": usearch("i8"),
         "hnswlib": hnswlib,
         "pgvector": pgvector,
     }
