@@ -714,7 +714,7 @@ def test_more_sheets_than_files_may_be_open(write_raster, project, tmp_path):
 def test_too_many_open_files_blame_no_file(write_raster, monkeypatch):
     path = str(write_raster("a.tif", ground(LEFT, TOP, 32, 32), origin=(LEFT, TOP)))
 
-    def refuse(path):
+    def refuse(path, mode):
         raise RasterioIOError(f"{path}: {os.strerror(errno.EMFILE)}")
 
     monkeypatch.setattr(rasterio, "open", refuse)

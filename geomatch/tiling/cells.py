@@ -123,8 +123,8 @@ class _Cutter:
             images = self._reader("images")
             with contextlib.ExitStack() as stack:
                 layers: labels.LayerReader | None = None
-                if known.layers:
-                    layers = stack.enter_context(self._layers(known.layers, shard, rows, crs))
+                if drawn_layers := shard.year_sources[code].labels.layers:
+                    layers = stack.enter_context(self._layers(drawn_layers, shard, rows, crs))
                     take_up(broken, layers.broken)
                 share = self._share()
                 for run in _runs(shard, rows):

@@ -164,7 +164,7 @@ def _cells_of(raster: Raster, grid: Grid, zones: list[int], codes: Ints, buffer:
     that no ground is in cells of two zones.
 
     Raises:
-        UsageError: there are more than `MAX_CELLS`.
+        UsageError: there are more than `MAX_CELLS`, or they are too small.
     """
     found = []
     for code in zones:
@@ -174,6 +174,11 @@ def _cells_of(raster: Raster, grid: Grid, zones: list[int], codes: Ints, buffer:
         if count > MAX_CELLS:
             raise UsageError(
                 f"{raster.name} would make {count:.3g} tiles of {grid.side:g} m",
+                "Check grid.gsd (metres per pixel) and grid.stride.",
+            )
+        if count > 0 and max(map(abs, box)) > (HALF - BAND) * grid.step:
+            raise UsageError(
+                f"{raster.name} would make tiles of {grid.side:g} m, too small to be numbered",
                 "Check grid.gsd (metres per pixel) and grid.stride.",
             )
         col, row = grid.touching(box)
