@@ -25,6 +25,7 @@ from geomatch.evaluate import Report
 from geomatch.evaluation import measure as measuring
 from geomatch.evaluation.verification import ROC
 from geomatch.geo import footprints
+from geomatch.search import exact
 from geomatch.search import metrics as ranking
 from geomatch.tile import tile
 
@@ -661,7 +662,8 @@ def test_descriptors_are_read_in_blocks(tiled, copied, monkeypatch):
 
     monkeypatch.setattr(DescriptorFile, "__getitem__", getitem)
     monkeypatch.setattr(ranking, "READ", 7)
-    monkeypatch.setattr(measuring, "BLOCK", 7)
+    for module in (measuring, exact):
+        monkeypatch.setattr(module, "BLOCK", 7)
     assert evaluate(project, queries=8) == wanted
     # Eight anchors with a tile of the same place and one of another each.
     assert max(read) <= 3 * 8

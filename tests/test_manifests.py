@@ -23,6 +23,7 @@ from geomatch.errors import StaleError
 from geomatch.geo.grid import Grid
 from geomatch.manifests import (
     EmbeddingManifest,
+    IndexEngine,
     IndexManifest,
     RunManifest,
     TileManifest,
@@ -56,7 +57,12 @@ MANIFESTS = [
     dataclasses.replace(TILES, label_classes={"road": 0.25, "sea": 0.0}, broken={"a.gpkg": 3}),
     hand_made_embedding_manifest(5, centres=[[0.5, 1.0], [2.0, -1.0]]),
     IndexManifest(
-        **ORIGIN, metric="euclidean", centres=None, years=("a", "b"), counts=(3, 4), embeddings="e"
+        **ORIGIN, metric="euclidean", centres=None, years=("a", "b"), counts=(3, 4),
+        embeddings="e",
+        engine=IndexEngine(
+            kind="hnsw", dtype="int8", segments=(0, 4), parts=(0,), effort=64, recall=0.97,
+            queries=7,
+        ),
     ),
 ]  # fmt: skip
 

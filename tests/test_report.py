@@ -31,6 +31,7 @@ from geomatch.data.store import TileStore
 from geomatch.data.tiles import TileTable
 from geomatch.errors import StaleError
 from geomatch.geo import footprints
+from geomatch.geo.coordinates import project_points
 from geomatch.geo.grid import Grid
 from geomatch.project import Project, write_json, write_record
 from geomatch.report import contact_sheet, html
@@ -626,9 +627,7 @@ def test_zones_lie_side_by_side_on_the_map(chromium, tmp_path):
     tiles = hand_made_tiles([0] * 8, [0] * 8, [0] * 4 + [1] * 4, [2] * 8)
     col, row = [], []
     for x, code in zip(lon, epsg, strict=True):
-        zone = footprints.coordinates.project_points(
-            "OGC:CRS84", np.array([x]), np.array([45.0]), f"EPSG:{code}"
-        )
+        zone = project_points("OGC:CRS84", np.array([x]), np.array([45.0]), f"EPSG:{code}")
         col.append(int(zone[0][0] // 8))
         row.append(int(zone[1][0] // 8))
     tiles = dataclasses.replace(

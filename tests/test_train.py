@@ -985,8 +985,9 @@ def test_class_folders_are_trained_on(classes, rule):
     losses = [line["train/loss"] for line in lines if "train/loss" in line]
     assert np.isfinite(losses).all()
     if rule != "ranked":
-        # Of triplets that are ever the hardest, the loss need not fall.
-        assert losses[-1] < losses[0]
+        # Of triplets that are ever the hardest, the loss need not fall; hard pairs join the batches
+        # from the second epoch on.
+        assert losses[-1] < losses[rule == "knn"]
     tiles = TileTable.load(classes.catalogue)
     tiles = tiles.select(tiles.split == SPLITS.index("train"))
     files = sorted((classes.run(rule) / "mining").glob("*"))
