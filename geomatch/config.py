@@ -418,7 +418,7 @@ def located(config: Config, root: Path) -> Config:
     sources = tuple(
         dataclasses.replace(
             source,
-            images=str(base / source.images) if source.images else "",
+            images=_image_path(source.images, base),
             labels=placed(source.labels, base) if source.labels else "",
             changed=str(base / source.changed) if source.changed else "",
         )
@@ -436,6 +436,11 @@ def located(config: Config, root: Path) -> Config:
             test=tuple(placed(path, base) for path in split.test),
         )
     return dataclasses.replace(config, source=sources, labels=labels, split=split)
+
+
+def _image_path(path: str, base: Path) -> str:
+    """`path` against the folder `base`; a file in an archive (/vsizip/...) keeps its slashes."""
+    return path if not path or path.startswith("/vsi") else str(base / path)
 
 
 def placed(path: str, base: Path) -> str:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 
 import geopandas
 import numpy as np
@@ -691,6 +692,18 @@ def test_tiles_of_a_source_without_companions_stay_those_of_earlier_versions(
     path = write_raster("a.tif", ground(LEFT, TOP, 64, 64), origin=(LEFT, TOP))
     stat = path.stat()
     assert rasters.inspect(str(path)).stamp == (stat.st_size, stat.st_mtime_ns)
+
+
+def test_a_sheet_in_an_archive_is_read_as_the_sheet_itself(write_raster, project, tmp_path):
+    path = write_raster("a.tif", ground(LEFT, TOP, 64, 64), origin=(LEFT, TOP))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(path, "in/a.tif")
+    wanted = tile_sources(project, {"2010": path})
+    stored = TileStore.open(project.pixels).read(wanted.store_row)
+    inside = f"/vsizip/{tmp_path}/a.zip/in/a.tif"
+    table = tile_sources(project, {"2010": inside})
+    assert table.ids() == wanted.ids()
+    np.testing.assert_array_equal(TileStore.open(project.pixels).read(table.store_row), stored)
 
 
 def test_more_sheets_than_files_may_be_open(write_raster, project, tmp_path):

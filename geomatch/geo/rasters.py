@@ -120,6 +120,8 @@ def find(pattern: str, what: str) -> list[str]:
         GeomatchError: no file matches.
     """
     path = Path(pattern).expanduser()
+    if pattern.startswith("/vsi"):  # a file in an archive, which GDAL alone sees
+        return [pattern]
     if path.is_file():  # before globs: a name may contain brackets
         found = [str(path)]
     elif path.is_dir():
