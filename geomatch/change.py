@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv as csv_format
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from geomatch.geo import footprints
 from geomatch.geo.grid import CRS84
 from geomatch.geo.layers import Layer, write
 from geomatch.progress import ProgressCallback, silent
-from geomatch.project import Project, replacing
+from geomatch.project import Project, write_csv
 from geomatch.records import Record
 
 SAMPLE = 20_000
@@ -163,11 +162,7 @@ def _pairs(tiles: TileTable, before: str, after: str) -> tuple[Ints, Ints]:
     """
     if not tiles.dated:
         raise UsageError("the images have no years", "Tile pairs: geomatch tile --pairs A B")
-    for year in (before, after):
-        if year not in tiles.years:
-            raise UsageError(
-                f"there are no tiles of {year}", f"Available: {', '.join(tiles.years)}."
-            )
+    tiles.check_years((before, after))
     if before == after:
         raise UsageError(f"{before} and {after} are one year", "Name two.")
     rows = by_place(tiles)[:, [tiles.years.index(before), tiles.years.index(after)]]
@@ -251,8 +246,5 @@ def _write_gpkg(path: Path, found: Changes) -> None:
 
 
 def _write_csv(path: Path, found: Changes) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv_format.DictWriter(handle, list(ChangedPlace.__dataclass_fields__))
-        writer.writeheader()
-        for _, places in _blocks(found):
-            writer.writerows(place.as_json() for place in places)
+    rows = (place.as_json() for _, places in _blocks(found) for place in places)
+    write_csv(path, list(ChangedPlace.__dataclass_fields__), rows)

@@ -75,10 +75,7 @@ def evaluate(
     metric = described.manifest.metric
     rivals = [project.embeddings_of(other) for other in others]
     tiles = TileTable.load(project.catalogue)
-    if unknown := [year for year in years if year not in tiles.years]:
-        raise UsageError(
-            f"there are no tiles of {', '.join(unknown)}", f"Available: {', '.join(tiles.years)}."
-        )
+    tiles.check_years(years)
     conditions = Conditions(database, years, same_year, queries)
     truths = graded.read(grades, tiles) if grades else {}
 

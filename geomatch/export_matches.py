@@ -127,13 +127,12 @@ def _links(queries: QueryTable, tiles: TileTable, crs: str) -> Layer:
     asked, answers = asked.select(apart), answers.select(apart)
     ends = [footprints.in_crs(each.epsg, each.centres(), crs) for each in (asked, answers)]
     lines = np.stack(ends, axis=1)
-    metres = queries.distance_m[query, position].tolist()
     fields = {
         "query": asked.ids(),
         "answer": answers.ids(),
         "rank": (position + 1).tolist(),
         "score": queries.top_score[query, position].tolist(),
-        "distance_m": [None if np.isnan(value) else value for value in metres],
+        "distance_m": layers.or_none(queries.distance_m[query, position]),
     }
     return Layer("links", footprints.unbroken(lines) if crs == CRS84 else lines, fields)
 

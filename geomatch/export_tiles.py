@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable, date_of
@@ -97,10 +96,7 @@ def _chosen(project: Project, years: Sequence[str], splits: Sequence[str]) -> Ti
         )
     tiles = TileTable.load(project.catalogue)
     chosen = np.ones(len(tiles), bool)
-    for year in years:
-        if year not in tiles.years:
-            available = ", ".join(tiles.years)
-            raise UsageError(f"there are no tiles of {year}", f"Available: {available}.")
+    tiles.check_years(years)
     if years:
         chosen &= np.isin(tiles.year, [tiles.years.index(year) for year in years])
     if splits:
@@ -114,8 +110,8 @@ def _footprints(tiles: TileTable, crs: str, progress: ProgressCallback) -> Itera
     years = np.asarray(tiles.years, object)
     sources = np.asarray(tiles.sources, object)
     for start in range(0, len(tiles), BLOCK):
-        part = tiles.select(np.arange(len(tiles))[start : start + BLOCK])
-        changed = [None] * len(part) if part.changed is None else _or_none(part.changed)
+        part = tiles.select(slice(start, start + BLOCK))
+        changed = [None] * len(part) if part.changed is None else layers.or_none(part.changed)
         fields = {
             "id": part.ids(),
             "cell": part.cells(),
@@ -130,17 +126,13 @@ def _footprints(tiles: TileTable, crs: str, progress: ProgressCallback) -> Itera
         progress("writing footprints", min(start + BLOCK, len(tiles)), len(tiles))
 
 
-def _or_none(values: NDArray[np.float32]) -> list[float | None]:
-    return [None if np.isnan(value) else value for value in values.tolist()]
-
-
 def _write_pixels(
     project: Project, tiles: TileTable, folder: Path, progress: ProgressCallback
 ) -> None:
     """Write a file for each tile that has none yet."""
     store, channels = TileStore.open(project.pixels), project.tile_manifest().channels.image
     for start in range(0, len(tiles), BATCH):
-        part = tiles.select(np.arange(len(tiles))[start : start + BATCH])
+        part = tiles.select(slice(start, start + BATCH))
         paths = [folder / name for name in _names(part)]
         missing = [i for i, path in enumerate(paths) if not path.exists()]
         if missing:
@@ -162,7 +154,7 @@ def _write_items(path: Path, tiles: TileTable, progress: ProgressCallback) -> No
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as handle:
         handle.write('{"type": "FeatureCollection", "features": [')
         for start in range(0, len(tiles), BLOCK):
-            part = tiles.select(np.arange(len(tiles))[start : start + BLOCK])
+            part = tiles.select(slice(start, start + BLOCK))
             for i, item in enumerate(_items(part), start):
                 handle.write(("," if i else "") + "\n" + json.dumps(item))
             progress("writing items", start + len(part), len(tiles))

@@ -7,13 +7,14 @@ leaves nothing half-valid. Locks are the operating system's and are released wit
 from __future__ import annotations
 
 import contextlib
+import csv
 import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -259,6 +260,14 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     with replacing(path) as temporary:
         text = json.dumps({"format": FORMAT, **values}, indent=2)
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows of values by column as CSV, atomically."""
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, columns)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def write_record(path: Path, record: Record) -> None:

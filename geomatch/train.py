@@ -137,7 +137,9 @@ def train(
             locks.enter_context(project.lock(f"runs/{name}"))
             wanted = settings
             if hours is not None:
-                epochs = _epochs_within(hours, project, name, settings, manifest, splits, progress)
+                epochs = _epochs_within(
+                    hours, project, name, settings, manifest, splits, sampler, progress
+                )
                 wanted = replace(settings, train=replace(settings.train, epochs=epochs))
             return name, _open_run(project, name, wanted, manifest, form)
 
@@ -217,6 +219,7 @@ def _epochs_within(
     settings: config.Config,
     manifest: TileManifest,
     splits: dict[str, TileTable],
+    sampler: Sampler,
     progress: ProgressCallback,
 ) -> int:
     """The number of epochs that takes so many hours, or that of the run if it was begun.
@@ -232,7 +235,6 @@ def _epochs_within(
         settings, train=replace(settings.train, epochs=max(1, settings.train.epochs))
     )
     settings, _ = _resolved(project, name, settings, manifest, setup.form_of(manifest))
-    sampler = _checked_sampler(settings, splits["train"])
     planned = _measured(project, settings, manifest, splits, sampler, progress)
     per_epoch = (planned.seconds - planned.first_step_s) / planned.epochs
     epochs = max(1, int((3600 * hours - planned.first_step_s) / per_epoch))

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from geomatch.data import geoparquet
-from geomatch.errors import GeomatchError
+from geomatch.errors import GeomatchError, UsageError
 from geomatch.geo.grid import Float64Array, Grid, cell_keys
 
 SPLITS = ("train", "validation", "test")
@@ -79,10 +79,25 @@ class TileTable:
     def __len__(self) -> int:
         return len(self.col)
 
-    def select(self, rows: NDArray[Any]) -> TileTable:
-        """The tiles at `rows` (indices or a mask)."""
-        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v[rows] for k, v in arrays.items() if isinstance(v, np.ndarray)})
+    def select(self, rows: NDArray[Any] | slice) -> TileTable:
+        """The tiles at `rows` (indices, a mask or a slice)."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        chosen: dict[str, Any] = {
+            name: value[rows] for name, value in values.items() if isinstance(value, np.ndarray)
+        }
+        return replace(self, **chosen)
+
+    def check_years(self, years: Sequence[str]) -> None:
+        """Check that there are tiles of some years.
+
+        Raises:
+            UsageError: there are none of one.
+        """
+        if unknown := [year for year in years if year not in self.years]:
+            raise UsageError(
+                f"there are no tiles of {', '.join(unknown)}",
+                f"Available: {', '.join(self.years)}.",
+            )
 
     @property
     def dated(self) -> bool:
@@ -131,7 +146,7 @@ class TileTable:
 
     def arrow(self, footprint: Footprint | None, rows: slice = slice(None)) -> pa.Table:
         """The catalogue's columns for `rows`; null where tiles lack a value."""
-        part = self.select(np.arange(len(self))[rows])
+        part = self.select(rows)
         n = len(part)
         years = np.asarray([year or None for year in part.years], object)[part.year]
         dates = {year or None: date_of(year) for year in part.years}

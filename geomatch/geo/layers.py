@@ -45,6 +45,11 @@ class Layer:
         return encoded
 
 
+def or_none(values: NDArray[np.floating]) -> list[float | None]:
+    """The values of a field, with null in place of NaN."""
+    return [None if np.isnan(value) else value for value in values.tolist()]
+
+
 def write(path: Path, layers: Iterable[Layer], driver: str, crs: str) -> None:
     """Write layers to a new file, in place of an earlier one.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from geomatch import project
 from geomatch.geo import footprints
 from geomatch.geo.grid import CRS84
 from geomatch.geo.layers import Layer, write
 from geomatch.manifests import TileManifest
-from geomatch.project import replacing
 from geomatch.querying.answers import Matches
 from geomatch.querying.targets import Query
 
 Float64Array = NDArray[np.float64]
-LONLAT = "EPSG:4326"
 Centre = tuple[int | None, float | None, float | None]
 """EPSG code, x and y."""
 
@@ -27,10 +25,7 @@ Centre = tuple[int | None, float | None, float | None]
 def write_csv(path: Path, found: Sequence[Matches]) -> None:
     """Write a row for each answer, with the columns of `query --json` and the query's year."""
     rows = _rows(found)
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, list(_columns(rows)))
-        writer.writeheader()
-        writer.writerows(rows)
+    project.write_csv(path, list(_columns(rows)), rows)
 
 
 def write_geojson(path: Path, found: Sequence[Matches], tiles: TileManifest) -> None:
@@ -46,7 +41,7 @@ def write_geojson(path: Path, found: Sequence[Matches], tiles: TileManifest) -> 
         )
         for each in _layers(found, tiles, CRS84)
     ]
-    write(path, layers, "GeoJSON", LONLAT)
+    write(path, layers, "GeoJSON", CRS84)
 
 
 def write_gpkg(path: Path, found: Sequence[Matches], tiles: TileManifest) -> None:
@@ -55,9 +50,8 @@ def write_gpkg(path: Path, found: Sequence[Matches], tiles: TileManifest) -> Non
     The layers are "answers", "queries" and "links", in the CRS of the grid; of a "utm" grid, in
     longitude and latitude. Images without a place have neither footprint nor lines.
     """
-    crs = LONLAT if tiles.crs == "utm" else str(tiles.crs)
-    layers = _layers(found, tiles, CRS84 if tiles.crs == "utm" else crs)
-    write(path, layers, "GPKG", crs)
+    crs = CRS84 if tiles.crs == "utm" else str(tiles.crs)
+    write(path, _layers(found, tiles, crs), "GPKG", crs)
 
 
 def _rows(found: Sequence[Matches]) -> list[dict[str, Any]]:
