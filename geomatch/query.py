@@ -85,6 +85,10 @@ def _answers(
     index: OpenIndex, targets: Iterable[str], options: Options, progress: ProgressCallback
 ) -> Iterator[Matches | Unanswered]:
     passing = filters.passing(index, options)
+    if options.features != "sift":
+        from geomatch.querying.detectors import detector_of
+
+        detector_of(options.features)  # before anything is computed
     from_code = index.year_code(options.from_year) if options.from_year else None
     index.positions((*options.like, *options.unlike))  # before anything is computed
     if options.geojson or options.gpkg:
@@ -267,12 +271,12 @@ def _looked_at(index: OpenIndex, found: Matches, options: Options) -> Matches:
     if options.verify:
         from geomatch.querying.confirming import confirm
 
-        found = confirm(index, found, options.verify)
+        found = confirm(index, found, options.verify, options.features)
     if options.georeference:
         from geomatch.querying.placing import georeference
         from geomatch.report.local_matches import draw_residuals
 
-        placed = georeference(index, found, options.georeference)
+        placed = georeference(index, found, options.georeference, options.features)
         thumbnail, shares, metres = placed.picture()
         path = options.georeference.with_suffix(".residuals.png")
         draw_residuals(thumbnail, shares, metres, f"{placed}", path)

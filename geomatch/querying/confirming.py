@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from geomatch.config import LocalFeatures
 from geomatch.data.mosaic import Mosaic
 from geomatch.data.store import TileStore
 from geomatch.geo import footprints
@@ -15,9 +16,10 @@ from geomatch.geo.georeferencing import Scan
 from geomatch.geo.grid import Float64Array
 from geomatch.querying import placing
 from geomatch.querying.answers import Looked, Match, Matches
+from geomatch.querying.detectors import detector_of
 from geomatch.querying.opened import OpenIndex
 from geomatch.search import local_features
-from geomatch.search.local_features import Sought, transformed
+from geomatch.search.local_features import Detector, Sought, transformed
 
 KNOWN = 0.6, 1 / 0.6
 """Scales that are possible where the pixels of the query are as large as those of tiles."""
@@ -25,14 +27,17 @@ UNKNOWN = 1 / 4, 4.0
 NOTHING = np.zeros((0, 2))
 
 
-def confirm(index: OpenIndex, found: Matches, first: int) -> Matches:
+def confirm(
+    index: OpenIndex, found: Matches, first: int, features: LocalFeatures = "sift"
+) -> Matches:
     """Look for a query in its first answers by local features; confirmed ones first.
 
     Args:
         first: number of answers to look at.
+        features: the kind of local features.
     """
     look = _look_for_scan if found.query.is_scan else _look_for_tile
-    seen = look(index, found, first)
+    seen = look(index, found, first, detector_of(features))
     # Of neighbouring tiles, the one that has most of the query comes first.
     order = sorted(
         range(len(seen)),
@@ -51,7 +56,9 @@ def confirm(index: OpenIndex, found: Matches, first: int) -> Matches:
     )
 
 
-def _look_for_tile(index: OpenIndex, found: Matches, first: int) -> list[tuple[Match, Looked]]:
+def _look_for_tile(
+    index: OpenIndex, found: Matches, first: int, detector: Detector
+) -> list[tuple[Match, Looked]]:
     query, channels = found.query, index.tiles.channels.image
     store = TileStore.open(index.project.pixels)
 
@@ -59,7 +66,7 @@ def _look_for_tile(index: OpenIndex, found: Matches, first: int) -> list[tuple[M
         return store.read(np.array([row]))[0][..., :channels]
 
     pixels = tile(query.store_row) if query.pixels is None else query.pixels[..., :channels]
-    sought = Sought.of(pixels)
+    sought = Sought.of(pixels, detect=detector.any_turn)
     is_known = query.position is not None or query.epsg is not None
     seen = []
     answers = list(zip(found.matches, found.rows, found.centres, strict=True))
@@ -69,7 +76,7 @@ def _look_for_tile(index: OpenIndex, found: Matches, first: int) -> list[tuple[M
             ground = placing.ground_of(index)
             mosaic = ground.mosaic(epsg, (x, y), ground.grid.side, match.year or "")
         around = tile(row) if mosaic is None else mosaic.pixels
-        features = local_features.features(around, None if mosaic is None else mosaic.valid)
+        features = detector.upright(around, None if mosaic is None else mosaic.valid)
         guess = _centred(pixels.shape, around.shape, match.turn or 0.0)
         finding = local_features.find(sought, features, [guess], KNOWN if is_known else UNKNOWN)
         match = replace(match, confirmed=finding.is_confirmed, inliers=finding.inliers)
@@ -84,12 +91,14 @@ def _look_for_tile(index: OpenIndex, found: Matches, first: int) -> list[tuple[M
     return seen
 
 
-def _look_for_scan(index: OpenIndex, found: Matches, first: int) -> list[tuple[Match, Looked]]:
+def _look_for_scan(
+    index: OpenIndex, found: Matches, first: int, detector: Detector
+) -> list[tuple[Match, Looked]]:
     ground, scan = placing.ground_of(index), Scan.open(found.query.name)
     seen = []
     for i, match in enumerate(found.matches[:first]):
         epsg, start = placing.start_of(index, found, scan, i)
-        looked = placing.look(scan, ground, epsg, start, match.year or "")
+        looked = placing.look(scan, ground, epsg, start, match.year or "", detector)
         placed = looked.placed
         match = replace(match, confirmed=placed is not None, inliers=looked.inliers)
         if placed is not None:

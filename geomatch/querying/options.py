@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from geomatch.config import Split
+from geomatch.config import LocalFeatures, Split
 from geomatch.errors import UsageError
 
 Box = tuple[float, float, float, float]
@@ -35,6 +35,7 @@ class Options:
         like, unlike: ids of answers that are confirmed and rejected, for one query; see
             `feedback.rocchio`. Rejected ones are no answers any more.
         verify: number of first answers to look at by local features; see `confirming`.
+        features: local features by which `verify` and `georeference` look at answers.
         georeference: GeoTIFF to write the image in, for one query that is an image; see `placing`.
         index: name of the index; by default that of the latest embeddings, or the latest index
             where that is newer.
@@ -61,6 +62,7 @@ class Options:
     like: tuple[str, ...] = ()
     unlike: tuple[str, ...] = ()
     verify: int = 0
+    features: LocalFeatures = "sift"
     georeference: Path | None = None
     index: str | None = None
     fpr: float = 0.01
@@ -88,6 +90,10 @@ class Options:
             raise UsageError(f"--expand {self.expand}: must not be negative")
         if self.verify < 0:
             raise UsageError(f"--verify {self.verify}: must not be negative")
+        if self.features != "sift" and not (self.verify or self.georeference):
+            raise UsageError(
+                f"--features {self.features} is for --verify N and --georeference OUT.tif"
+            )
         if self.georeference and self.georeference.suffix.lower() not in (".tif", ".tiff"):
             raise UsageError(
                 f"--georeference {self.georeference}: a GeoTIFF is written", "For example: OUT.tif"

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from geomatch.config import LocalFeatures
 from geomatch.data.mosaic import Ground, Mosaic
 from geomatch.data.store import TileStore
 from geomatch.errors import GeomatchError, UsageError
@@ -22,10 +23,11 @@ from geomatch.geo.georeferencing import Scan
 from geomatch.geo.grid import Float64Array, Grid
 from geomatch.project import replacing
 from geomatch.querying.answers import Matches
+from geomatch.querying.detectors import detector_of
 from geomatch.querying.opened import OpenIndex
 from geomatch.querying.placed import Placed
 from geomatch.search import local_features
-from geomatch.search.local_features import Sought, scale_of, transformed
+from geomatch.search.local_features import SIFT, Detector, Sought, scale_of, transformed
 
 LEVELS = 384, 768, 1536, 2048
 """Pixels along a side of the ground, in each match."""
@@ -89,7 +91,9 @@ def start_of(index: OpenIndex, found: Matches, scan: Scan, i: int) -> tuple[int,
     return epsg, np.column_stack([matrix, np.array([x, y]) - matrix @ middle])
 
 
-def georeference(index: OpenIndex, found: Matches, path: Path) -> Placed:
+def georeference(
+    index: OpenIndex, found: Matches, path: Path, features: LocalFeatures = "sift"
+) -> Placed:
     """Write the image that was searched for as a GeoTIFF, as it lies at the first answer it can.
 
     See `write`.
@@ -109,7 +113,7 @@ def georeference(index: OpenIndex, found: Matches, path: Path) -> Placed:
     ground = ground_of(index)
     for i, match in enumerate(found.matches):
         epsg, start = start_of(index, found, scan, i)
-        placed = place(scan, ground, epsg, start, match.year or "")
+        placed = place(scan, ground, epsg, start, match.year or "", detector_of(features))
         if placed is not None:
             write(placed, path)
             return placed
@@ -119,24 +123,40 @@ def georeference(index: OpenIndex, found: Matches, path: Path) -> Placed:
     )
 
 
-def place(scan: Scan, ground: Ground, epsg: int, start: Float64Array, year: str) -> Placed | None:
+def place(
+    scan: Scan,
+    ground: Ground,
+    epsg: int,
+    start: Float64Array,
+    year: str,
+    detector: Detector = SIFT,
+) -> Placed | None:
     """Find where an image lies; arguments as for `look`.
 
     Returns:
         None if it is not confirmed there.
     """
-    best = look(scan, ground, epsg, start, year).placed
+    best = look(scan, ground, epsg, start, year, detector).placed
     if best is None:
         return None
     for level in LEVELS[2:]:
-        refined = _match(scan, ground, epsg, best.matrix, year, level, is_first=False).placed
+        refined = _match(
+            scan, ground, epsg, best.matrix, year, level, detector, is_first=False
+        ).placed
         if refined is None:
             break
         best = refined
     return best
 
 
-def look(scan: Scan, ground: Ground, epsg: int, start: Float64Array, year: str) -> Look:
+def look(
+    scan: Scan,
+    ground: Ground,
+    epsg: int,
+    start: Float64Array,
+    year: str,
+    detector: Detector = SIFT,
+) -> Look:
     """Look for an image on coarse ground.
 
     Args:
@@ -145,9 +165,11 @@ def look(scan: Scan, ground: Ground, epsg: int, start: Float64Array, year: str) 
             of the image's side, its scale within a factor of 4, any turn.
         year: of the tiles that it is compared with.
     """
-    first = _match(scan, ground, epsg, start, year, LEVELS[0], is_first=True)
+    first = _match(scan, ground, epsg, start, year, LEVELS[0], detector, is_first=True)
     matrix = start if first.placed is None else first.placed.matrix
-    second = _match(scan, ground, epsg, matrix, year, LEVELS[1], is_first=first.placed is None)
+    second = _match(
+        scan, ground, epsg, matrix, year, LEVELS[1], detector, is_first=first.placed is None
+    )
     return second if second.placed or not first.placed else first
 
 
@@ -158,6 +180,7 @@ def _match(
     start: Float64Array,
     year: str,
     level: int,
+    detector: Detector,
     *,
     is_first: bool,
 ) -> Look:
@@ -174,9 +197,11 @@ def _match(
     if not is_first:
         image, valid = local_features.warped(image, valid, guess, mosaic.valid.shape)
         to_scan, guess = _after(to_scan, _inverse(guess)), np.eye(2, 3)
+    # The image was warped to lie as the ground does, unless this is the first match.
+    detect = detector.any_turn if is_first else detector.upright
     finding = local_features.find(
-        Sought.of(image, valid),
-        local_features.features(mosaic.pixels, mosaic.valid),
+        Sought.of(image, valid, detect),
+        detector.upright(mosaic.pixels, mosaic.valid),
         [guess],
         (1 / 4, 4.0) if is_first else (0.8, 1.25),
     )

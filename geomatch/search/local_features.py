@@ -1,12 +1,15 @@
 """Local features: whether, and how, one image lies within another.
 
-The features are SIFT (Lowe, "Distinctive image features from scale-invariant keypoints", 2004) as
-RootSIFT (Arandjelović and Zisserman, "Three things everyone should know to improve object
+The usual features are SIFT (Lowe, "Distinctive image features from scale-invariant keypoints",
+2004) as RootSIFT (Arandjelović and Zisserman, "Three things everyone should know to improve object
 retrieval", 2012). A SIFT feature has a place, a size and a direction, so that one pair of them
 fixes a similarity, if roughly (Philbin et al., "Object retrieval with large vocabularies and fast
 spatial matching", 2007). The similarities that most pairs agree with guide a second search, for
 pairs that are near each other; RANSAC fits a similarity to these, to whose inliers an affine
 transform may be fitted.
+
+Features that a network learned have no direction of their own: an image is looked for in steps of a
+turn, and RANSAC fits the similarity to pairs that are each other's nearest, step by step.
 
 Some pairs agree by chance, the more the richer in detail the images are. A mirrored image has as
 much detail and never lies in the reference: what it finds there is chance, and the query is found
@@ -19,7 +22,7 @@ pixel is (0.5, 0.5).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -63,20 +66,27 @@ CONFIRMED = 2.0
 
 @dataclass(frozen=True)
 class Features:
-    """SIFT features of an image.
+    """Features of an image.
 
     Attributes:
         points: (n, 2) places.
         frames: (n,) complex: the feature's size times its direction.
-        descriptors: (n, 128) of unit length.
+        descriptors: (n, d) of unit length.
+        least: cosine of a pair at least, of features whose directions are those of steps; None for
+            those that have one of their own.
     """
 
     points: Float64Array
     frames: NDArray[np.complex128]
     descriptors: Float32Array
+    least: float | None = None
 
     def __len__(self) -> int:
         return len(self.points)
+
+
+Detect = Callable[[Pixels, NDArray[np.bool_] | None], Features]
+"""Finds features of an image, as `features` does."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +97,13 @@ class Sought:
     mirrored: Features
 
     @classmethod
-    def of(cls, image: Pixels, valid: NDArray[np.bool_] | None = None) -> Self:
-        """See `features`."""
+    def of(
+        cls, image: Pixels, valid: NDArray[np.bool_] | None = None, detect: Detect | None = None
+    ) -> Self:
+        """Those that `detect` finds, or else `features`; arguments as there."""
+        detect = detect or features
         mirrored = None if valid is None else valid[:, ::-1]
-        return cls(features(image, valid), features(image[:, ::-1], mirrored))
+        return cls(detect(image, valid), detect(image[:, ::-1], mirrored))
 
 
 @dataclass(frozen=True)
@@ -204,6 +217,22 @@ def features(image: Pixels, valid: NDArray[np.bool_] | None = None) -> Features:
     )
 
 
+@dataclass(frozen=True)
+class Detector:
+    """A kind of features.
+
+    Attributes:
+        any_turn: finds those of an image that may be turned.
+        upright: finds those of one that lies as it is, or nearly so.
+    """
+
+    any_turn: Detect
+    upright: Detect
+
+
+SIFT = Detector(features, features)
+
+
 def find(
     query: Sought,
     reference: Features,
@@ -231,9 +260,12 @@ def align(
     """The similarity of most inliers, if any has enough; arguments as for `find`."""
     if min(len(query), len(reference)) < LEAST:
         return None
+    if query.least is not None:
+        found = _by_steps(query, reference, query.least, scales)
+        return max(found, key=lambda each: len(each.query), default=None)
     starts = [*guesses, *_voted(query, reference, scales)]
-    found = [_guided(query, reference, start, scales) for start in starts]
-    return max((each for each in found if each), key=lambda each: len(each.query), default=None)
+    guided = [_guided(query, reference, start, scales) for start in starts]
+    return max((each for each in guided if each), key=lambda each: len(each.query), default=None)
 
 
 def affine(alignment: Alignment) -> Alignment:
@@ -276,6 +308,26 @@ def _nearest(query: Features, reference: Features) -> Ints:
     order = np.argsort(ratio, kind="stable")
     chosen = order[ratio[order] < RATIO**2]
     return np.stack([chosen, nearest[chosen, 0]], axis=1).astype(np.int64)
+
+
+def _by_steps(
+    query: Features, reference: Features, least: float, scales: tuple[float, float]
+) -> list[Alignment]:
+    """The alignment of each direction that has one, from pairs that are each other's nearest."""
+    found = []
+    for direction in np.unique(query.frames):
+        here = np.flatnonzero(query.frames == direction)
+        cosines = query.descriptors[here] @ reference.descriptors.T
+        there = cosines.argmax(axis=1)
+        mutual = cosines.argmax(axis=0)[there] == np.arange(len(here))
+        mutual &= cosines[np.arange(len(here)), there] > least
+        at, to = query.points[here[mutual]], reference.points[there[mutual]]
+        matrix, inside = _similarity(at, to)
+        if matrix is None or inside.sum() < LEAST or not scales[0] < scale_of(matrix) < scales[1]:
+            continue
+        if abs(np.angle(_frame(matrix) * direction)) < TURN:
+            found.append(Alignment(matrix, at[inside], to[inside]))
+    return found
 
 
 def _guided(

@@ -1,6 +1,7 @@
 """How well local features confirm right answers and refuse wrong ones, on tiles of real imagery.
 
     python tests/benchmarks/local_features.py joplin post pre --size 128 --gsd 0.6 --crs EPSG:26915
+        [--features xfeat]
 
 Each query is a tile of one year as it is, turned by 37 degrees, shifted by a quarter of a tile, and
 at 0.8 and 1.25 of its scale. It is looked for around its own place and five others of the other
@@ -24,6 +25,7 @@ from geomatch.data.store import TileStore
 from geomatch.geo import footprints
 from geomatch.project import Project
 from geomatch.querying.confirming import KNOWN
+from geomatch.querying.detectors import detector_of
 from geomatch.search import local_features
 from geomatch.search.local_features import CONFIRMED, Sought, transformed
 from geomatch.tile import tile
@@ -77,9 +79,11 @@ def main() -> None:
     parser.add_argument("--gsd", type=float, default=0.5)
     parser.add_argument("--crs", default="auto")
     parser.add_argument("--queries", type=int, default=100)
+    parser.add_argument("--features", choices=("sift", "xfeat"), default="sift")
     parser.add_argument("--fictitious", action="store_true", help="errors in pixels, not metres")
     asked = parser.parse_args()
     rng = np.random.default_rng(0)
+    detector = detector_of(asked.features)
     with tempfile.TemporaryDirectory() as folder:
         ground, tiles = tiled(
             Path(folder), asked.name, asked.years, asked.size, asked.gsd, asked.crs
@@ -95,19 +99,21 @@ def main() -> None:
             if (col, row) not in known:
                 (centre,) = ground.grid.centres(np.array([col]), np.array([row])).tolist()
                 mosaic = ground.mosaic(epsg, tuple(centre), side, asked.years[1])
-                known[col, row] = local_features.features(mosaic.pixels, mosaic.valid)
+                known[col, row] = detector.upright(mosaic.pixels, mosaic.valid)
             return known[col, row]
 
         chosen = places[rng.permutation(len(places))[: asked.queries]]
-        print(f"{asked.name}: {len(places)} places of {side:g} m, {len(chosen)} queries")
-        print("| | right confirmed at 1 % | threshold | right, wrong confirmed at 2 | error |")
+        print(
+            f"{asked.features} on {asked.name}: {len(places)} places of {side:g} m, {len(chosen)} queries"
+        )
+        print(f"| {asked.features} | right confirmed at 1 % | threshold | right, wrong confirmed at 2 | error |")
         print("|---|---|---|---|---|")
         for name, (turn, scale, shift) in VARIANTS.items():
             right, wrong, errors = [], [], []
             for col, row in chosen.tolist():
                 (centre,) = ground.grid.centres(np.array([col]), np.array([row])).tolist()
                 pixels = query(ground, epsg, tuple(centre), asked.years[0], turn, scale, shift)
-                sought = Sought.of(pixels, pixels.any(axis=-1))
+                sought = Sought.of(pixels, pixels.any(axis=-1), detector.any_turn)
                 far = places[np.abs(places - [col, row]).max(axis=1) > 2]
                 others = far[rng.permutation(len(far))[:OTHERS]].tolist()
                 guess = np.array([[1, 0, size / 2], [0, 1, size / 2]], np.float64)
