@@ -103,10 +103,9 @@ def main() -> None:
             return known[col, row]
 
         chosen = places[rng.permutation(len(places))[: asked.queries]]
-        print(
-            f"{asked.features} on {asked.name}: {len(places)} places of {side:g} m, {len(chosen)} queries"
-        )
-        print(f"| {asked.features} | right confirmed at 1 % | threshold | right, wrong confirmed at 2 | error |")
+        print(f"{asked.name}: {len(places)} places of {side:g} m, {len(chosen)} queries")
+        titles = "right confirmed at 1 %", "threshold", "right, wrong confirmed at 2", "error"
+        print(f"| {asked.features} | {' | '.join(titles)} |")
         print("|---|---|---|---|---|")
         for name, (turn, scale, shift) in VARIANTS.items():
             right, wrong, errors = [], [], []
