@@ -67,7 +67,7 @@ ROOMS = {
     # An encoder that needs no training is a run of no steps, which `training.setup` begins.
     "embed": "errors manifests progress config project geo data nn runs training.setup",
     "index": "errors manifests progress config project geo data search evaluation",
-    "querying": "errors manifests progress records config project geo data search runs "
+    "querying": "errors manifests progress records config project geo data search nn runs "
     "tiling.image_files image_input",
     # It makes the index that it searches, where that is missing.
     "query": "errors progress config project geo data querying report index",
