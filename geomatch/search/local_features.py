@@ -60,8 +60,9 @@ LEAST = 4
 """Inliers of an alignment at least."""
 AFFINE = 20
 """Inliers for an affine transform at least; its six numbers follow the noise of fewer."""
-CONFIRMED = 2.0
-"""`Finding.score` from which on an image is found; see tests/benchmarks/README.md."""
+CONFIRMED, CONFIRMED_BY_STEPS = 2.0, 2.5
+"""`Finding.score` from which on an image is found, with features that have a direction and with
+those that are found in steps; see tests/benchmarks/README.md."""
 
 
 @dataclass(frozen=True)
@@ -145,10 +146,12 @@ class Finding:
     Attributes:
         alignment: None without any.
         chance: inliers of the mirrored image.
+        needed: score from which on it is found.
     """
 
     alignment: Alignment | None
     chance: int
+    needed: float = CONFIRMED
 
     @property
     def inliers(self) -> int:
@@ -161,7 +164,7 @@ class Finding:
 
     @property
     def is_confirmed(self) -> bool:
-        return self.score >= CONFIRMED
+        return self.score >= self.needed
 
 
 def transformed(points: Float64Array, matrix: Float64Array) -> Float64Array:
@@ -248,7 +251,8 @@ def find(
     found, chance = (
         align(each, reference, guesses, scales) for each in (query.features, query.mirrored)
     )
-    return Finding(found, 0 if chance is None else len(chance.query))
+    needed = CONFIRMED if query.features.least is None else CONFIRMED_BY_STEPS
+    return Finding(found, 0 if chance is None else len(chance.query), needed)
 
 
 def align(
