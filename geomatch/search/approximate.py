@@ -34,7 +34,7 @@ from geomatch.search.flat import (
 )
 
 Kind = Literal["ivfpq", "hnsw"]
-EFFORTS = (16, 32, 64, 128, 256, 512, 1024)
+EFFORTS = (32, 64, 128, 256, 512, 1024)
 """From the quickest to the most careful."""
 SPARSE = 0.05
 """Share of a file's vectors below which the chosen ones are searched exactly."""
