@@ -7,9 +7,9 @@ import os
 
 import geopandas
 import numpy as np
-import pyogrio
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyogrio
 import pytest
 import shapely
 from command_line import run_command
@@ -143,10 +143,10 @@ def test_geoparquet_in_degrees_with_lists_and_without_some_geometries(project, i
 def test_parquet_without_geometries_is_told_from_geoparquet(project, image, tmp_path):
     path = tmp_path / "land.parquet"
     pq.write_table(pa.table({"a": [1, 2]}), path)
-    with pytest.raises(GeomatchError, match="land.parquet is Parquet, but no GeoParquet"):
+    with pytest.raises(GeomatchError, match=r"land\.parquet is Parquet, but no GeoParquet"):
         tile_with(project, image, {"file": str(path), "class": "wood"})
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(GeomatchError, match="land.parquet cannot be read as GeoParquet"):
+    with pytest.raises(GeomatchError, match=r"land\.parquet cannot be read as GeoParquet"):
         tile_with(project, image, {"file": str(path), "class": "wood"})
 
 
