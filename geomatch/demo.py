@@ -52,16 +52,28 @@ seed = {seed}
 
 [model]
 trunk = "resnet10"
+stage = 3
+pooling = "grid"
+instance_norm = true
+head = "pca"
+centre = true
 
 [train]
 loss = "infonce"
-epochs = 15
+epochs = 6
 batch = 32
+optimizer = "adamw"
 lr = 1e-3
+weight_decay = 0.01
+schedule = "cosine"
+warmup = 1.0
+clip = 1.0
+ema = 0.99
 seed = {seed}
 
 [mining]
-every = 5
+rule = "neighbours"
+every = 2
 """
 
 

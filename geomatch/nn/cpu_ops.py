@@ -205,11 +205,69 @@ def _windows(padded: jax.Array, k: int, stride: int) -> Iterator[jax.Array]:
 conv.defvjp(_conv_forward, _conv_backward)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
     """Convolution of each channel of (b, h, w, c) with its own square kernel, (k, k, 1, c)."""
     weights = kernel.reshape(-1, kernel.shape[-1])
     windows = _windows(_padded(x, padding), kernel.shape[0], stride)
     return functools.reduce(jnp.add, map(jnp.multiply, windows, weights))
+
+
+def _depthwise_forward(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> Any:
+    return depthwise(x, kernel, stride, padding), (x, kernel)
+
+
+def _depthwise_backward(stride: int, padding: Padding, kept: Any, dy: jax.Array) -> Any:
+    x, kernel = kept
+    return _depthwise_dx(dy, kernel, stride, padding, x.shape), _depthwise_dkernel(
+        x, dy, kernel, stride, padding
+    )
+
+
+def _depthwise_dx(
+    dy: jax.Array, kernel: jax.Array, stride: int, padding: Padding, shape: tuple[int, ...]
+) -> jax.Array:
+    """The input's gradient: for each position modulo the stride, a convolution with the weights
+    that reach it; JAX's own would add each weight's share into a padded copy of the input.
+    """
+    k = kernel.shape[0]
+    reach = (k - 1) // stride
+    height, width = (-(-(shape[i + 1] + sum(padding[i])) // stride) for i in range(2))
+    room = [(reach, height - dy.shape[1]), (reach, width - dy.shape[2])]
+    padded = jnp.pad(dy, [(0, 0), *room, (0, 0)])
+
+    def at(top: int, left: int) -> jax.Array:
+        """(b, height, width, c) of the rows and columns that leave these remainders."""
+        parts = [
+            padded[:, y : y + height, x : x + width] * kernel[i, j, 0]
+            for y, i in zip(range(reach, -1, -1), range(top, k, stride), strict=False)
+            for x, j in zip(range(reach, -1, -1), range(left, k, stride), strict=False)
+        ]
+        return functools.reduce(jnp.add, parts)
+
+    rows = [jnp.stack([at(i, j) for j in range(stride)], axis=3) for i in range(stride)]
+    whole = jnp.stack(rows, axis=2).reshape(len(dy), height * stride, width * stride, -1)
+    (top, _), (left, _) = padding
+    return whole[:, top : top + shape[1], left : left + shape[2]]
+
+
+def _depthwise_dkernel(
+    x: jax.Array, dy: jax.Array, kernel: jax.Array, stride: int, padding: Padding
+) -> jax.Array:
+    """The kernel's gradient, one image after another, which stays in the cache meanwhile."""
+    k = kernel.shape[0]
+
+    def add(total: jax.Array, image: Any) -> tuple[jax.Array, None]:
+        padded, gradient = (each.astype(jnp.float32) for each in image)
+        windows = _windows(padded[None], k, stride)
+        return total + jnp.stack([(w[0] * gradient).sum((0, 1)) for w in windows]), None
+
+    zeros = jnp.zeros((k * k, x.shape[-1]), jnp.float32)
+    total, _ = lax.scan(add, zeros, (_padded(x, padding), dy))
+    return total.reshape(kernel.shape).astype(kernel.dtype)
+
+
+depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def depthwise_plain(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:

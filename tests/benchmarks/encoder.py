@@ -192,12 +192,18 @@ def ours(case: Case, dtype: str) -> Any:
 
 
 def torch_model(case: Case) -> Any:
-    """torchvision's network, with a fusion layer if there are labels."""
+    """torchvision's network, or timm's, with a fusion layer if there are labels."""
     import torch
-    import torchvision
 
-    trunk = getattr(torchvision.models, case.trunk)(weights=None)
-    trunk.fc = torch.nn.Identity()
+    if case.trunk == "efficientnet_lite0":
+        import timm
+
+        trunk = timm.create_model("efficientnet_lite0", num_classes=0)
+    else:
+        import torchvision
+
+        trunk = getattr(torchvision.models, case.trunk)(weights=None)
+        trunk.fc = torch.nn.Identity()
     fusion = torch.nn.Conv2d(case.channels, 3, 1) if case.channels != 3 else torch.nn.Identity()
     return torch.nn.Sequential(fusion, trunk).to(memory_format=torch.channels_last)
 
