@@ -164,13 +164,14 @@ def _is_mask(source: Any, alpha: int) -> bool:
     return bool(2 * partial.sum() <= (values > 0).sum())
 
 
-def vrt(source: Any, chosen: Layout, collar: str = "") -> str:
+def vrt(source: Any, chosen: Layout, collar: str = "", overview: int | None = None) -> str:
     """The text of a GDAL VRT that reads an open dataset in a layout.
 
     Its bands are those of the layout, then alpha if there is any.
 
     Args:
         collar: path of a raster that is 0 in the collar and where others are invalid, else 255.
+        overview: number of the overview that the dataset is.
     """
     root = ElementTree.Element(
         "VRTDataset", rasterXSize=str(source.width), rasterYSize=str(source.height)
@@ -207,6 +208,11 @@ def vrt(source: Any, chosen: Layout, collar: str = "") -> str:
     elif MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
         mask = ElementTree.SubElement(root, "MaskBand")
         _read(ElementTree.SubElement(mask, "VRTRasterBand", dataType="Byte"), source.name, "mask,1")
+    if overview is not None:
+        for kind in ("SimpleSource", "ComplexSource"):
+            for read in root.iter(kind):
+                options = ElementTree.SubElement(read, "OpenOptions")
+                ElementTree.SubElement(options, "OOI", key="OVERVIEW_LEVEL").text = str(overview)
     return ElementTree.tostring(root, encoding="unicode")
 
 
