@@ -51,16 +51,21 @@ class Remote:
         kvstore(self.url)
 
     def changed(self) -> list[str]:
-        """The artefacts ("tiles", "embeddings/NAME", "index/NAME") with a version not seen yet.
+        """The artefacts that the project folder lacks, or has in a version that was replaced.
+
+        They are named "tiles", "embeddings/NAME" and "index/NAME".
 
         Raises:
             GeomatchError: the storage cannot be read.
         """
-        seen = self._seen()
         with self._reached() as storage:
             names = [key.removesuffix(".json") for key in _keys(storage, "records/")]
             stamps = {name: _at(storage.read(_record(name)).result()) for name in names}
-        return [name for name in names if stamps[name] != seen.get(name, {}).get("at")]
+        return [
+            name
+            for name in names
+            if stamps[name] != self._seen(name).get("at") or not self._place(name).exists()
+        ]
 
     def fetch(self, artefact: str) -> None:
         """Copy an artefact into the project folder, in place of what is there.
@@ -68,7 +73,7 @@ class Remote:
         Raises:
             GeomatchError: the storage cannot be read.
         """
-        place, partial = self._place(artefact), self._own / "partial"
+        place, partial = self._place(artefact), self._own(artefact, ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         with self._reached() as storage:
             found = storage.read(_record(artefact)).result()
@@ -86,8 +91,9 @@ class Remote:
         if artefact == "tiles":
             self._point(partial, home)
         place.parent.mkdir(parents=True, exist_ok=True)
-        if place.suffix == ".parquet":
+        if _is_file(artefact):
             os.replace(partial / place.name, place)
+            partial.rmdir()
         else:
             shutil.rmtree(place, ignore_errors=True)
             os.rename(partial, place)
@@ -101,12 +107,12 @@ class Remote:
         Raises:
             GeomatchError: another project replaced the artefact, or the storage cannot be written.
         """
-        place, seen = self._place(artefact), self._seen().get(artefact, {})
+        place, seen = self._place(artefact), self._seen(artefact)
         if not place.exists() or seen.get("digest") == _digest(place):
             return
-        files = {place.name: place}
-        if place.is_dir():
-            files = {p.relative_to(place).as_posix(): p for p in place.rglob("*") if p.is_file()}
+        inside = [place] if _is_file(artefact) else [p for p in place.rglob("*") if p.is_file()]
+        home_of = place.parent if _is_file(artefact) else place
+        files = {path.relative_to(home_of).as_posix(): path for path in inside}
         version = uuid.uuid4().hex
         home = _objects(artefact, version)
         with self._reached() as storage:
@@ -135,8 +141,7 @@ class Remote:
         self._remember(artefact, after.generation)
 
     def _place(self, artefact: str) -> Path:
-        is_file = artefact.startswith("embeddings/")
-        return self.root / (f"{artefact}.parquet" if is_file else artefact)
+        return self.root / (f"{artefact}.parquet" if _is_file(artefact) else artefact)
 
     def _point(self, tiles: Path, home: str) -> None:
         """Say where the pixels of tiles are."""
@@ -144,27 +149,28 @@ class Remote:
             f"{self.url.rstrip('/')}/{home}{PIXELS}\n", encoding="utf-8"
         )
 
-    @property
-    def _own(self) -> Path:
-        """A folder of what is known of the storage."""
-        return self.root / ".remote"
+    def _own(self, artefact: str, suffix: str) -> Path:
+        """A path for what is known of an artefact; its lock guards it."""
+        return self.root / ".remote" / (artefact.replace("/", ".") + suffix)
 
-    def _seen(self) -> dict[str, dict[str, str]]:
-        """Of each artefact, the stamp of the record last seen, and the digest of what it names."""
+    def _seen(self, artefact: str) -> dict[str, str]:
+        """The stamp of the record last seen, and the digest of the version that it names."""
         try:
-            known = json.loads((self._own / "seen.json").read_text(encoding="utf-8"))
+            known: dict[str, str] = json.loads(self._own(artefact, ".json").read_text("utf-8"))
         except (OSError, ValueError):
             return {}
-        seen: dict[str, dict[str, str]] = known.get(self.url, {})
-        return seen
+        return known if known.get("url") == self.url else {}
 
     def _remember(self, artefact: str, generation: bytes) -> None:
-        known = {"at": generation.hex(), "digest": _digest(self._place(artefact))}
-        self._own.mkdir(exist_ok=True)
-        temporary = self._own / "seen.partial"
-        values = {self.url: {**self._seen(), artefact: known}}
-        temporary.write_text(json.dumps(values, indent=2), encoding="utf-8")
-        os.replace(temporary, self._own / "seen.json")
+        known = {
+            "url": self.url,
+            "at": generation.hex(),
+            "digest": _digest(self._place(artefact)),
+        }
+        path, temporary = self._own(artefact, ".json"), self._own(artefact, ".json.partial")
+        path.parent.mkdir(exist_ok=True)
+        temporary.write_text(json.dumps(known), encoding="utf-8")
+        os.replace(temporary, path)
 
     def _refused(self, artefact: str) -> GeomatchError:
         return GeomatchError(
@@ -221,6 +227,11 @@ def _storage(url: str) -> Any:
     return tensorstore.KvStore.open(kvstore(url)).result()
 
 
+def _is_file(artefact: str) -> bool:
+    """Whether it is a file, and not a folder."""
+    return artefact.startswith("embeddings/")
+
+
 def _record(artefact: str) -> str:
     return f"records/{artefact}.json"
 
@@ -251,7 +262,7 @@ def _delete(storage: Any, prefix: str) -> None:
 
 
 def _digest(place: Path) -> str:
-    """A digest of what tells one version of an artefact from another."""
+    """A digest of what tells one version of an artefact from another; of a folder, its manifest."""
     path = place / "manifest.json" if place.is_dir() else place
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorstore
 from command_line import run_command
 from processes import output_of
 from small_project import evaluate, retile, settings
@@ -160,11 +161,11 @@ def test_the_address_is_for_all_commands(tmp_path):
 
 def test_imagery_in_a_bucket_is_tiled(s3, tmp_path, write_raster, project):
     """In a process of its own, since GDAL does not let the server run in this one."""
+    storage = tensorstore.KvStore.open(remote.kvstore("s3://bucket/imagery")).result()
     values = np.random.default_rng(0).integers(1, 255, (3, 64, 64)).astype(np.uint8)
     path = write_raster("a.tif", values, origin=(500_000, 5_000_000))
-    put = urllib.request.Request(f"{s3}/bucket/a.tif", path.read_bytes(), method="PUT")
-    urllib.request.urlopen(put)
-    asked = ("tile", "2010=/vsis3/bucket/a.tif", "--size", "32", "--split", "source")
+    storage.write("a.tif", path.read_bytes()).result()
+    asked = ("tile", "2010=/vsis3/bucket/imagery/a.tif", "--size", "32", "--split", "source")
     address = s3.removeprefix("http://")
     where = {"AWS_S3_ENDPOINT": address, "AWS_HTTPS": "NO", "AWS_VIRTUAL_HOSTING": "FALSE"}
     output_of("-m", "geomatch", *asked, "-p", str(project.root), **where)

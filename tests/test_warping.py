@@ -60,7 +60,9 @@ def test_a_turned_raster_is_interpolated_between_four_pixels_and_no_more(write_r
     assert off.mean() < 0.5
 
 
-@pytest.mark.parametrize("kind", ["plain", "nodata", "mask", "alpha", "bands", "given", "collar"])
+@pytest.mark.parametrize(
+    "kind", ["plain", "nodata", "mask", "late mask", "alpha", "bands", "given", "collar"]
+)
 def test_a_coarser_grid_is_read_from_overviews(write_raster, kind):
     """But not where the file does not say which pixels are invalid, and overviews blend them."""
     values, holes = noise(), np.zeros((SIDE, SIDE), bool)
@@ -81,6 +83,9 @@ def test_a_coarser_grid_is_read_from_overviews(write_raster, kind):
             assert target.colorinterp[3] == ColorInterp.alpha
     with rasterio.open(path, "r+") as target:
         target.build_overviews([2, 4], Resampling.nearest)
+    if kind == "late mask":
+        with rasterio.open(path, "r+") as target:
+            target.write_mask(~holes)
     with rasterio.open(path, OVERVIEW_LEVEL=0) as overview:
         known = np.moveaxis(overview.read([1, 2, 3]), 0, -1)
     bands = {"bands": (3, 1)} if kind == "bands" else {}
@@ -88,12 +93,12 @@ def test_a_coarser_grid_is_read_from_overviews(write_raster, kind):
     raster = rasters.inspect(str(path), reading, path.parent / "collars")
     pixels, valid, bounds = read_all(raster, 2.0)
     assert bounds == [LEFT, TOP - SIDE, LEFT + SIDE, TOP]
-    has_holes = kind in ("nodata", "mask", "alpha", "given")
+    has_holes = kind in ("nodata", "mask", "late mask", "alpha", "given")
     assert valid.mean() == (0.5 if has_holes else 1)
     wanted = known[..., [2, 0]] if kind == "bands" else known
     seen = valid & np.roll(valid, 1, axis=1) & np.roll(valid, -1, axis=1)
     is_overview = bool((pixels == wanted)[seen].all())
-    assert is_overview == (kind not in ("given", "collar"))
+    assert is_overview == (kind not in ("late mask", "given", "collar"))
     if not is_overview:  # GDAL's kernel: a triangle two pixels of the grid wide
         weights = np.array([1, 3, 3, 1]) / 8
         around = values[:, 99:103, 219:223].astype(float)

@@ -173,12 +173,7 @@ def vrt(source: Any, chosen: Layout, collar: str = "", overview: int | None = No
         collar: path of a raster that is 0 in the collar and where others are invalid, else 255.
         overview: number of the overview that the dataset is.
     """
-    root = ElementTree.Element(
-        "VRTDataset", rasterXSize=str(source.width), rasterYSize=str(source.height)
-    )
-    ElementTree.SubElement(root, "SRS").text = source.crs.to_wkt() if source.crs else ""
-    numbers = ", ".join(repr(float(value)) for value in source.transform.to_gdal())
-    ElementTree.SubElement(root, "GeoTransform").text = numbers
+    root = _empty(source)
     for number in chosen.bands:
         band = _band(root, chosen.dtype, "Undefined")
         if chosen.expanded:
@@ -214,6 +209,24 @@ def vrt(source: Any, chosen: Layout, collar: str = "", overview: int | None = No
                 options = ElementTree.SubElement(read, "OpenOptions")
                 ElementTree.SubElement(options, "OOI", key="OVERVIEW_LEVEL").text = str(overview)
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def mask_vrt(source: Any) -> str:
+    """The text of a GDAL VRT whose band is the mask of an open dataset; it tells its overviews."""
+    root = _empty(source)
+    _read(_band(root, "uint8", "Undefined"), source.name, "mask,1")
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _empty(source: Any) -> ElementTree.Element:
+    """A VRT of the size and at the place of a dataset."""
+    root = ElementTree.Element(
+        "VRTDataset", rasterXSize=str(source.width), rasterYSize=str(source.height)
+    )
+    ElementTree.SubElement(root, "SRS").text = source.crs.to_wkt() if source.crs else ""
+    numbers = ", ".join(repr(float(value)) for value in source.transform.to_gdal())
+    ElementTree.SubElement(root, "GeoTransform").text = numbers
+    return root
 
 
 def _band(root: ElementTree.Element, dtype: str, kind: str) -> ElementTree.Element:

@@ -6,10 +6,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import rasterio
 from numpy.typing import NDArray
+from rasterio.enums import MaskFlags
 from rasterio.transform import Affine
 
 from geomatch.errors import GeomatchError
+from geomatch.geo import views
 from geomatch.geo.coordinates import Bounds, is_geographic, project_points
 from geomatch.geo.rasters import Raster, open_raster, open_view
 
@@ -40,8 +43,7 @@ def open_for_grid(
     steps = _steps(raster.crs, moved(view, turn), crs, box, gsd)
     finest = float(steps.min()) if np.isfinite(steps).all() else 0.0
     if finest + NEARLY > 2 and raster.layout.nodata is None and not raster.layout.collar:
-        with open_raster(raster.path) as source:
-            factors = source.overviews(1)
+        factors = _overviews(raster)
         levels = [n for n, factor in enumerate(factors) if factor < finest + NEARLY]
         if levels:
             width = view.width
@@ -49,6 +51,20 @@ def open_for_grid(
             view = open_view(raster, max(levels, key=factors.__getitem__))
             steps *= view.width / width
     return view, moved(view, turn), _kernel(steps)
+
+
+def _overviews(raster: Raster) -> list[int]:
+    """Factors of a raster's overviews; none if it has a mask without them.
+
+    GDAL takes all of an overview for valid where a mask was written later.
+    """
+    with open_raster(raster.path) as source:
+        factors: list[int] = source.overviews(1)
+        flags = source.mask_flag_enums[0]
+        if factors and MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
+            with rasterio.open(views.mask_vrt(source)) as mask:
+                return factors if mask.overviews(1) else []
+    return factors
 
 
 def moved(view: Any, turn: float) -> Affine:
