@@ -322,6 +322,13 @@ class TuneConfig:
 
 
 @dataclass(frozen=True)
+class ProjectConfig:
+    remote: str = _key(
+        "", "s3://BUCKET/PREFIX or gs://BUCKET/PREFIX that tiles, embeddings and indexes are in"
+    )
+
+
+@dataclass(frozen=True)
 class Config:
     """A project's whole configuration; each field is a table of `geomatch.toml`."""
 
@@ -338,6 +345,7 @@ class Config:
     index: IndexConfig = IndexConfig()
     eval: EvalConfig = EvalConfig()
     tune: TuneConfig = TuneConfig()
+    project: ProjectConfig = ProjectConfig()
 
     @property
     def metric(self) -> Literal["cosine", "euclidean"]:
@@ -359,7 +367,10 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Config:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UsageError(f"{path}: {error}", "Correct the TOML at that place.") from error
     config = _build(Config, values, str(path))
-    return with_overrides(config, overrides)
+    found = with_overrides(config, overrides)
+    if found.project != config.project:
+        raise UsageError("project.remote is for all commands", f"Write it into {path}.")
+    return found
 
 
 def with_overrides(config: Config, overrides: Iterable[str]) -> Config:

@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from geomatch import config
 from geomatch.errors import GeomatchError, StaleError, UsageError
 from geomatch.manifests import DescriptorManifest, IndexManifest, RunManifest, TileManifest
 from geomatch.records import Record
+from geomatch.remote import KINDS, Remote
 
 FORMAT = 1
 """Format version of the artefacts, stored in every JSON file."""
@@ -31,23 +33,37 @@ R = TypeVar("R", bound=Record)
 
 @dataclass(frozen=True)
 class Project:
-    """Paths within one project folder."""
+    """Paths within one project folder.
+
+    Attributes:
+        remote: the object storage that its tiles, embeddings and indexes are in, if any.
+    """
 
     root: Path
+    remote: Remote | None = None
 
     @classmethod
     def open(cls, root: Path) -> Project:
-        """Open the project in `root`.
+        """Open the project in `root`, with what is new in its object storage.
 
         Raises:
-            UsageError: `root` has no `geomatch.toml`.
+            UsageError: `root` has no `geomatch.toml`, or that cannot be read.
+            GeomatchError: the storage cannot be read, or what is new replaces what another process
+                uses.
         """
         if not (root / "geomatch.toml").is_file():
             raise UsageError(
                 f"{root} is not a geomatch project (it has no geomatch.toml)",
                 f"Create one with: geomatch init {root}",
             )
-        return cls(root)
+        url = config.load(root / "geomatch.toml").project.remote
+        if not url:
+            return cls(root)
+        project = cls(root, remote := Remote(root, url))
+        for artefact in remote.changed():
+            with project.lock(artefact):
+                remote.fetch(artefact)
+        return project
 
     @property
     def config(self) -> Path:
@@ -193,6 +209,8 @@ class Project:
     def lock(self, artefact: str, shared: bool = False) -> Iterator[None]:
         """Lock `artefact` ("tiles", "runs/NAME", ...) against other processes.
 
+        What was made is then moved to the project's object storage, if it has one.
+
         Args:
             shared: allow other readers, but no writer.
 
@@ -211,6 +229,8 @@ class Project:
                     "Wait until it ends, or stop it.",
                 ) from error
             yield
+            if self.remote is not None and not shared and artefact.partition("/")[0] in KINDS:
+                self.remote.publish(artefact)
 
 
 def latest(names: list[str], name: str | None, kind: str, command: str) -> str:

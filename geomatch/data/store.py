@@ -10,10 +10,13 @@ import tensorstore as ts
 from numpy.typing import NDArray
 
 from geomatch.errors import GeomatchError, StaleError
+from geomatch.remote import PIXELS_URL, kvstore
 
 Pixels = NDArray[np.uint8]
 
 SHARD_BYTES = 32 * 2**20
+REMOTE_CACHE = 64 * 2**20
+"""Bytes of a store in object storage that are kept in memory."""
 
 
 def shard_rows(size: int, channels: int) -> int:
@@ -23,7 +26,10 @@ def shard_rows(size: int, channels: int) -> int:
 
 
 class TileStore:
-    """A uint8 array (n, h, w, c) on disk; rows that were never written read as zeros."""
+    """A uint8 array (n, h, w, c) on disk, or in object storage, as the file `pixels.url` says.
+
+    Rows that were never written read as zeros.
+    """
 
     def __init__(self, array: Any) -> None:
         self._array = array
@@ -108,10 +114,16 @@ class TileStore:
 
 
 def _spec(path: Path) -> dict[str, Any]:
+    elsewhere = path.with_name(PIXELS_URL)
+    # Shards are read one tile at a time: do not cache what was read, but for their indexes, which
+    # cost a request each.
+    if not path.exists() and elsewhere.exists():
+        storage = kvstore(elsewhere.read_text(encoding="utf-8").strip())
+        cached = {"cache_pool": {"total_bytes_limit": REMOTE_CACHE}}
+        return {"driver": "zarr3", "kvstore": storage, "context": cached}
     return {
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": str(path.resolve())},
-        # Shards are read one tile at a time: do not cache what was read.
         "context": {"cache_pool": {"total_bytes_limit": 0}},
     }
 

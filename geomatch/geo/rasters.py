@@ -301,11 +301,17 @@ def _lonlat(path: str, crs: str, bounds: Bounds) -> Bounds:
     return west, south, east + 360 * (east < west), north
 
 
-def open_raster(path: str, mode: str = "r") -> Any:
+def open_raster(path: str, mode: str = "r", overview: int | None = None) -> Any:
+    """Open a raster, or one of its overviews, numbered from 0.
+
+    Raises:
+        BadFileError: GDAL cannot.
+    """
+    options = {} if overview is None else {"OVERVIEW_LEVEL": overview}
     check_proj()
     try:
         with _unwarned:
-            return rasterio.open(files.gdal_path(path), mode)
+            return rasterio.open(files.gdal_path(path), mode, **options)
     except GDAL_ERRORS as error:
         _check_limits(error)
         reason = str(error).replace(files.gdal_path(path), path)
@@ -316,15 +322,19 @@ def open_raster(path: str, mode: str = "r") -> Any:
         ) from error
 
 
-def open_view(raster: Raster) -> Any:
-    """A raster as a dataset of its image bands, then its alpha band if it has one."""
-    source = open_raster(raster.path)
+def open_view(raster: Raster, overview: int | None = None) -> Any:
+    """A raster as a dataset of its image bands, then its alpha band if it has one.
+
+    Args:
+        overview: number of the overview, from 0, that takes its place; only without a collar.
+    """
+    source = open_raster(raster.path, overview=overview)
     if raster.layout.as_stored:
         return source
     with source:
         if raster.collar and not os.path.exists(raster.collar):
             _write_collar(raster, source)
-        return rasterio.open(views.vrt(source, raster.layout, raster.collar))
+        return rasterio.open(views.vrt(source, raster.layout, raster.collar, overview))
 
 
 def _write_collar(raster: Raster, source: Any) -> None:

@@ -164,20 +164,16 @@ def _is_mask(source: Any, alpha: int) -> bool:
     return bool(2 * partial.sum() <= (values > 0).sum())
 
 
-def vrt(source: Any, chosen: Layout, collar: str = "") -> str:
+def vrt(source: Any, chosen: Layout, collar: str = "", overview: int | None = None) -> str:
     """The text of a GDAL VRT that reads an open dataset in a layout.
 
     Its bands are those of the layout, then alpha if there is any.
 
     Args:
         collar: path of a raster that is 0 in the collar and where others are invalid, else 255.
+        overview: number of the overview that the dataset is.
     """
-    root = ElementTree.Element(
-        "VRTDataset", rasterXSize=str(source.width), rasterYSize=str(source.height)
-    )
-    ElementTree.SubElement(root, "SRS").text = source.crs.to_wkt() if source.crs else ""
-    numbers = ", ".join(repr(float(value)) for value in source.transform.to_gdal())
-    ElementTree.SubElement(root, "GeoTransform").text = numbers
+    root = _empty(source)
     for number in chosen.bands:
         band = _band(root, chosen.dtype, "Undefined")
         if chosen.expanded:
@@ -207,7 +203,30 @@ def vrt(source: Any, chosen: Layout, collar: str = "") -> str:
     elif MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
         mask = ElementTree.SubElement(root, "MaskBand")
         _read(ElementTree.SubElement(mask, "VRTRasterBand", dataType="Byte"), source.name, "mask,1")
+    if overview is not None:
+        for kind in ("SimpleSource", "ComplexSource"):
+            for read in root.iter(kind):
+                options = ElementTree.SubElement(read, "OpenOptions")
+                ElementTree.SubElement(options, "OOI", key="OVERVIEW_LEVEL").text = str(overview)
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def mask_vrt(source: Any) -> str:
+    """The text of a GDAL VRT whose band is the mask of an open dataset; it tells its overviews."""
+    root = _empty(source)
+    _read(_band(root, "uint8", "Undefined"), source.name, "mask,1")
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _empty(source: Any) -> ElementTree.Element:
+    """A VRT of the size and at the place of a dataset."""
+    root = ElementTree.Element(
+        "VRTDataset", rasterXSize=str(source.width), rasterYSize=str(source.height)
+    )
+    ElementTree.SubElement(root, "SRS").text = source.crs.to_wkt() if source.crs else ""
+    numbers = ", ".join(repr(float(value)) for value in source.transform.to_gdal())
+    ElementTree.SubElement(root, "GeoTransform").text = numbers
+    return root
 
 
 def _band(root: ElementTree.Element, dtype: str, kind: str) -> ElementTree.Element:

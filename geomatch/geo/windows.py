@@ -20,6 +20,7 @@ from geomatch.geo.grid import Grid
 from geomatch.geo.placement import bounds_in, turns
 from geomatch.geo.rasters import Pixels, Raster, guarded, has_alpha, open_view
 from geomatch.geo.stretch import Stretch
+from geomatch.geo.warping import moved, open_for_grid
 
 MAX_OPEN = 16
 """Rasters that a reader keeps open. A process has up to three readers (images, labels, changed
@@ -49,6 +50,7 @@ class _Warped:
         crs: str,
         box: Bounds,
         resampling: Resampling,
+        kernel: dict[str, float],
     ) -> None:
         first_col, first_row, last_col, last_row = grid.span(box)
         self._view = view
@@ -65,6 +67,7 @@ class _Warped:
             width=(last_col - first_col) * grid.stride + grid.size,
             height=(last_row - first_row) * grid.stride + grid.size,
             add_alpha=not has_alpha(view),
+            **kernel,
         )
         self.nodata = self._vrt.nodata
 
@@ -293,15 +296,17 @@ class GridReader:
 
     def _opened(self, i: int) -> _Warped | _Copied:
         raster, grid = self._rasters[i], self._grid
-        view = open_view(raster)
-        at = view.transform
-        at = Affine(at.a, at.b, at.c + self._turns[i], at.d, at.e, at.f)
+        left, bottom, right, top = self._boxes[i].tolist()
+        box, turn = (left, bottom, right, top), self._turns[i]
+        if self._resampling == Resampling.nearest:  # overviews of labels may hold blends of classes
+            view, kernel = open_view(raster), dict[str, float]()
+            at = moved(view, turn)
+        else:
+            view, at, kernel = open_for_grid(raster, self._crs, box, grid.gsd, turn)
         corner = _corner(view, at, grid.gsd)
         if corner and is_same(raster.crs, self._crs) and _is_plain(view, raster):
             return _Copied(view, raster, *corner)
-        left, bottom, right, top = self._boxes[i].tolist()
-        box = left, bottom, right, top
-        return _Warped(view, raster, at, grid, self._crs, box, self._resampling)
+        return _Warped(view, raster, at, grid, self._crs, box, self._resampling, kernel)
 
 
 def read_extent(
@@ -313,20 +318,23 @@ def read_extent(
         GeomatchError: it is damaged.
     """
     left, bottom, right, top = bounds
-    with (
-        guarded(raster.path),
-        open_view(raster) as source,
-        WarpedVRT(
-            source,
-            crs=crs,
-            resampling=Resampling.bilinear,
-            transform=from_origin(left, top, gsd, gsd),
-            width=round((right - left) / gsd),
-            height=round((top - bottom) / gsd),
-            add_alpha=not has_alpha(source),
-        ) as vrt,
-    ):
-        values = vrt.read()
+    with guarded(raster.path):
+        view, at, kernel = open_for_grid(raster, crs, bounds, gsd)
+        with (
+            view,
+            WarpedVRT(
+                view,
+                crs=crs,
+                src_transform=at,
+                resampling=Resampling.bilinear,
+                transform=from_origin(left, top, gsd, gsd),
+                width=round((right - left) / gsd),
+                height=round((top - bottom) / gsd),
+                add_alpha=not has_alpha(view),
+                **kernel,
+            ) as vrt,
+        ):
+            values = vrt.read()
         mask = values[raster.bands] > 0
         pixels, valid = _pixels(values[: raster.bands], mask, vrt.nodata, stretch)
     return np.where(valid[..., None], pixels, np.uint8(0))

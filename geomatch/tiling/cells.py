@@ -19,7 +19,7 @@ from geomatch.tiling import shards, sources
 from geomatch.tiling.sources import YearSource
 from geomatch.tiling.usable import Unreadable
 
-RECORD = 2
+RECORD = 3
 """Version of the records of shards; shards with records of another one are cut again."""
 RUN_BYTES = 16 * 2**20
 """Neighbouring cells that are read at once have at most so many pixels, or are one cell."""
