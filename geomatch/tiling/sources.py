@@ -217,11 +217,40 @@ def area_files(names: Sequence[str]) -> list[str]:
     return [path for name in names for path in labels.find(name, "split")]
 
 
+def manner(source: YearSource) -> Any:
+    """What the pixels of every tile of a year depend on beside the rasters that it touches."""
+    layers = source.labels.layers
+    return [
+        [source.labels.classes, *map(_manner, layers)] if layers else None,
+        source.stretch and asdict(source.stretch),
+        source.by_centre,
+    ]
+
+
+def _manner(layer: Layer) -> Any:
+    return asdict(layer.classes) if isinstance(layer, RasterLayer) else asdict(layer)
+
+
+def lists(source: YearSource) -> dict[str, tuple[Raster, ...]]:
+    """The rasters of a year, by what they are."""
+    layers = source.labels.layers
+    return {
+        "images": source.images,
+        "labels": source.labels.rasters,
+        "changed": source.changed,
+        **{
+            f"layer {i}": each.rasters
+            for i, each in enumerate(layers)
+            if isinstance(each, RasterLayer)
+        },
+    }
+
+
 def identity(source: YearSource) -> Any:
     """What tiles of a year depend on: paths, sizes and times of its files, how they are read."""
     known = source.labels
     return [
-        [_identity(raster) for raster in (*source.images, *known.rasters, *source.changed)],
+        [raster_identity(raster) for raster in (*source.images, *known.rasters, *source.changed)],
         [known.classes, *map(_drawn, known.layers)] if known.layers else None,
         source.stretch and asdict(source.stretch),
         source.year,
@@ -233,10 +262,11 @@ def identity(source: YearSource) -> Any:
 def _drawn(layer: Layer) -> Any:
     """What the pixels of a label layer depend on."""
     if isinstance(layer, RasterLayer):
-        return [_identity(raster) for raster in layer.rasters], asdict(layer.classes)
+        return [raster_identity(raster) for raster in layer.rasters], asdict(layer.classes)
     return asdict(layer)
 
 
-def _identity(raster: Raster) -> tuple[Any, ...]:
+def raster_identity(raster: Raster) -> tuple[Any, ...]:
+    """The path, size and time of a raster, and how it is read."""
     how = () if raster.layout.as_stored else (asdict(raster.layout),)
     return raster.path, raster.stamp, *how

@@ -28,7 +28,7 @@ from geomatch.data import embeddings
 from geomatch.data.tiles import TileTable
 from geomatch.geo import footprints
 from geomatch.geo.grid import Grid
-from geomatch.geo.splits import by_blocks
+from geomatch.geo.splits import block_side, by_blocks
 from geomatch.project import Project, write_record
 
 GRID = Grid("EPSG:32630", 256, 0.5, 256)
