@@ -72,7 +72,7 @@ def missing(pieces: Iterable[int], count: int, of: int, command: str) -> Geomatc
     more = f"; and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
     then = f", then {command} --join" if texts else ""
     lacking = f"{len(texts)} of {of} shards are" if texts else "some work is"
-    return GeomatchError(f"{lacking} not done", f"Run: {shown}{more}{then}")
+    return GeomatchError(f"{lacking} not done", f"Run, with the same options: {shown}{more}{then}")
 
 
 SHOWN = 20

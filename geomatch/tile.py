@@ -74,10 +74,6 @@ class Cut:
 Cutter = Callable[[list[CellShard], Sheets], Iterator[tuple[CellShard, shards.ShardRecord]]]
 COMMAND = "geomatch tile"
 TASK = "cutting tiles"
-OTHER_PLAN = (
-    "tiles of other imagery or settings are being cut in this project",
-    "Give every shard the same command; to begin anew, run geomatch tile without --shard.",
-)
 
 
 def tile(
@@ -191,9 +187,13 @@ def cut_share(
         if shards.are_made(project, job.fingerprint):
             progress("tiles are up to date")
             return Cut(0, 0)
-        if noted and not job.is_planned:
-            raise GeomatchError(*OTHER_PLAN)
-        check_same(share, noted.get("of") or share.of, COMMAND)
+        if noted.get("of"):
+            if not job.is_planned:
+                raise GeomatchError(
+                    "tiles of other imagery or settings are being cut in this project",
+                    f"Give every shard the same command; to begin anew, delete {job.folder}",
+                )
+            check_same(share, noted["of"], COMMAND)
         plan = job.plan(_request(settings, overrides), False, share.of, progress)
         planning.close()
         sheets = Sheets(job.year_sources)
@@ -331,7 +331,7 @@ def _make(
     of = noted.get("of", 0)
     if join and not job.is_planned:
         raise GeomatchError(
-            "no shards of these tiles are there to join" if not noted else OTHER_PLAN[0],
+            "there are no shards of these tiles to join",
             f"Run: {COMMAND} --shard 1/N and so on first, or {COMMAND} alone.",
         )
     plan = job.plan(request, force, of, progress)
@@ -354,7 +354,8 @@ def _make(
         found = [c.unreadable for c in years] + [r["unreadable"] for r in records]
         described["unreadable"] = {path: why for part in found for path, why in part.items()}
     made = job.folder / "tiles"
-    catalogue.store_rows(plan, years, records, job.first).save(made / job.project.store_rows.name)
+    rows = catalogue.store_rows(plan, years, work, records, job.first)
+    rows.save(made / job.project.store_rows.name)
     shards.finish(
         made,
         table,

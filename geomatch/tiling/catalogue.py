@@ -16,7 +16,7 @@ from geomatch.geo.grid import Grid
 from geomatch.geo.views import Reading
 from geomatch.manifests import Channels, YearOfTiles
 from geomatch.tiling import shards, sources
-from geomatch.tiling.cells import Broken, take_up
+from geomatch.tiling.cells import Broken, CellShard, take_up
 from geomatch.tiling.plan import TilePlan
 from geomatch.tiling.sources import YearSource
 
@@ -107,12 +107,14 @@ def description(
 def store_rows(
     plan: TilePlan,
     year_sources: Sequence[YearSource],
+    work: Sequence[CellShard],
     records: Sequence[shards.ShardRecord],
     first: str,
 ) -> StoreRows:
     """What every planned row of the store was cut from.
 
     Args:
+        work, records: all shards, with their records.
         first: see `StoreRows`.
     """
     names = [name for record in records for name in record["source"]]
@@ -131,7 +133,7 @@ def store_rows(
         row=plan.row,
         year=plan.year,
         split=plan.split,
-        key=joined("keys", np.uint64),
+        key=np.concatenate([shard.keys for shard in work]),
         valid=joined("valid", np.float32),
         source=source.reshape(-1).astype(np.int64),
         sheets=joined("sheets", np.int64),

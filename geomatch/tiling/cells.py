@@ -272,12 +272,11 @@ class _Cutter:
 def _columns(shard: CellShard) -> dict[str, Any]:
     """The columns of a shard's record as far as its tiles are kept."""
     n, kept = len(shard), shard.kept
-    columns: dict[str, Any] = {"keys": shard.keys.tolist(), "kept": 0}
     if kept is None:
         empty = {"valid": [0.0] * n, "source": [""] * n, "sheets": [0] * n, "changed": [None] * n}
-        return columns | empty
-    columns |= {name: getattr(kept, name) for name in ("valid", "source", "sheets", "changed")}
-    return columns | {"kept": int((kept.rows >= 0).sum())}
+        return {**empty, "kept": 0}
+    known = {name: getattr(kept, name) for name in ("valid", "source", "sheets", "changed")}
+    return {**known, "kept": int((kept.rows >= 0).sum())}
 
 
 def _groups(shard: CellShard) -> Iterator[tuple[tuple[int, int], Ints]]:

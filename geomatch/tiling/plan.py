@@ -56,21 +56,21 @@ class TilePlan:
 
     def save(self, path: Path) -> None:
         """Write the plan, atomically."""
-        arrays = {name: getattr(self, name) for name in ARRAYS}
+        arrays = {name: getattr(self, name).astype(kind) for name, kind in ARRAYS.items()}
         rest = json.dumps({"grid": asdict(self.grid), "rule": self.rule, "block": self.block})
         with replacing(path) as temporary, temporary.open("wb") as handle:
-            np.savez(handle, rest=np.asarray(rest), **arrays)
+            np.savez_compressed(handle, rest=np.asarray(rest), **arrays)
 
     @classmethod
     def load(cls, path: Path) -> TilePlan:
         """Read what `save` wrote."""
         with np.load(path) as file:
             rest = json.loads(str(file["rest"]))
-            arrays = {name: file[name] for name in ARRAYS}
+            arrays = {name: file[name].astype(np.int64) for name in ARRAYS}
         return cls(grid=Grid(**rest.pop("grid")), **rest, **arrays)
 
 
-ARRAYS = ("epsg", "col", "row", "year", "split")
+ARRAYS = {"epsg": np.int32, "col": np.int32, "row": np.int32, "year": np.int16, "split": np.int8}
 
 
 def first_raster(year_sources: Sequence[YearSource], before: StoreRows | None) -> Raster:
