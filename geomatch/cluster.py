@@ -67,7 +67,8 @@ class Cluster:
             running[future] = item, failed_on
             return future
 
-        done = as_completed([begin(item, []) for item in itertools.islice(waiting, QUEUED)])
+        first = [begin(item, []) for item in itertools.islice(waiting, QUEUED)]
+        done = as_completed(first, loop=self._client.loop)
         for future in done:
             item, failed_on = running.pop(future)
             try:

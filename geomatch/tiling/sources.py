@@ -64,10 +64,11 @@ def collect(
 
     Raises:
         GeomatchError: a file is missing or damaged, or files of a year differ in bands or dtype.
-        UsageError: a year is invalid, has no images or is given twice, or a stretch is missing.
+        UsageError: a year is invalid or has no images, its sources do not go together, or a
+            stretch is missing.
     """
     overlap = settings.grid.overlap
-    found = [each for source in settings.source for each in imagery.by_year(source, overlap)]
+    found = imagery.by_year(settings.source, overlap)
     settings = config.with_sources(settings, [source for source, _ in found])
     years = [source.year for source in settings.source]
     for source in settings.source:
@@ -78,8 +79,6 @@ def collect(
             )
         if not source.images:
             raise UsageError(f"source {source.year} has no images", f"Add {source.year}=PATH.")
-    if len(set(years)) != len(years):
-        raise UsageError("a year is given twice", "Give each year one folder or glob.")
     by_year = {source.year: (source, paths) for source, paths in found}
     unreadable: Unreadable = {} if settings.grid.skip_bad else None
     known = label_layers.collect(settings, unreadable, progress)
