@@ -216,7 +216,8 @@ class Shards:
     def _kept(self, cells: tuple[Ints, Ints, Ints, Ints], keys: Keys) -> Kept | None:
         """What can be kept of the tiles that are there."""
         before = self.before
-        if before is None:
+        # Another geomatch may have made shards of another length.
+        if before is None or len(before.shards) != -(-len(before) // self.rows):
             return None
         epsg, col, row, year = cells
         rows = np.full(len(keys), -1)
