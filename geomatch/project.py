@@ -207,7 +207,7 @@ class Project:
             wait: until other processes release it, instead of raising an error.
 
         Raises:
-            GeomatchError: another process holds a conflicting lock.
+            GeomatchError: another process holds a conflicting lock, or the file system has none.
         """
         path = self.root / ".locks" / (artefact.replace("/", ".") + ".lock")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -220,6 +220,11 @@ class Project:
                 raise GeomatchError(
                     f"another geomatch is writing {artefact} of {self.root}, or using it",
                     "Wait until it ends, or stop it.",
+                ) from error
+            except OSError as error:
+                raise GeomatchError(
+                    f"{path.parent} cannot be locked: {error.strerror}",
+                    "Mount its file system with flock, or keep the project on another one.",
                 ) from error
             yield
 

@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 import pytest
-from small_project import new_project, retile, tile_sources
+from small_project import new_project, tile_sources
 
 from geomatch import config
 from geomatch.data import store
@@ -264,9 +264,16 @@ def test_broken_off_nothing_is_lost(project, sheet, tmp_path, monkeypatch, after
     assert tree(project) == tree(fresh)
 
 
-def test_what_is_stale_is_named(indexed, copied):
+def test_shards_of_another_length_are_not_kept(project, sheet, monkeypatch):
+    years = {"2010": sheet("2010")}
+    tiled(project, years)
+    monkeypatch.setattr(store, "SHARD_BYTES", 2**20)
+    assert tiled(project, {**years, "2020": sheet("2020")}).kept == 0
+
+
+def test_what_is_stale_is_named(indexed, copied, monkeypatch):
+    monkeypatch.undo()
     project = copied(indexed)
-    assert retile(project, indexed.imagery) is not None
     sources = [
         config.SourceConfig(year=year, images=str(indexed.imagery / f"[!l]*_{year}.tif"))
         for year in ("2010", "2020")

@@ -322,6 +322,18 @@ def vectors(path: Path):
     return Embeddings.load(path).vectors
 
 
+def test_a_file_system_without_locks_is_reported(project, monkeypatch):
+    def refuse(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with (
+        pytest.raises(GeomatchError, match="cannot be locked: No locks available"),
+        project.lock("tiles"),
+    ):
+        pass
+
+
 def test_the_lock_of_a_project_can_be_waited_for(project):
     begun = []
 

@@ -80,9 +80,8 @@ class Sheets:
             how: what all tiles depend on.
         """
         keys = np.zeros(len(year), np.uint64)
-        places, member = np.unique(np.stack([year, epsg], axis=1), axis=0, return_inverse=True)
-        for place, (code, zone) in enumerate(places.tolist()):
-            mine = member.reshape(-1) == place
+        for code, zone in sorted({*zip(year.tolist(), epsg.tolist(), strict=True)}):
+            mine = (year == code) & (epsg == zone)
             cells = bounds[mine]
             box = np.append(cells[:, :2].min(axis=0), cells[:, 2:].max(axis=0))
             source = self._sources[code]
