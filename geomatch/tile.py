@@ -328,7 +328,7 @@ def _make(
         GeomatchError: `join`, but a share is missing.
     """
     noted = shards.noted_in(job.folder)
-    of = noted.get("of", 0)
+    of = noted["of"] if job.is_planned else 0
     if join and not job.is_planned:
         raise GeomatchError(
             "there are no shards of these tiles to join",
