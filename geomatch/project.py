@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,6 +81,14 @@ class Project:
     @property
     def tiles_manifest(self) -> Path:
         return self.tiles / "manifest.json"
+
+    @property
+    def store_rows(self) -> Path:
+        return self.tiles / "rows.parquet"
+
+    @property
+    def unfinished_tiles(self) -> Path:
+        return self.root / "tiles.partial"
 
     @property
     def preview(self) -> Path:
@@ -206,27 +215,34 @@ class Project:
         return None
 
     @contextlib.contextmanager
-    def lock(self, artefact: str, shared: bool = False) -> Iterator[None]:
+    def lock(self, artefact: str, shared: bool = False, wait: bool = False) -> Iterator[None]:
         """Lock `artefact` ("tiles", "runs/NAME", ...) against other processes.
 
         What was made is then moved to the project's object storage, if it has one.
 
         Args:
             shared: allow other readers, but no writer.
+            wait: until other processes release it, instead of raising an error.
 
         Raises:
-            GeomatchError: another process holds a conflicting lock.
+            GeomatchError: another process holds a conflicting lock, or the file system has none.
         """
         path = self.root / ".locks" / (artefact.replace("/", ".") + ".lock")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as handle:
+        # NFS, where flock locks bytes of the file, wants both reading and writing.
+        with path.open("a+") as handle:
             try:
                 kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-                fcntl.flock(handle, kind | fcntl.LOCK_NB)
+                fcntl.flock(handle, kind if wait else kind | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise GeomatchError(
                     f"another geomatch is writing {artefact} of {self.root}, or using it",
                     "Wait until it ends, or stop it.",
+                ) from error
+            except OSError as error:
+                raise GeomatchError(
+                    f"{path.parent} cannot be locked: {error.strerror}",
+                    "Mount its file system with flock, or keep the project on another one.",
                 ) from error
             yield
             if self.remote is not None and not shared and artefact.partition("/")[0] in KINDS:
@@ -275,9 +291,9 @@ def _run_id(folder: Path) -> str | None:
     return read_record(path, RunManifest, "geomatch train").id if path.exists() else None
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write `values` and the format version to `path`, atomically."""
-    with replacing(path) as temporary:
+def write_json(path: Path, values: dict[str, Any], shared: bool = False) -> None:
+    """Write `values` and the format version to `path`, atomically; `shared` as in `replacing`."""
+    with replacing(path, shared) as temporary:
         text = json.dumps({"format": FORMAT, **values}, indent=2)
         temporary.write_text(text + "\n", encoding="utf-8")
 
@@ -337,10 +353,15 @@ def read_json(path: Path, command: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path that replaces `path` when the block ends without an exception."""
+def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
+    """A temporary path that replaces `path` when the block ends without an exception.
+
+    Args:
+        shared: another process, perhaps of another machine, may write the same at the same time.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
+    own = f".{secrets.token_hex(4)}" if shared else ""
+    temporary = path.with_name(f".{path.name}{own}.partial")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -348,9 +369,20 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def restore_folder(target: Path) -> None:
+    """Put back what `replace_folder` had moved away when it was killed."""
+    old = _moved(target)
+    if old.exists() and not target.exists():
+        os.rename(old, target)
+
+
+def _moved(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
 def replace_folder(new: Path, target: Path) -> None:
     """Replace the folder `target` by `new`."""
-    old = target.with_name(f".{target.name}.old")
+    old = _moved(target)
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         os.rename(target, old)

@@ -51,6 +51,8 @@ ROOMS = {
     "manifests": "records",
     "remote": "errors",
     "project": "errors manifests records config remote",
+    "shares": "errors",
+    "cluster": "errors progress",
     "init": "errors config project",
     "geo": "errors",
     "data": "errors manifests project records remote geo.grid",
@@ -63,10 +65,11 @@ ROOMS = {
     "geo.phase_correlation",
     "evaluation": "errors manifests progress project geo data search nn runs training.setup",
     "image_input": "errors manifests project geo nn runs tiling.image_files",
-    "tile": "errors manifests progress config project geo data report tiling",
+    "tile": "errors manifests progress config project shares cluster data report tiling",
     "train": "errors manifests progress config project data nn report runs training",
     # An encoder that needs no training is a run of no steps, which `training.setup` begins.
-    "embed": "errors manifests progress config project geo data nn runs training.setup",
+    "embed": "errors manifests progress config project shares cluster geo data nn runs "
+    "training.setup",
     "index": "errors manifests progress config project geo data search evaluation",
     "querying": "errors manifests progress records config project geo data search nn runs "
     "tiling.image_files image_input",
@@ -88,7 +91,7 @@ ROOMS = {
     "api": " ".join(("project", *STAGES, "change", "compare", "export", "tune")),
     "cli": " ".join(
         (
-            "errors progress config project init data.eval_report data.registration",
+            "errors progress config project shares init data.eval_report data.registration",
             "manage_runs report.run_page tiling.request querying training.dry_run",
             "training.overfit",
             *STAGES,
@@ -107,12 +110,12 @@ LIBRARIES = {
     "search": "cv2 numpy faiss pyarrow shapely psycopg sklearn",
     "nn": "numpy jax flax optax orbax h5py safetensors onnx onnxruntime openvino nncf",
     "report": "numpy PIL matplotlib sklearn tensorboardX mlflow",
+    "cluster": "distributed",
     "runs": "numpy jax",
     "tiling": "numpy PIL shapely",
     "training": "numpy jax pyarrow scipy sklearn",
     "evaluation": "numpy scipy sklearn",
     "image_input": "numpy",
-    "tile": "numpy",
     "train": "numpy jax",
     "embed": "numpy",
     "index": "numpy",
@@ -142,6 +145,7 @@ ONLY = {
     "rich": {"cli.console"},
     "optuna": {"tune"},
     "psycopg": {"search.pgvector"},
+    "distributed": {"cluster"},
 }
 """Libraries of few modules."""
 
@@ -206,9 +210,9 @@ def allows(allowed, name):
 
 def test_the_reading_of_imports_sees_them():
     """Else the tests below could not fail."""
-    tile = PACKAGE / "tile.py"
-    assert "numpy" in outside(tile)
-    assert {"project", "config", "geo.grid", "data.tiles"} <= inside(tile)
+    plan = PACKAGE / "tiling" / "plan.py"
+    assert "numpy" in outside(plan)
+    assert {"project", "config", "geo.grid", "data.store_rows"} <= inside(plan)
     command = PACKAGE / "cli" / "tiles.py"
     assert "tile" in inside(command)
     assert "tile" not in inside(command, top=True)
@@ -265,7 +269,7 @@ def test_a_stage_is_one_module_with_a_function_of_its_name(stage):
 
 def test_the_command_line_imports_stages_inside_commands():
     paths = [path for path in (PACKAGE / "cli").glob("*.py") if path.stem not in SHOWING]
-    light = {"__init__", "cli", "config", "errors", "init", "project"}
+    light = {"__init__", "cli", "config", "errors", "init", "project", "shares"}
     for path in paths:
         assert outside(path, top=True) <= {"typer"}
         assert {room_of(name) for name in inside(path, top=True)} <= light

@@ -26,7 +26,7 @@ def found(images, **options):
     """File names by year, in order."""
     return {
         source.year: [os.path.relpath(path, os.path.dirname(images)) for path in paths]
-        for source, paths in imagery.by_year(SourceConfig(images=str(images), **options))
+        for source, paths in imagery.by_year([SourceConfig(images=str(images), **options)])
     }
 
 

@@ -14,7 +14,7 @@ from geomatch.geo.coordinates import CRS84, project_bounds
 from geomatch.geo.grid import Grid, cell_keys, cells_of
 from geomatch.geo.views import Layout
 from geomatch.progress import silent
-from geomatch.tiling.batches import Sheets, batches, shards_of
+from geomatch.tiling.batches import Shards, Sheets, batches
 from geomatch.tiling.label_layers import YearLabels
 from geomatch.tiling.plan import make_plan
 from geomatch.tiling.sources import YearSource
@@ -143,7 +143,8 @@ def test_each_shard_has_the_sheets_over_its_cells(tmp_path):
     grid = Grid("EPSG:32631", 64, 1.0, 64)
     plan = make_plan(settings("split.by=source"), grid, found, silent)
     near = Sheets(found)
-    shards = shards_of(plan, tmp_path, (1, 0), near, False)
+    of_plan = Shards(plan, tmp_path, (1, 0), near, False)
+    shards = of_plan.made(range(len(of_plan)))
     assert sum(map(len, shards)) == len(plan.col)
     assert len(shards) > 2
     for shard in shards:

@@ -49,9 +49,18 @@ def test_a_source_of_another_form_is_refused(project, text):
         tile_arguments(project, [text])
 
 
-def test_a_year_named_twice_is_refused(project):
-    with pytest.raises(UsageError, match="2010 is named twice"):
-        tile_arguments(project, ["2010=a", "2010=b"])
+def test_two_folders_of_one_year_are_two_sources(project):
+    request = tile_arguments(project, ["2010=/a", "2010:labels=/l", "2020=/c", "2010=/b"])
+    assert request.settings.source == (
+        config.SourceConfig("2010", "/a", "/l"),
+        config.SourceConfig("2020", "/c"),
+        config.SourceConfig("2010", "/b"),
+    )
+
+
+def test_labels_of_a_year_named_twice_are_refused(project):
+    with pytest.raises(UsageError, match="2010:labels is named twice"):
+        tile_arguments(project, ["2010=a", "2010:labels=b", "2010:labels=c"])
 
 
 def test_years_told_by_names_need_no_year(project, monkeypatch, tmp_path):
@@ -87,7 +96,6 @@ def test_a_stac_collection_tells_the_years_itself(project, monkeypatch, tmp_path
         ([], {"asset": "x"}, "need georeferenced imagery"),
         (["test=a"], {"folders": "train=b", "year_from": "x"}, "need georeferenced imagery"),
         (["2010=a"], {"asset": "x"}, "STAC"),
-        (["a", "b"], {"year_from": "x"}, "b: imagery is named twice"),
         (["a", ":lables=b"], {"year_from": "x"}, ":lables=b"),
         (["stac:labels=a"], {}, "named|form"),
     ],

@@ -9,7 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from geomatch import config
+from geomatch.errors import UsageError
 from geomatch.project import Project
+from geomatch.shares import Share
 
 ProjectFolder = Annotated[
     Path,
@@ -40,6 +42,24 @@ FalsePositives = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        help="Do the i-th of n equal shards of the work, in a job array --shard "
+        "$SLURM_ARRAY_TASK_ID/n; then --join.",
+        metavar="i/n",
+    ),
+]
+Join = Annotated[
+    bool, typer.Option("--join", help="Put the shards together, or name those that are missing.")
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        help="Do the work on the Dask cluster of this scheduler, over a shared folder.",
+        metavar="ADDRESS",
+    ),
+]
 HERE = Path()
 
 
@@ -51,6 +71,17 @@ def overrides(settings: Sequence[str] | None, options: Mapping[str, Any]) -> lis
     """
     given = {key: value for key, value in options.items() if value not in (None, [])}
     return [f"{key}={config.toml(value)}" for key, value in given.items()] + list(settings or ())
+
+
+def share_of(shard: str | None, join: bool, scheduler: str | None) -> Share | None:
+    """The share of the work that `--shard` names.
+
+    Raises:
+        UsageError: it is combined with `--join` or `--scheduler`, or these with each other.
+    """
+    if bool(shard) + join + bool(scheduler) > 1:
+        raise UsageError("--shard, --join and --scheduler exclude each other")
+    return Share.parse(shard) if shard else None
 
 
 def open_project(

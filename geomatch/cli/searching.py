@@ -18,12 +18,16 @@ from geomatch.cli.options import (
     Checkpoint,
     Embeddings,
     FalsePositives,
+    Join,
     Json,
     ProjectFolder,
     Quiet,
+    Scheduler,
     Settings,
+    Shard,
     Years,
     open_project,
+    share_of,
 )
 from geomatch.errors import GeomatchError, UsageError
 
@@ -44,6 +48,9 @@ def embed(
     dtype: Annotated[
         config.EmbedDtype | None, typer.Option(help="Precision; int8 needs OpenVINO.")
     ] = None,
+    shard: Shard = None,
+    join: Join = False,
+    scheduler: Scheduler = None,
     settings: Settings = None,
     quiet: Quiet = False,
 ) -> None:
@@ -52,11 +59,28 @@ def embed(
 
     options = {"embed.engine": engine, "embed.dtype": dtype}
     opened, wanted = open_project(project, settings, options)
+    share = share_of(shard, join, scheduler)
     opened.tile_manifest()  # without tiles, fail before the imports that take seconds
     from geomatch.embed import embed as stage
+    from geomatch.embed import embed_share
 
+    if share:
+        with console.progress(quiet) as progress:
+            count = embed_share(
+                opened, share, run=run, model=model, settings=wanted, progress=progress
+            )
+        console.note(f"shard {share} is done: {count} descriptors")
+        return
     with console.progress(quiet) as progress:
-        made = stage(opened, run=run, model=model, settings=wanted, progress=progress)
+        made = stage(
+            opened,
+            run=run,
+            model=model,
+            settings=wanted,
+            join=join,
+            scheduler=scheduler,
+            progress=progress,
+        )
     if made.remark:
         console.note(made.remark)
     console.note(f"{made.tiles} descriptors in {made.path}")

@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 from geomatch import config
-from geomatch.cli.options import HERE, Json, ProjectFolder, Quiet, Settings, overrides
+from geomatch.cli.options import (
+    HERE,
+    Join,
+    Json,
+    ProjectFolder,
+    Quiet,
+    Scheduler,
+    Settings,
+    Shard,
+    overrides,
+    share_of,
+)
 from geomatch.errors import UsageError
 from geomatch.project import Project
 
@@ -104,8 +115,11 @@ def tile(
         int | None, typer.Option(min=1, help="Processes; by default one per core.")
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Cut tiles again even if they are up to date.")
+        bool, typer.Option("--force", help="Cut all tiles again, and draw the splits again.")
     ] = False,
+    shard: Shard = None,
+    join: Join = False,
+    scheduler: Scheduler = None,
     preview: Annotated[
         int,
         typer.Option(
@@ -129,6 +143,13 @@ def tile(
     from geomatch.tiling.request import tile_arguments
 
     opened = Project.open(project)
+    share = share_of(shard, join, scheduler)
+    if share and (preview or check or force):
+        raise UsageError(
+            "--shard cuts tiles alone", "Give --preview and --check with --join, and no --force."
+        )
+    if join and force:
+        raise UsageError("--join cuts nothing", "Leave out --force.")
     options = {
         "grid.size": size,
         "grid.gsd": gsd,
@@ -155,8 +176,23 @@ def tile(
         asset=asset,
         overrides=overrides(settings, options),
     )
+    from geomatch.tile import cut_share
     from geomatch.tile import tile as stage
 
+    if share:
+        with console.progress(quiet) as progress:
+            cut = cut_share(
+                opened,
+                chosen.settings,
+                share,
+                overrides=chosen.overrides,
+                workers=workers,
+                progress=progress,
+            )
+        console.note(f"shard {share} is done: {cut.tiles} tiles, {cut.kept} of them kept")
+        if as_json:
+            console.data({"shard": str(share), "tiles": cut.tiles, "kept": cut.kept})
+        return
     with console.progress(quiet) as progress:
         made = stage(
             opened,
@@ -166,6 +202,8 @@ def tile(
             force=force,
             preview=preview,
             check=check,
+            join=join,
+            scheduler=scheduler,
             progress=progress,
         )
     table = made.table
@@ -180,6 +218,8 @@ def tile(
         console.note(f"left out ({len(made.unreadable)}), as listed in {opened.tiles_manifest}:")
         for path, reason in list(made.unreadable.items())[:SHOWN]:
             console.note(f"  {path} {reason}")
+    if made.stale:
+        console.note(f"stale now: {', '.join(made.stale)}. Runs stay as they are.")
     if preview:
         console.note(f"preview in {opened.preview}")
     if check:

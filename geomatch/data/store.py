@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import tensorstore as ts
 from numpy.typing import NDArray
 
 from geomatch.errors import GeomatchError, StaleError
+from geomatch.project import replacing
 from geomatch.remote import PIXELS_URL, kvstore
 
 Pixels = NDArray[np.uint8]
@@ -111,6 +114,26 @@ class TileStore:
                 f"pixels cannot be read: {_short(error)}", "Run: geomatch tile --force"
             ) from error
         return pixels
+
+
+def link_shard(store: Path, number: int, target: Path, target_number: int) -> None:
+    """Make a shard of one store that of another one too, without a copy where that is possible.
+
+    A shard is never written in place, so neither store can change the other.
+    """
+    source, shard = (
+        path / "c" / str(each) / "0/0/0"
+        for path, each in ((store, number), (target, target_number))
+    )
+    shard.unlink(missing_ok=True)
+    if not source.exists():  # all zeros
+        return
+    shard.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, shard)
+    except OSError:  # the file system has no links
+        with replacing(shard) as temporary:
+            shutil.copyfile(source, temporary)
 
 
 def _spec(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ A raster of any size is read in strips, of which only runs of pixels along the r
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,9 @@ def _connected(runs: Runs, rows: range, width: int) -> Runs:
 
 
 def _write(view: Any, path: str, runs: Runs) -> None:
-    """Write 0 in runs and 255 elsewhere, beside its place first: several processes may."""
-    beside = f"{path}.{os.getpid()}"
+    """Write 0 in runs and 255 elsewhere, beside its place first: several processes may,
+    also on other machines."""
+    beside = f"{path}.{secrets.token_hex(4)}"
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     form = {"driver": "GTiff", "count": 1, "dtype": "uint8", "compress": "deflate", "tiled": True}
     form |= {"height": view.height, "width": view.width, "BIGTIFF": "IF_SAFER"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import threading
 from collections import defaultdict
 from collections.abc import Iterable
@@ -59,7 +60,7 @@ class Headers:
         """
         if not self._is_new:
             return
-        beside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        beside = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
         values = {"by": self._made_by, "crs": self._crs, "files": self._asked}
         try:
             beside.write_text(json.dumps(values), encoding="utf-8")

@@ -36,17 +36,18 @@ def blocks_of(grid: Grid, epsg: Ints, col: Ints, row: Ints, side: float) -> Ints
     return np.column_stack([epsg, index])
 
 
-def by_blocks(grid: Grid, epsg: Ints, col: Ints, row: Ints, block: float | None, seed: int) -> Ints:
+def by_blocks(
+    grid: Grid, epsg: Ints, col: Ints, row: Ints, block: float, seed: int, known: Ints | None = None
+) -> Ints:
     """Split of each place by square blocks of ground, drawn at random with `seed`.
 
     Args:
-        block: side in metres; None for about `BLOCKS` blocks.
+        block: side in metres.
+        known: the split (n,) of places that have one already, which their block has, else -1.
 
     Raises:
         UsageError: a block is smaller than a tile.
     """
-    if block is None:
-        block = block_side(grid, len(col))
     if block < grid.side:
         raise UsageError(
             f"split.block = {block:g} m is smaller than a tile ({grid.side:g} m)",
@@ -55,16 +56,24 @@ def by_blocks(grid: Grid, epsg: Ints, col: Ints, row: Ints, block: float | None,
     keys = cell_keys(*blocks_of(grid, epsg, col, row, block).T)
     blocks, member, count = np.unique(keys, return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(blocks))
+    member = member.reshape(-1)
     split = np.full(len(blocks), TRAIN)
+    drawn = np.ones(len(blocks), bool)
+    if known is not None:
+        has_split = known >= 0
+        split[member[has_split]] = known[has_split]
+        drawn[member[has_split]] = False
     for target in (TEST, VALIDATION):
-        free = [b for b in order if split[b] == TRAIN]
-        taken = 0
-        for b in free[: len(free) - 1]:  # leave a block to train on
+        free = [b for b in order if drawn[b] and split[b] == TRAIN]
+        taken = int(count[split == target].sum())
+        # Leave a block to train on.
+        most = len(free) - bool(drawn[split == TRAIN].all())
+        for b in free[:most]:
             if taken >= SHARE * len(col):
                 break
             split[b] = target
             taken += int(count[b])
-    return split[member.reshape(-1)]
+    return split[member]
 
 
 def of_files(paths: Sequence[str], validation: Sequence[str], test: Sequence[str]) -> list[int]:
@@ -123,18 +132,26 @@ def by_areas(
     return split
 
 
-def keep_apart(grid: Grid, places: Ints, split: Ints, buffer: float) -> Ints:
+def keep_apart(
+    grid: Grid, places: Ints, split: Ints, buffer: float, fixed: NDArray[np.bool_] | None = None
+) -> Ints:
     """`split` with places dropped that lie within `buffer` metres of another split.
 
     Training places are dropped in favour of validation and test, validation in favour of test.
 
     Args:
         places: keys (n,) in ascending order.
+        fixed: which places (n,) are not dropped; they are apart from each other.
     """
     reach = math.ceil((buffer + grid.side) / grid.step - 1e-9) - 1
-    result = split.copy()
     if reach <= 0:
-        return result
+        return split
+    if fixed is not None:
+        split = split.copy()
+        for kept in ALL:
+            near = _near(places, places[fixed & (split == kept)], reach)
+            split[near & ~fixed & (split != kept)] = DROPPED
+    result = split.copy()
     for favoured in (VALIDATION, TEST):
         near = _near(places, places[split >= favoured], reach)
         result[near & (split < favoured)] = DROPPED

@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from geomatch.data.store import TileStore, link_shard, shard_rows
+from geomatch.data.store_rows import StoreRows
 from geomatch.geo import labels, placement
 from geomatch.geo.grid import Grid, Ints
 from geomatch.geo.rasters import Pixels
 from geomatch.geo.windows import GridReader
 from geomatch.project import fingerprint
-from geomatch.tiling import shards, sources
+from geomatch.tiling import shards
 from geomatch.tiling.sources import YearSource
 from geomatch.tiling.usable import Unreadable
 
@@ -29,8 +33,52 @@ Broken = dict[str, list[int]]
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What a shard keeps of tiles that are there.
+
+    Attributes:
+        store: their pixels.
+        rows: (n,) the row of each tile of the shard in that store, -1 where it is to be cut.
+        valid, source, sheets, changed: of the record, (n,).
+        shards: JSON values of the shards of that store in which the rows are.
+        is_whole: whether the shard has all rows of one of these, in their order.
+    """
+
+    store: Path
+    rows: Ints
+    valid: list[float]
+    source: list[str]
+    sheets: list[int]
+    changed: list[float | None]
+    shards: list[dict[str, Any]]
+    is_whole: bool
+
+    @classmethod
+    def of(cls, before: StoreRows, store: Path, rows: Ints, size: int) -> Kept:
+        """What rows of a store hold, `size` of which are a shard."""
+        numbers = np.unique(rows[rows >= 0] // size).tolist()
+        whole = np.arange(numbers[0] * size, min((numbers[0] + 1) * size, len(before)))
+        names = np.asarray(before.sources, object)[before.source[rows]]
+        return cls(
+            store,
+            rows,
+            before.valid[rows].tolist(),
+            names.tolist(),
+            before.sheets[rows].tolist(),
+            [None if np.isnan(share) else share for share in before.changed[rows].tolist()],
+            [before.shards[number] for number in numbers],
+            np.array_equal(rows, whole),
+        )
+
+
+@dataclass(frozen=True)
 class CellShard(shards.Shard):
-    """A shard of cells, which is cut in one go."""
+    """A shard of cells, which is cut in one go.
+
+    Attributes:
+        keys: (n,) of what each tile depends on; see `StoreRows.key`.
+        kept: tiles that need not be cut.
+    """
 
     grid: Grid
     channels: tuple[int, int]
@@ -38,18 +86,26 @@ class CellShard(shards.Shard):
     col: Ints
     row: Ints
     year: Ints
+    keys: NDArray[np.uint64]
     year_sources: dict[int, YearSource]
     skip_bad: bool
+    kept: Kept | None = None
 
     def __len__(self) -> int:
         return len(self.col)
 
     @property
     def key(self) -> str:
-        cells = [a.tolist() for a in (self.epsg, self.col, self.row, self.year)]
-        used = {year: sources.identity(source) for year, source in self.year_sources.items()}
-        leaving = ["skip bad"] if self.skip_bad else []
-        return fingerprint([cells, used, asdict(self.grid), self.channels, RECORD, *leaving])
+        cells = [a.tolist() for a in (self.epsg, self.col, self.row, self.year, self.keys)]
+        return fingerprint(cells)
+
+    def take(self) -> shards.ShardRecord:
+        """Take a shard that is kept as a whole."""
+        assert self.kept is not None
+        size = shard_rows(self.grid.size, sum(self.channels))
+        numbers = int(self.kept.rows[0]) // size, self.start // size
+        link_shard(self.kept.store, numbers[0], self.pixels, numbers[1])
+        return self.save_record(**_columns(self), **self.kept.shards[0])
 
 
 @dataclass(frozen=True)
@@ -75,6 +131,9 @@ def cut(batch: Batch) -> list[shards.ShardRecord]:
         writer = stack.enter_context(ThreadPoolExecutor(1))
         cutter = stack.enter_context(_Cutter(batch))
         for shard in batch.shards:
+            if shard.kept and shard.kept.is_whole:
+                records.append(writer.submit(shard.take))
+                continue
             pixels, columns = cutter.read(shard)
             if records:
                 records[-1].result()  # so that no more than two shards are in memory
@@ -110,11 +169,17 @@ class _Cutter:
         """The pixels of a shard (n, size, size, channels), and the columns of its record."""
         size, (bands, drawn) = self._grid.size, self._channels
         pixels = np.zeros((len(shard), size, size, bands + drawn), np.uint8)
-        valid = np.zeros(len(shard), np.float32)
-        names = [""] * len(shard)
-        sheets = [0] * len(shard)
-        changed: list[float | None] = [None] * len(shard)
+        columns = _columns(shard)
+        valid, names = columns["valid"], columns["source"]
+        sheets, changed = columns["sheets"], columns["changed"]
         broken: Broken = {}
+        unreadable: dict[str, str] = {}
+        if shard.kept:
+            there = np.flatnonzero(shard.kept.rows >= 0)
+            pixels[there] = TileStore.open(shard.kept.store).read(shard.kept.rows[there])
+            for each in shard.kept.shards:
+                take_up(broken, each["broken"])
+                unreadable |= each.get("unreadable", {})
         for (code, epsg), rows in _groups(shard):
             crs, known = f"EPSG:{epsg}", self._sources[code].labels
             if self._place != (code, crs):  # many years would have too many files open
@@ -135,7 +200,7 @@ class _Cutter:
                         names[i] = seen[0].name if seen else ""
                         sheets[i] = len({raster.path for raster in seen})
                         pixels[i, ..., :bands] = values
-                        valid[i] = np.count_nonzero(mask) / mask.size
+                        valid[i] = float(np.float32(np.count_nonzero(mask) / mask.size))
                     if layers is not None:
                         for i in run:
                             pixels[i, ..., bands:] = layers.read(int(shard.col[i]), row)
@@ -145,18 +210,11 @@ class _Cutter:
                             pixels[i, ..., bands:] = values
                     for i in run:
                         changed[i] = share(int(shard.col[i]), row)
-        columns: dict[str, Any] = {
-            "valid": valid.tolist(),
-            "source": names,
-            "sheets": sheets,
-            "changed": changed,
-            "broken": broken,
-            "classes": [],
-        }
+        columns |= {"broken": broken, "classes": []}
         if self._has_classes:  # how many pixels have each
             columns["classes"] = np.bincount(pixels[..., -1].reshape(-1), minlength=256).tolist()
         if self._unreadable is not None:
-            columns["unreadable"] = dict(self._unreadable)
+            columns["unreadable"] = unreadable | self._unreadable
             self._unreadable.clear()
         return pixels, columns
 
@@ -211,10 +269,23 @@ class _Cutter:
         return share
 
 
+def _columns(shard: CellShard) -> dict[str, Any]:
+    """The columns of a shard's record as far as its tiles are kept."""
+    n, kept = len(shard), shard.kept
+    if kept is None:
+        empty = {"valid": [0.0] * n, "source": [""] * n, "sheets": [0] * n, "changed": [None] * n}
+        return {**empty, "kept": 0}
+    known = {name: getattr(kept, name) for name in ("valid", "source", "sheets", "changed")}
+    return {**known, "kept": int((kept.rows >= 0).sum())}
+
+
 def _groups(shard: CellShard) -> Iterator[tuple[tuple[int, int], Ints]]:
+    """The tiles of a shard that are to be cut, by year and CRS."""
+    missing = np.ones(len(shard), bool) if shard.kept is None else shard.kept.rows < 0
     keys = np.stack([shard.year, shard.epsg], axis=1)
-    for year, epsg in np.unique(keys, axis=0).tolist():
-        yield (year, epsg), np.flatnonzero((shard.year == year) & (shard.epsg == epsg))
+    for year, epsg in np.unique(keys[missing], axis=0).tolist():
+        mine = missing & (shard.year == year) & (shard.epsg == epsg)
+        yield (year, epsg), np.flatnonzero(mine)
 
 
 def _runs(shard: CellShard, rows: Ints) -> Iterator[list[int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,27 +20,57 @@ DATE = re.compile(
 
 
 def by_year(
-    source: SourceConfig, overlap: Overlap = "first"
+    sources: Iterable[SourceConfig], overlap: Overlap = "first"
 ) -> list[tuple[SourceConfig, list[str]]]:
-    """A source's images: of its year, or of each year that they tell by its `year_from`.
+    """The images of each year, which sources name or their images tell by its `year_from`.
+
+    Where several sources have images of a year, these are joined, in the order of the sources.
 
     Args:
         overlap: "newest" puts those of the latest date first.
 
     Raises:
         GeomatchError: there are no images, or one tells no year, or no date where it needs one.
-        UsageError: `year_from` is not a regular expression, or `asset` is not of a STAC item.
+        UsageError: `year_from` is not a regular expression, or `asset` is not of a STAC item; or
+            sources of a year do not go together.
     """
-    if not (source.images and (source.year or source.year_from)):
-        return [(source, [])]
-    found: dict[str, dict[str, str]] = {}
-    for path, text in _images(source):
-        year = _year(source, path, text) if source.year_from else source.year
-        found.setdefault(year, {})[path] = text
+    found: dict[str, tuple[SourceConfig, dict[str, str]]] = {}
+    for source in sources:
+        texts: dict[str, dict[str, str]] = {}
+        if source.images and (source.year or source.year_from):
+            for path, text in _images(source):
+                year = _year(source, path, text) if source.year_from else source.year
+                texts.setdefault(year, {})[path] = text
+        for year, of_year in sorted(texts.items()) or [(source.year, {})]:
+            here = replace(source, year=year)
+            before, known = found.get(year, (here, {}))
+            found[year] = _joined(before, here), known | of_year
     return [
-        (replace(source, year=year), _newest_first(texts) if overlap == "newest" else [*texts])
-        for year, texts in sorted(found.items())
+        (source, _newest_first(texts) if overlap == "newest" else [*texts])
+        for source, texts in found.values()
     ]
+
+
+def _joined(one: SourceConfig, other: SourceConfig) -> SourceConfig:
+    """Two sources of one year as one, of which `images` is that of the first.
+
+    Raises:
+        UsageError: both have labels or masks, or they differ in placement.
+    """
+    if other == one:
+        return one
+    if one.placement != other.placement:
+        raise UsageError(
+            f"year {one.year} has a real and a fictitious placement", "Give it one placement."
+        )
+    if not (other.labels or other.changed):
+        return one
+    if one.labels or one.changed:
+        raise UsageError(
+            f"year {one.year} has labels or masks of changed ground in several sources",
+            "Name them in one of its sources.",
+        )
+    return replace(other, images=one.images)
 
 
 def others(source: SourceConfig, found: list[str]) -> list[str]:
@@ -60,7 +90,7 @@ def _newest_first(texts: Mapping[str, str]) -> list[str]:
     Raises:
         GeomatchError: one of several has no date.
     """
-    if len(texts) == 1:
+    if len(texts) <= 1:
         return [*texts]
     dates = {path: DATE.search(text) for path, text in texts.items()}
     for path, date in dates.items():

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from geomatch import config
+from geomatch.data.store_rows import StoreRows
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.geo import coordinates, footprints, labels, placement, splits
 from geomatch.geo.grid import (
@@ -24,6 +27,7 @@ from geomatch.geo.grid import (
 )
 from geomatch.geo.rasters import Raster
 from geomatch.progress import ProgressCallback
+from geomatch.project import fingerprint, replacing
 from geomatch.tiling import sources
 from geomatch.tiling.sources import YearSource
 
@@ -35,7 +39,11 @@ MAX_CELLS = 1e8
 
 @dataclass(frozen=True)
 class TilePlan:
-    """Every tile to be cut, as parallel arrays in the order of the store's rows."""
+    """Every tile to be cut, as parallel arrays in the order of the store's rows.
+
+    Attributes:
+        rule, block: see `StoreRows`.
+    """
 
     grid: Grid
     epsg: Ints
@@ -43,16 +51,48 @@ class TilePlan:
     row: Ints
     year: Ints
     split: Ints
+    rule: str
+    block: float
+
+    def save(self, path: Path) -> None:
+        """Write the plan, atomically."""
+        arrays = {name: getattr(self, name).astype(kind) for name, kind in ARRAYS.items()}
+        rest = json.dumps({"grid": asdict(self.grid), "rule": self.rule, "block": self.block})
+        with replacing(path) as temporary, temporary.open("wb") as handle:
+            np.savez_compressed(handle, rest=np.asarray(rest), **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> TilePlan:
+        """Read what `save` wrote."""
+        with np.load(path) as file:
+            rest = json.loads(str(file["rest"]))
+            arrays = {name: file[name].astype(np.int64) for name in ARRAYS}
+        return cls(grid=Grid(**rest.pop("grid")), **rest, **arrays)
 
 
-def choose_grid(settings: config.GridConfig, year_sources: Sequence[YearSource]) -> Grid:
+ARRAYS = {"epsg": np.int32, "col": np.int32, "row": np.int32, "year": np.int16, "split": np.int8}
+
+
+def first_raster(year_sources: Sequence[YearSource], before: StoreRows | None) -> Raster:
+    """The raster that decides what the settings of the grid leave open.
+
+    It is that of the tiles that are there while it is among the sources, so that an earlier year
+    or another sheet does not move the grid.
+    """
+    images = [image for source in year_sources for image in source.images]
+    known = [image for image in images if before is not None and image.path == before.first]
+    return known[0] if known else images[0]
+
+
+def choose_grid(
+    settings: config.GridConfig, year_sources: Sequence[YearSource], first: Raster
+) -> Grid:
     """The grid of the settings; what these leave open comes from the first raster.
 
     Raises:
         GeomatchError: a raster is far outside the area of the grid's CRS.
         UsageError: the CRS, size, gsd or stride is invalid.
     """
-    first = year_sources[0].images[0]
     metric = placement.metric_crs(first)
     if settings.crs == "auto":
         crs = metric
@@ -80,14 +120,20 @@ def make_plan(
     grid: Grid,
     year_sources: Sequence[YearSource],
     progress: ProgressCallback,
+    before: StoreRows | None = None,
 ) -> TilePlan:
     """Every cell that a raster of a year touches, but for those dropped between splits.
+
+    Args:
+        before: the tiles that are there. If their splits were drawn by the same rule, each of
+            their places keeps its split, and only others are drawn or dropped.
 
     Raises:
         GeomatchError: no ground is covered in two years.
         UsageError: the split is invalid.
     """
     buffer = _buffer(settings.split, grid)
+    drawn = _rule(settings.split, grid)
     images = [image for source in year_sources for image in source.images]
     zones = {image: _zones(image, grid) for image in images}
     codes = np.unique([code for each in zones.values() for code in each])
@@ -117,13 +163,29 @@ def make_plan(
             + "; ".join(f"{c.year} {_extent(c)}" for c in year_sources),
             "Check the CRS of the files and the paths of the years.",
         )
+    known = block = None
+    if before is not None and before.rule == drawn:
+        zone, col, row = cells_of(places)
+        known = before.splits_of(codes[zone], col, row)
+        if (known < 0).all():
+            known = None
+        else:
+            block = before.block
+    if settings.split.block is not None:
+        block = settings.split.block
+    elif block is None:
+        block = splits.block_side(grid, len(places))
     if by_source:
         none = np.empty(0, np.int64)
         split = splits.by_source(places, [np.concatenate([none, *each]) for each in covered])
     else:
-        split = _split(settings.split, grid, codes, places)
+        split = _split(settings.split, grid, codes, places, block, known)
     covered.clear()
-    split = splits.keep_apart(grid, places, split, buffer)
+    fixed = None
+    if known is not None:
+        fixed = known >= 0
+        split = np.where(fixed, known, split)
+    split = splits.keep_apart(grid, places, split, buffer, fixed)
     progress(f"grid {grid.id}: {len(places)} places, {np.sum(split < 0)} dropped between splits")
     parts = []
     for code, of_year in enumerate(keys):
@@ -135,7 +197,8 @@ def make_plan(
         order = order[tile_split[order] >= 0]
         year = np.full(len(order), code, np.int64)
         parts.append((codes[zone[order]], col[order], row[order], year, tile_split[order]))
-    plan = TilePlan(grid, *map(np.concatenate, zip(*parts, strict=True)))
+    epsg, col, row, year, tile_split = map(np.concatenate, zip(*parts, strict=True))
+    plan = TilePlan(grid, epsg, col, row, year, tile_split, drawn, block)
     if not len(plan.col):
         raise GeomatchError(
             f"no tile is left: all {len(places)} places lie between splits",
@@ -210,12 +273,25 @@ def _extent(source: YearSource) -> str:
     return f"lies within {left:.4f},{bottom:.4f} to {right:.4f},{top:.4f}"
 
 
-def _split(settings: config.SplitConfig, grid: Grid, codes: Ints, places: Ints) -> Ints:
+def _rule(settings: config.SplitConfig, grid: Grid) -> str:
+    """Fingerprint of the rule by which splits are drawn."""
+    chosen = asdict(replace(settings, years=()))
+    return fingerprint([chosen, sources.area_stamps(settings), asdict(grid)])
+
+
+def _split(
+    settings: config.SplitConfig,
+    grid: Grid,
+    codes: Ints,
+    places: Ints,
+    block: float,
+    known: Ints | None,
+) -> Ints:
     """Split of each place by blocks or by polygons."""
     zone, col, row = cells_of(places)
     epsg = codes[zone]
     if settings.by == "blocks":
-        return splits.by_blocks(grid, epsg, col, row, settings.block, settings.seed)
+        return splits.by_blocks(grid, epsg, col, row, block, settings.seed, known)
     crs = footprints.file_crs(grid)
     rings = footprints.rings(epsg, grid.bounds(col, row), crs)
     low, high = rings.min(axis=(0, 1)).tolist(), rings.max(axis=(0, 1)).tolist()

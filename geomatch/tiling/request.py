@@ -138,10 +138,13 @@ def _parse_sources(
 ) -> tuple[config.SourceConfig, ...]:
     """Sources from YEAR=PATH, YEAR:labels=PATH and YEAR:changed=PATH, in the order given.
 
+    A path more of a year that has one is a source of its own.
+
     With `year_from`, the path of the images stands alone, and YEAR is left out before labels and
     masks.
     """
-    found: dict[str, dict[str, str]] = {}
+    found: dict[str, dict[str, str]] = {}  # the first source of each year
+    more: list[dict[str, str]] = []
     for text in texts:
         if year_from and not text.startswith((":", "stac=")):
             name, path = "", text
@@ -159,11 +162,12 @@ def _parse_sources(
             year, told = "", {"year_from": year_from or STAC_YEAR, "asset": asset}
         entry = found.setdefault(year, {**told, "placement": placement})
         key = kind or "images"
-        if key in entry:
-            raise UsageError(
-                f"{text}: {name or 'imagery'} is named twice", "Use one folder or quoted glob."
-            )
-        entry[key] = _path(path)
+        if key not in entry:
+            entry[key] = _path(path)
+        elif key == "images":
+            more.append({**told, "placement": placement, key: _path(path)})
+        else:
+            raise UsageError(f"{text}: {name} is named twice", "Use one folder or quoted glob.")
     if asset and not any("asset" in entry for entry in found.values()):
         raise UsageError("--asset is for STAC items", "Name them as stac=PATH.")
-    return config.from_dict({"source": list(found.values())}, "command line").source
+    return config.from_dict({"source": [*found.values(), *more]}, "command line").source

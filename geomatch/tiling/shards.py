@@ -27,6 +27,8 @@ from geomatch.project import Project, fingerprint, read_json, write_json, write_
 
 ShardRecord = dict[str, Any]
 
+PLAN = "plan.json"
+"""File of the folder of unfinished tiles that says what they are to be."""
 DIGEST = 12
 """Bytes of a shard's digest."""
 
@@ -59,33 +61,53 @@ class Shard(ABC):
         """Write the pixels, then the record, which also holds `columns` (a value for each tile)."""
         TileStore.open(self.pixels).write(self.start, pixels)
         digest = hashlib.blake2b(pixels.data, digest_size=DIGEST).hexdigest()
-        record = {"key": self.key, "digest": digest, **columns}
-        write_json(self.record, record)
+        return self.save_record(digest=digest, **columns)
+
+    def save_record(self, **columns: Any) -> ShardRecord:
+        """Write the record, which says that the shard is complete."""
+        record = {"key": self.key, **columns}
+        write_json(self.record, record, shared=True)
         return record
 
 
 S = TypeVar("S", bound=Shard)
 
 
-def prepare(partial: Path, shape: Sequence[int], request: TileRequest, force: bool) -> None:
+def prepare(
+    partial: Path, shape: Sequence[int], request: TileRequest, force: bool, **noted: Any
+) -> None:
     """Create the folder of unfinished tiles, or keep it if its store has the same shape.
 
     Args:
         shape: rows, size and channels of the store.
         request: recorded, so that `tile` can repeat it.
         force: start from scratch.
+        noted: JSON values that are recorded beside.
     """
-    path, pixels = partial / "plan.json", partial / "tiles" / "pixels.zarr"
+    path, pixels = partial / PLAN, partial / "tiles" / "pixels.zarr"
     # A kill while the result was moved into place leaves records without pixels.
-    if force or not pixels.exists() or _recorded_shape(path) != [*shape]:
+    if force or not pixels.exists() or noted_in(partial).get("shape") != [*shape]:
         shutil.rmtree(partial, ignore_errors=True)
         (partial / "shards").mkdir(parents=True)
-    write_json(path, {"shape": [*shape], "asked": request.as_json()})
     TileStore.create(pixels, *shape)
+    write_json(path, {"shape": [*shape], "asked": request.as_json(), **noted})
 
 
-def _recorded_shape(path: Path) -> Any:
-    return read_json(path, "geomatch tile --force")["shape"] if path.exists() else None
+def noted_in(partial: Path) -> dict[str, Any]:
+    """What `prepare` recorded; empty if there are no unfinished tiles."""
+    path = partial / PLAN
+    return read_json(path, "geomatch tile --force") if path.exists() else {}
+
+
+def done(shards: Sequence[S]) -> dict[int, ShardRecord]:
+    """The records of the shards that are made, by number."""
+    records: dict[int, ShardRecord] = {}
+    for shard in shards:
+        if shard.record.exists():
+            record = read_json(shard.record, "geomatch tile --force")
+            if record["key"] == shard.key:
+                records[shard.number] = record
+    return records
 
 
 def cut(
@@ -95,23 +117,18 @@ def cut(
     progress: ProgressCallback,
 ) -> list[ShardRecord]:
     """Make the missing shards and return the records of all, in order."""
-    records: dict[int, ShardRecord] = {}
-    for shard in shards:
-        if shard.record.exists():
-            record = read_json(shard.record, "geomatch tile --force")
-            if record["key"] == shard.key:
-                records[shard.number] = record
+    records = done(shards)
     missing = [shard for shard in shards if shard.number not in records]
     total = sum(map(len, shards))
-    kept = done = total - sum(map(len, missing))
+    kept = finished = total - sum(map(len, missing))
     if records and missing:
-        progress(f"resuming: {done} of {total} tiles are already cut")
+        progress(f"resuming: {finished} of {total} tiles are already cut")
     started = time.monotonic()
     for shard, record in make(missing):
         records[shard.number] = record
-        done += len(shard)
-        rate = (done - kept) / (time.monotonic() - started)
-        progress(task, done, total, f"{rate:.0f} tiles/s")
+        finished += len(shard)
+        rate = (finished - kept) / (time.monotonic() - started)
+        progress(task, finished, total, f"{rate:.0f} tiles/s")
     return [records[shard.number] for shard in shards]
 
 

@@ -64,10 +64,11 @@ def collect(
 
     Raises:
         GeomatchError: a file is missing or damaged, or files of a year differ in bands or dtype.
-        UsageError: a year is invalid, has no images or is given twice, or a stretch is missing.
+        UsageError: a year is invalid or has no images, its sources do not go together, or a
+            stretch is missing.
     """
     overlap = settings.grid.overlap
-    found = [each for source in settings.source for each in imagery.by_year(source, overlap)]
+    found = imagery.by_year(settings.source, overlap)
     settings = config.with_sources(settings, [source for source, _ in found])
     years = [source.year for source in settings.source]
     for source in settings.source:
@@ -78,8 +79,6 @@ def collect(
             )
         if not source.images:
             raise UsageError(f"source {source.year} has no images", f"Add {source.year}=PATH.")
-    if len(set(years)) != len(years):
-        raise UsageError("a year is given twice", "Give each year one folder or glob.")
     by_year = {source.year: (source, paths) for source, paths in found}
     unreadable: Unreadable = {} if settings.grid.skip_bad else None
     known = label_layers.collect(settings, unreadable, progress)
@@ -217,11 +216,40 @@ def area_files(names: Sequence[str]) -> list[str]:
     return [path for name in names for path in labels.find(name, "split")]
 
 
+def manner(source: YearSource) -> Any:
+    """What the pixels of every tile of a year depend on beside the rasters that it touches."""
+    layers = source.labels.layers
+    return [
+        [source.labels.classes, *map(_manner, layers)] if layers else None,
+        source.stretch and asdict(source.stretch),
+        source.by_centre,
+    ]
+
+
+def _manner(layer: Layer) -> Any:
+    return asdict(layer.classes) if isinstance(layer, RasterLayer) else asdict(layer)
+
+
+def lists(source: YearSource) -> dict[str, tuple[Raster, ...]]:
+    """The rasters of a year, by what they are."""
+    layers = source.labels.layers
+    return {
+        "images": source.images,
+        "labels": source.labels.rasters,
+        "changed": source.changed,
+        **{
+            f"layer {i}": each.rasters
+            for i, each in enumerate(layers)
+            if isinstance(each, RasterLayer)
+        },
+    }
+
+
 def identity(source: YearSource) -> Any:
     """What tiles of a year depend on: paths, sizes and times of its files, how they are read."""
     known = source.labels
     return [
-        [_identity(raster) for raster in (*source.images, *known.rasters, *source.changed)],
+        [raster_identity(raster) for raster in (*source.images, *known.rasters, *source.changed)],
         [known.classes, *map(_drawn, known.layers)] if known.layers else None,
         source.stretch and asdict(source.stretch),
         source.year,
@@ -233,10 +261,11 @@ def identity(source: YearSource) -> Any:
 def _drawn(layer: Layer) -> Any:
     """What the pixels of a label layer depend on."""
     if isinstance(layer, RasterLayer):
-        return [_identity(raster) for raster in layer.rasters], asdict(layer.classes)
+        return [raster_identity(raster) for raster in layer.rasters], asdict(layer.classes)
     return {key: value for key, value in asdict(layer).items() if key != "opened"}
 
 
-def _identity(raster: Raster) -> tuple[Any, ...]:
+def raster_identity(raster: Raster) -> tuple[Any, ...]:
+    """The path, size and time of a raster, and how it is read."""
     how = () if raster.layout.as_stored else (asdict(raster.layout),)
     return raster.path, raster.stamp, *how

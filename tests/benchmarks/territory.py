@@ -28,7 +28,7 @@ from geomatch.data import embeddings
 from geomatch.data.tiles import TileTable
 from geomatch.geo import footprints
 from geomatch.geo.grid import Grid
-from geomatch.geo.splits import by_blocks
+from geomatch.geo.splits import block_side, by_blocks
 from geomatch.project import Project, write_record
 
 GRID = Grid("EPSG:32630", 256, 0.5, 256)
@@ -55,7 +55,7 @@ def tiles_of(places: int) -> TileTable:
         col=col,
         row=row,
         year=np.arange(2 * places) // places,
-        split=by_blocks(GRID, nothing + 32630, col, row, None, 0),
+        split=by_blocks(GRID, nothing + 32630, col, row, block_side(GRID, 2 * places), 0),
         source=np.arange(2 * places) // places,
         valid=np.ones(2 * places, np.float32),
         store_row=np.arange(2 * places),
