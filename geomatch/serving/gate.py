@@ -109,7 +109,7 @@ def _tokens(headers: Headers) -> list[str]:
 def _is_foreign(headers: Headers) -> bool:
     """Whether a page of another server asks, by what browsers say of it."""
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+    if origin is not None and origin.partition("://")[2] != headers.get("host"):
         return True
     from_elsewhere = headers.get("sec-fetch-site") in ("cross-site", "same-site")
     return from_elsewhere and headers.get("sec-fetch-mode") != "navigate"
