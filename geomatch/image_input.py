@@ -100,7 +100,7 @@ def cut(path: str, tiles: TileManifest, year: str | None = None, reach: float = 
         # What is held in memory leaves nothing on a disk, not even the mask of its collar.
         is_file = in_memory.content(Path(path)) is None
         with tempfile.TemporaryDirectory() if is_file else contextlib.nullcontext() as masks:
-            raster = rasters.inspect(path, reading, masks and Path(masks))
+            raster = rasters.inspect(path, reading, Path(masks) if masks else None)
             return _georeferenced(raster, grid, channels, tiles, year, reach)
     else:
         why = "because it has no georeference"

@@ -102,7 +102,9 @@ class Browser:
 
     def key(self, name: str) -> None:
         """Press and release a key."""
-        text = {"text": "\r" if name == "Enter" else name} if len(name) == 1 or name == "Enter" else {}
+        text = (
+            {"text": "\r" if name == "Enter" else name} if len(name) == 1 or name == "Enter" else {}
+        )
         self._ask("Input.dispatchKeyEvent", type="keyDown", key=name, **text)
         self._ask("Input.dispatchKeyEvent", type="keyUp", key=name)
         self.settle()

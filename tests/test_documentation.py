@@ -34,7 +34,7 @@ PROSE = [
     for path in (README, ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("examples/*/*.md")))
     if path != command_reference.REFERENCE
 ]
-OTHERS = {"cd", "ln", "mypy", "nox", "ruff", "source", "tensorboard"}
+OTHERS = {"cd", "curl", "ln", "mypy", "nox", "ruff", "source", "ssh", "tensorboard"}
 """Programs that documents call beside geomatch, pip, pytest and python."""
 
 

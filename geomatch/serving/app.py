@@ -119,9 +119,7 @@ class App:
     async def query(self, request: Request) -> Response:
         is_image = request.method == "POST"
         known = [parameters.NAME] if is_image else parameters.TARGET
-        values = parameters.read(
-            request.query_params.multi_items(), [*known, *parameters.ASKED]
-        )
+        values = parameters.read(request.query_params.multi_items(), [*known, *parameters.ASKED])
         options = parameters.options_of(values)
         image = await self._image(request, values, options) if is_image else None
         form = values.get("format", "json")
@@ -152,9 +150,7 @@ class App:
                 raise SlowError(
                     f"{name} did not arrive in {RECEIVE_SECONDS:g} s", "Send a smaller image."
                 ) from error
-            cut = await run_in_threadpool(
-                self._decoder.cut, data, name, options.from_year, reach
-            )
+            cut = await run_in_threadpool(self._decoder.cut, data, name, options.from_year, reach)
         return name, cut
 
     async def _do(self, work: Callable[[], T]) -> T:
@@ -213,7 +209,7 @@ async def _explained(request: Request, error: GeomatchError) -> Response:
 
 
 async def _busy(request: Request, error: BusyError) -> Response:
-    return refused(503, "too many questions are waiting", "Ask again in a moment.")
+    return refused(503, "too many requests are waiting", "Ask again in a moment.")
 
 
 async def _missing(request: Request, error: HTTPException) -> Response:

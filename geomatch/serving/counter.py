@@ -1,4 +1,4 @@
-"""What is answered: questions, tiles and their pictures, from an open index.
+"""What is answered: queries, tiles and their pictures, from an open index.
 
 All of it runs on the desk's thread.
 """

@@ -60,7 +60,9 @@ class Gate:
                 return refused(403, "this server answers to localhost alone")
         elif scope["path"] == "/" and (given := _token_of_url(scope)) is not None:
             if not self._is_right(given):
-                return refused(401, "the token is wrong", "Use the URL that geomatch serve printed.")
+                return refused(
+                    401, "the token is wrong", "Use the URL that geomatch serve printed."
+                )
             response = RedirectResponse("/", 303)
             response.set_cookie(COOKIE, given, httponly=True, samesite="lax")
             return response

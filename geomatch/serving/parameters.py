@@ -1,4 +1,4 @@
-"""The parameters of a question: what they mean, which values they take, and the options they make.
+"""The parameters of a request: what they mean, which values they take, and the options they make.
 
 One table serves for reading them and for their description in OpenAPI.
 """

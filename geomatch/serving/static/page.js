@@ -37,7 +37,7 @@ function parameters() {
   return found;
 }
 
-function question(format) {
+function request(format) {
   const { file, ...target } = asked;
   const found = [...parameters(), ...Object.entries(target)];
   if (format) found.push(["format", format]);
@@ -59,7 +59,7 @@ async function ask(target) {
   at("failure").hidden = true;
   at("again").disabled = false;
   try {
-    const [values, options] = question();
+    const [values, options] = request();
     const response = await get("query", values, { ...options, signal: mine.signal });
     show(await response.json());
     if (target && matchMedia("(max-width: 60rem)").matches) at("results").scrollIntoView();
@@ -76,7 +76,7 @@ async function ask(target) {
 async function save(format) {
   at("failure").hidden = true;
   try {
-    const [values, options] = question(format);
+    const [values, options] = request(format);
     const blob = await (await get("query", values, options)).blob();
     const link = document.createElement("a");
     link.href = URL.createObjectURL(blob);
