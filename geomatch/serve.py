@@ -23,6 +23,8 @@ from geomatch.querying.opened import OpenIndex
 from geomatch.querying.targets import Targets
 
 TOKEN = re.compile(r"[\w.~-]{16,}", re.ASCII)
+CONNECTIONS = 512
+"""Connections at a time, at most."""
 
 
 def serve(
@@ -79,7 +81,14 @@ def serve(
             stack.callback(decoder.close)
             app = build_app(Counter(opened), desk, decoder, token)
             server = uvicorn.Server(
-                uvicorn.Config(app, log_config=None, access_log=False, server_header=False)
+                uvicorn.Config(
+                    app,
+                    log_config=None,
+                    access_log=False,
+                    server_header=False,
+                    limit_concurrency=CONNECTIONS,
+                    timeout_graceful_shutdown=1,
+                )
             )
             thread = threading.Thread(target=_run, args=(server, listener, desk), daemon=True)
             thread.start()

@@ -138,6 +138,24 @@ def test_an_image_is_answered_as_by_the_command(server, photo, tmp_path, options
         assert (found["footprint"] is None) == (path != sheet)
 
 
+def test_a_scan_is_answered_as_by_the_command(server):
+    sheet = server.small.imagery / "test_2010.tif"
+    scan = sheet.read_bytes()
+    found = server.json("/query", scan, name="scan.tif", gsd=1, top=2, year="2010")
+    wanted = query(server.small.project, str(sheet), scales=(1.0,), top=2, years=("2010",))
+    for match, each in zip(without_footprints(found["matches"]), wanted.as_json(), strict=True):
+        assert match.pop("score") == pytest.approx(each.pop("score"), abs=1e-5)
+        assert match.pop("confidence") == pytest.approx(each.pop("confidence"), abs=1e-3)
+        assert match | {"query": each["query"]} == each
+    # The footprint is that of the scan, not of a tile.
+    (west, south), _, (east, north), *_ = found["matches"][0]["footprint"]
+    assert abs(north - south) * 111_000 > 3 * SIZE
+    assert server.send("/query?gsd=1&format=gpkg", scan)[2].startswith(b"SQLite")
+    for asked, text in (({"rotate": 5}, "too many"), ({"verify": 1}, "not for scans")):
+        assert text in server.json("/query", scan, 400, gsd=1, **asked)["error"]
+    assert "no parameter gsd" in server.json("/query", status=400, gsd=1, tile="a")["error"]
+
+
 def test_filters_and_feedback(server):
     tile = server.small.tiles.ids()[0]
     (first, second, *_) = server.json("/query", tile=tile, same_year="true")["matches"]

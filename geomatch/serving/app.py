@@ -18,10 +18,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from geomatch.errors import GeomatchError, UsageError
-from geomatch.image_input import Cut
 from geomatch.querying import turns
 from geomatch.querying.options import Options
-from geomatch.querying.targets import reach_of
+from geomatch.querying.targets import Query, reach_of
 from geomatch.serving import openapi, parameters, uploads
 from geomatch.serving.counter import Counter, UnknownTileError
 from geomatch.serving.desk import BusyError, Desk
@@ -118,7 +117,7 @@ class App:
 
     async def query(self, request: Request) -> Response:
         is_image = request.method == "POST"
-        known = [parameters.NAME] if is_image else parameters.TARGET
+        known = parameters.IMAGE if is_image else parameters.TARGET
         values = parameters.read(request.query_params.multi_items(), [*known, *parameters.ASKED])
         options = parameters.options_of(values)
         image = await self._image(request, values, options) if is_image else None
@@ -138,8 +137,8 @@ class App:
 
     async def _image(
         self, request: Request, values: dict[str, Any], options: Options
-    ) -> tuple[str, Cut]:
-        """The name of the image that is sent, and the tile that is cut from it."""
+    ) -> tuple[Query, list[str]]:
+        """The image that is sent as a query, and remarks on how it was made one."""
         name = _name(values.get("name", ""))
         reach = reach_of(turns.angles(options.rotate))
         async with self._receiving:
@@ -150,8 +149,13 @@ class App:
                 raise SlowError(
                     f"{name} did not arrive in {RECEIVE_SECONDS:g} s", "Send a smaller image."
                 ) from error
+            if options.scales:
+                pixels, remark = await run_in_threadpool(
+                    self._decoder.scan, data, name, options.from_year
+                )
+                return Query(name, pixels=pixels, is_scan=True), [remark]
             cut = await run_in_threadpool(self._decoder.cut, data, name, options.from_year, reach)
-        return name, cut
+        return Query.of_image(name, cut), self._counter.remarks(cut)
 
     async def _do(self, work: Callable[[], T]) -> T:
         return await asyncio.wrap_future(self._desk.ask(work))

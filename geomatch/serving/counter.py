@@ -23,7 +23,7 @@ from geomatch.geo import footprints
 from geomatch.geo.grid import CRS84
 from geomatch.image_input import Cut
 from geomatch.query import answers
-from geomatch.querying import outputs
+from geomatch.querying import outputs, turns
 from geomatch.querying.answers import Matches, Unanswered
 from geomatch.querying.opened import OpenIndex
 from geomatch.querying.options import Options
@@ -37,6 +37,8 @@ SIDE = 256
 """Pixels along the picture of an image that was asked for."""
 QUALITY = 88
 """Of JPEG thumbnails, in percent."""
+POSES = 64
+"""Turns and scales of a scan that are tried, at most: others wait meanwhile."""
 NEAR = 0.01
 """Tiles whose centres are so near, as a share of their side, are of one place."""
 
@@ -68,24 +70,34 @@ class Counter:
             "first": index.rows.take([0])[0]["id"],
         }
 
+    def remarks(self, cut: Cut) -> list[str]:
+        """How a query was made of an image; any thread may ask."""
+        return [*remarks(self._index, cut)]
+
     def ask(
-        self, values: Mapping[str, Any], options: Options, image: tuple[str, Cut] | None
+        self,
+        values: Mapping[str, Any],
+        options: Options,
+        image: tuple[Query, Sequence[str]] | None,
     ) -> tuple[Matches, list[str]]:
         """Answers, and remarks on how they were found.
 
         Args:
             values: of `parameters.TARGET`, unless there is an image.
-            image: its name and the tile that was cut from it.
+            image: what was made of it, and remarks on how.
 
         Raises:
             GeomatchError: there are none.
         """
-        said: list[str] = []
-        if image is not None:
-            said += remarks(self._index, image[1])
-            query = Query.of_image(*image)
-        else:
-            query = Query.of_tile(self._index, self._position(values, options.from_year))
+        poses = len(options.scales) * len(turns.angles(options.rotate))
+        if poses > POSES:
+            raise UsageError(f"{poses} turns and scales are too many", f"At most {POSES}.")
+        if options.scales and options.verify:
+            raise UsageError("verify is not for scans", "Run: geomatch query IMAGE --gsd --verify")
+        if image is None:
+            position = self._position(values, options.from_year)
+            image = Query.of_tile(self._index, position), ()
+        query, said = image[0], [*image[1]]
 
         def note(task: str, done: int = 0, total: int = 0, *_: Any, **__: Any) -> None:
             if not total:
@@ -118,12 +130,12 @@ class Counter:
         query = found.query
         matches = found.as_json()
         if self._index.tiles.in_metres:
-            rings = self._rings(found.centres)
+            rings = _rounded(outputs.outlines([found], self._half, CRS84))
             matches = [m | {"footprint": r} for m, r in zip(matches, rings, strict=True)]
         placed = query.epsg is not None and self._index.tiles.in_metres
         seen = {}
         if query.pixels is not None:
-            data = base64.b64encode(self._jpeg(query.pixels, SIDE)).decode()
+            data = base64.b64encode(self._jpeg(_middle(query.pixels), SIDE)).decode()
             seen = {"picture": f"data:image/jpeg;base64,{data}"}
         return seen | {
             "query": query.name,
@@ -208,8 +220,26 @@ class Counter:
 
     def _rings(self, centres: Sequence[tuple[Any, Any, Any]]) -> list[Any]:
         """Footprints as closed rings of longitude and latitude."""
-        half = self._index.tiles.size * (self._index.tiles.gsd or 0.0) / 2
+        half = self._half
         epsg = np.array([code for code, _, _ in centres], np.int64)
         at = np.array([(x, y) for _, x, y in centres], np.float64).reshape(-1, 2)
         rings = footprints.rings(epsg, np.concatenate([at - half, at + half], axis=1), CRS84)
-        return np.round(footprints.unbroken(rings), 7).tolist()
+        return _rounded(rings)
+
+    @property
+    def _half(self) -> float:
+        """Metres along half of a tile's side."""
+        return self._index.tiles.size * (self._index.tiles.gsd or 0.0) / 2
+
+
+def _rounded(rings: NDArray[np.float64]) -> list[Any]:
+    """Rings (n, 5, 2) of degrees, to a centimetre."""
+    found: list[Any] = np.round(footprints.unbroken(rings), 7).tolist()
+    return found
+
+
+def _middle(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The centre square of an image (h, w, c)."""
+    side = min(pixels.shape[:2])
+    top, left = ((length - side) // 2 for length in pixels.shape[:2])
+    return pixels[top : top + side, left : left + side]

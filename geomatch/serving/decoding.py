@@ -59,13 +59,14 @@ def main() -> None:
 
 
 def read(data: bytes, asked: dict[str, Any], tiles: TileManifest) -> tuple[dict[str, Any], Any]:
-    """Cut a tile from an image.
+    """Cut a tile from an image, or read all of a scan.
 
     Args:
-        asked: name of the image, and `year` and `reach` as in `image_input.cut`.
+        asked: name of the image, and `year` and `reach` as in `image_input.cut`; a `reach` of None
+            stands for a scan.
 
     Returns:
-        What the cut is but its pixels, and these as arrays.
+        What was read but its pixels, and these as arrays.
 
     Raises:
         GeomatchError: the image is of no format that is read, too large or damaged.
@@ -78,6 +79,9 @@ def read(data: bytes, asked: dict[str, Any], tiles: TileManifest) -> tuple[dict[
     with in_memory.held(data) as path:
         try:
             _check_size(name, path)
+            if asked["reach"] is None:
+                pixels, remark = image_input.read_scan(path, tiles, asked["year"])
+                return {"pixels": pixels.shape, "remark": remark.replace(path, name)}, [pixels]
             cut = image_input.cut(path, tiles, asked["year"], asked["reach"])
         except GeomatchError as error:
             raise GeomatchError(error.message.replace(path, name), error.hint) from error

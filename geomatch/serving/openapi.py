@@ -7,7 +7,7 @@ from typing import Any
 
 from geomatch import __version__
 from geomatch.serving import uploads
-from geomatch.serving.parameters import ASKED, NAME, SIDE, TARGET, TILES, Parameter
+from geomatch.serving.parameters import ASKED, IMAGE, SIDE, TARGET, TILES, Parameter
 
 TEXT, NUMBER, WHOLE, FLAG = ({"type": t} for t in ("string", "number", "integer", "boolean"))
 RING = {
@@ -27,7 +27,10 @@ def _object(optional: Sequence[str] = (), **properties: dict[str, Any]) -> dict[
 
 
 MATCH = _object(
-    ("turn", "confirmed", "inliers", "query_lon", "query_lat", "footprint", "gsd"),
+    (
+        *("turn", "gsd", "confidence", "agreeing", "windows", "confirmed", "inliers"),
+        *("query_lon", "query_lat", "footprint"),
+    ),
     query=TEXT,
     rank=WHOLE,
     tile=TEXT,
@@ -39,7 +42,10 @@ MATCH = _object(
     probability=_or_null(NUMBER) | {"description": "That it shows the query's place."},
     match=_or_null(FLAG) | {"description": "False where the query has no match."},
     turn=NUMBER | {"description": "Degrees counter-clockwise by which the query is turned."},
-    gsd=NUMBER,
+    gsd=NUMBER | {"description": "Of a scan, metres per pixel."},
+    confidence=NUMBER | {"description": "Of a scan, how far this place is ahead of others, to 1."},
+    agreeing=WHOLE | {"description": "Of a scan, windows that vote for this place."},
+    windows=WHOLE | {"description": "Of how many."},
     confirmed=FLAG | {"description": "Whether local features agree, where asked for by verify."},
     inliers=WHOLE | {"description": "Local features that agree with one transform."},
     query_lon=NUMBER | {"description": "Where the query's centre lies, if that is confirmed."},
@@ -95,7 +101,7 @@ def described() -> dict[str, Any]:
         "paths": {
             "/query": {
                 "get": _operation("Find a tile or a point.", [*TARGET, *ASKED], answer),
-                "post": _operation("Find an image.", [NAME, *ASKED], answer)
+                "post": _operation("Find an image.", [*IMAGE, *ASKED], answer)
                 | {"requestBody": image},
             },
             "/tiles": {"get": _operation("List tiles.", TILES, _answers("Tiles", "Tiles."))},

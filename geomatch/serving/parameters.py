@@ -73,7 +73,19 @@ TARGET = (
     Parameter("lon", "number", "Longitude of the point to ask for.", least=-180, most=180),
     Parameter("lat", "number", "Latitude of that point.", least=-90, most=90),
 )
-NAME = Parameter("name", "string", "Name of the image, for messages.")
+IMAGE = (
+    Parameter("name", "string", "Name of the image, for messages."),
+    Parameter(
+        "gsd",
+        "number",
+        "Metres per pixel of an image that is a scan of a larger area; where that is unknown, "
+        "several are tried.",
+        "scales",
+        0.001,
+        1000,
+        several=True,
+    ),
+)
 ASKED = (
     Parameter("top", "integer", "Number of answers, 5 by default.", "top", 1, 200),
     Parameter("year", "string", "Search this year only.", "years", several=True),
@@ -176,7 +188,8 @@ def options_of(values: Mapping[str, Any]) -> Options:
     Raises:
         UsageError: a value makes no sense.
     """
-    fields = {each.field: values[each.name] for each in ASKED if each.field and each.name in values}
+    known = [each for each in (*ASKED, *IMAGE) if each.field]
+    fields = {each.field: values[each.name] for each in known if each.name in values}
     if "box" in fields:
         fields["box"] = box_of(fields["box"])
     return Options(**fields, build=False)

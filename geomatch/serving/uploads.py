@@ -52,12 +52,23 @@ class Decoder:
         Raises:
             GeomatchError: it cannot be read, in time, or at all.
         """
+        found, (pixels, around) = self._read(data, name, year, reach)
+        return Cut(pixels, around, found["epsg"], found["x"], found["y"], found["remark"])
+
+    def scan(self, data: bytes, name: str, year: str | None) -> tuple[NDArray[np.uint8], str]:
+        """All pixels of an image, as by `image_input.read_scan`; otherwise as `cut`."""
+        found, (pixels,) = self._read(data, name, year, None)
+        return pixels, found["remark"]
+
+    def _read(
+        self, data: bytes, name: str, year: str | None, reach: float | None
+    ) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
         header = {"bytes": len(data), "name": name, "year": year, "reach": reach}
         with self._lock:
             try:
                 if not self._is_ready:
                     self._is_ready = bool(self._ask(b"", STARTUP_SECONDS)[0])
-                found, rest = self._ask(json.dumps(header).encode() + b"\n" + data, SECONDS)
+                found, pixels = self._ask(json.dumps(header).encode() + b"\n" + data, SECONDS)
             except (OSError, EOFError, ValueError) as error:
                 self._stop()
                 self._process, self._is_ready = self._start(), False
@@ -67,8 +78,7 @@ class Decoder:
                 ) from error
         if "error" in found:
             raise GeomatchError(found["error"], found["hint"])
-        pixels, around = rest
-        return Cut(pixels, around, found["epsg"], found["x"], found["y"], found["remark"])
+        return found, pixels
 
     def close(self) -> None:
         """End the process."""
@@ -84,9 +94,10 @@ class Decoder:
             "OPENBLAS_NUM_THREADS": "1",
             "OMP_NUM_THREADS": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         }
         process = subprocess.Popen(
-            [sys.executable, "-m", "geomatch.serving.decoding"],
+            [sys.executable, "-P", "-m", "geomatch.serving.decoding"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -42,6 +42,7 @@ function request(format) {
   const found = [...parameters(), ...Object.entries(target)];
   if (format) found.push(["format", format]);
   if (!file) return [found, {}];
+  for (const gsd of at("gsd").value.split(",")) if (gsd.trim()) found.push(["gsd", gsd.trim()]);
   return [[...found, ["name", file.name]], { method: "POST", body: file }];
 }
 
@@ -116,6 +117,10 @@ function facts(match) {
   if (match.probability !== null) found.push(["probability", match.probability.toFixed(2)]);
   if (match.match === false) found.push(["verdict", "no match", "bad"]);
   if (match.turn !== undefined) found.push(["turn", `${Math.round(match.turn) % 360}°`]);
+  if (match.windows !== undefined) {
+    found.push(["m per pixel", match.gsd], ["windows", `${match.agreeing} of ${match.windows}`]);
+    found.push(["confidence", match.confidence.toFixed(2)]);
+  }
   if (match.confirmed !== undefined) {
     found.push(["details", match.confirmed ? "agree" : "do not agree", match.confirmed ? "good" : "bad"]);
     found.push(["inliers", match.inliers]);
@@ -227,7 +232,7 @@ const TilePicture = window.L?.Layer.extend({
 });
 
 function begin() {
-  at("map-field").hidden = at("area-field").hidden = false;
+  for (const id of ["map-field", "area-field", "gsd-field"]) at(id).hidden = false;
   map = L.map("map", { preferCanvas: true, zoomAnimation: false, zoomSnap: 0.25, maxZoom: 24, attributionControl: false });
   map.createPane("pictures").style.zIndex = 350;
   L.control.scale({ imperial: false }).addTo(map);
@@ -421,7 +426,7 @@ function take(files) {
 }
 
 function listen() {
-  const filters = ["top", "rotate", "verify"];
+  const filters = ["top", "rotate", "verify", "gsd"];
   for (const id of filters) at(id).addEventListener("change", () => ask());
   at("years").addEventListener("change", () => ask());
   at("area").addEventListener("change", () => setArea(at("area").value));
