@@ -148,8 +148,7 @@ def test_a_scan_is_answered_as_by_the_command(server):
         assert match.pop("confidence") == pytest.approx(each.pop("confidence"), abs=1e-3)
         assert match | {"query": each["query"]} == each
     # The footprint is that of the scan, not of a tile.
-    (west, south), _, (east, north), *_ = found["matches"][0]["footprint"]
-    assert abs(north - south) * 111_000 > 3 * SIZE
+    assert np.ptp(found["matches"][0]["footprint"], axis=0)[1] * 111_000 > 3 * SIZE
     assert server.send("/query?gsd=1&format=gpkg", scan)[2].startswith(b"SQLite")
     for asked, text in (({"rotate": 5}, "too many"), ({"verify": 1}, "not for scans")):
         assert text in server.json("/query", scan, 400, gsd=1, **asked)["error"]
