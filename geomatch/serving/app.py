@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
@@ -30,7 +31,7 @@ from geomatch.serving.uploads import Decoder
 T = TypeVar("T")
 
 TOGETHER = 4
-"""Images that are received at a time: so many are in memory."""
+"""Images that are received, read and answered at a time: so many are in memory."""
 RECEIVE_SECONDS = 60.0
 PAGE = "page.html"
 STATIC = {
@@ -70,7 +71,7 @@ class App:
 
     def __init__(self, counter: Counter, desk: Desk, decoder: Decoder) -> None:
         self._counter, self._desk, self._decoder = counter, desk, decoder
-        self._receiving = asyncio.Semaphore(TOGETHER)
+        self._images = asyncio.Semaphore(TOGETHER)
 
     def routes(self) -> list[Route]:
         """What there is."""
@@ -86,50 +87,59 @@ class App:
         ]
 
     async def page(self, request: Request) -> Response:
+        """The page."""
         return _static(PAGE)
 
     async def static(self, request: Request) -> Response:
+        """A file of the page."""
         name = request.path_params["name"]
         if name not in STATIC:
             raise HTTPException(404)
         return _static(name)
 
     async def openapi(self, request: Request) -> Response:
+        """The description of the API."""
         return JSONResponse(openapi.described())
 
     async def project(self, request: Request) -> Response:
+        """What the project has."""
         return JSONResponse(await self._do(self._counter.about))
 
     async def tiles(self, request: Request) -> Response:
+        """Some tiles."""
         values = parameters.read(request.query_params.multi_items(), parameters.TILES)
         return JSONResponse(await self._do(lambda: self._counter.tiles(values)))
 
     async def tile(self, request: Request) -> Response:
+        """A tile."""
         parameters.read(request.query_params.multi_items(), ())
         name = request.path_params["id"]
         return JSONResponse(await self._do(lambda: self._counter.tile(name)))
 
     async def thumbnail(self, request: Request) -> Response:
+        """A picture of a tile."""
         values = parameters.read(request.query_params.multi_items(), [parameters.SIDE])
         name, side = request.path_params["id"], values.get("side", 256)
         data = await self._do(lambda: self._counter.thumbnail(name, side))
         return Response(data, media_type="image/jpeg", headers={"Cache-Control": "max-age=60"})
 
     async def query(self, request: Request) -> Response:
+        """Answers to a query."""
         is_image = request.method == "POST"
         known = parameters.IMAGE if is_image else parameters.TARGET
         values = parameters.read(request.query_params.multi_items(), [*known, *parameters.ASKED])
         options = parameters.options_of(values)
-        image = await self._image(request, values, options) if is_image else None
         form = values.get("format", "json")
+        async with self._images if is_image else contextlib.nullcontext():
+            image = await self._image(request, values, options) if is_image else None
 
-        def answer() -> dict[str, Any] | bytes:
-            found, said = self._counter.ask(values, options, image)
-            if form == "json":
-                return self._counter.as_json(found, said)
-            return self._counter.as_file(found, form)
+            def answer() -> dict[str, Any] | bytes:
+                found, said = self._counter.ask(values, options, image)
+                if form == "json":
+                    return self._counter.as_json(found, said)
+                return self._counter.as_file(found, form)
 
-        found = await self._do(answer)
+            found = await self._do(answer)
         if isinstance(found, bytes):
             named = {"Content-Disposition": f'attachment; filename="answers.{form}"'}
             return Response(found, media_type=FILES[form], headers=named)
@@ -141,20 +151,18 @@ class App:
         """The image that is sent as a query, and remarks on how it was made one."""
         name = _name(values.get("name", ""))
         reach = reach_of(turns.angles(options.rotate))
-        async with self._receiving:
-            try:
-                async with asyncio.timeout(RECEIVE_SECONDS):
-                    data = await _received(request)
-            except TimeoutError as error:
-                raise SlowError(
-                    f"{name} did not arrive in {RECEIVE_SECONDS:g} s", "Send a smaller image."
-                ) from error
-            if options.scales:
-                pixels, remark = await run_in_threadpool(
-                    self._decoder.scan, data, name, options.from_year
-                )
-                return Query(name, pixels=pixels, is_scan=True), [remark]
-            cut = await run_in_threadpool(self._decoder.cut, data, name, options.from_year, reach)
+        try:
+            async with asyncio.timeout(RECEIVE_SECONDS):
+                data = await _received(request)
+        except TimeoutError as error:
+            raise SlowError(
+                f"{name} did not arrive in {RECEIVE_SECONDS:g} s", "Send a smaller image."
+            ) from error
+        year = options.from_year
+        if options.scales:
+            pixels, remark = await run_in_threadpool(self._decoder.scan, data, name, year)
+            return Query(name, pixels=pixels, is_scan=True), [remark]
+        cut = await run_in_threadpool(self._decoder.cut, data, name, year, reach)
         return Query.of_image(name, cut), self._counter.remarks(cut)
 
     async def _do(self, work: Callable[[], T]) -> T:

@@ -67,7 +67,6 @@ class Counter:
             "gsd": tiles.gsd,
             "placement": tiles.placement,
             "bbox": index.rows.extent() if tiles.in_metres else None,
-            "first": index.rows.take([0])[0]["id"],
         }
 
     def remarks(self, cut: Cut) -> list[str]:

@@ -6,6 +6,7 @@ on stdout is a line of JSON and pixels.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -104,7 +105,8 @@ def _check_size(name: str, path: str) -> None:
 def _limit(kind: int, most: int) -> None:
     hard = resource.getrlimit(kind)[1]
     most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-    resource.setrlimit(kind, (most, most))
+    with contextlib.suppress(ValueError, OSError):  # macOS knows no limit of address space
+        resource.setrlimit(kind, (most, most))
 
 
 def _answer(target: IO[bytes], values: dict[str, Any], *pixels: Any) -> None:
