@@ -383,11 +383,9 @@ def test_reading_that_takes_too_long_or_dies(indexed, photo, monkeypatch):
             patch.setattr(uploads, "SECONDS", 0.0)
             with pytest.raises(GeomatchError, match="within 0 s"):
                 decoder.cut(photo, "a.png", None, 1.0)
-        first = decoder._process.pid
         assert decoder.cut(photo, "a.png", None, 1.0).pixels.shape == (SIZE, SIZE, 3)
-        os.kill(first, signal.SIGKILL)
-        with pytest.raises(GeomatchError, match=r"a\.png cannot be read"):
-            decoder.cut(photo, "a.png", None, 1.0)
+        decoder._process.kill()
+        decoder._process.wait()
         assert decoder.cut(photo, "a.png", None, 1.0).pixels.shape == (SIZE, SIZE, 3)
         limits = Path(f"/proc/{decoder._process.pid}/limits")
         if limits.exists():

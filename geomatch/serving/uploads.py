@@ -65,13 +65,14 @@ class Decoder:
     ) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
         header = {"bytes": len(data), "name": name, "year": year, "reach": reach}
         with self._lock:
+            if self._process.poll() is not None:  # it died while nothing was read
+                self._restart()
             try:
                 if not self._is_ready:
                     self._is_ready = bool(self._ask(b"", STARTUP_SECONDS)[0])
                 found, pixels = self._ask(json.dumps(header).encode() + b"\n" + data, SECONDS)
             except (OSError, EOFError, ValueError) as error:
-                self._stop()
-                self._process, self._is_ready = self._start(), False
+                self._restart()
                 raise GeomatchError(
                     f"{name} cannot be read within {SECONDS:g} s and the memory that is allowed",
                     "Send a part of it, or save it anew.",
@@ -109,6 +110,10 @@ class Decoder:
             process.stdin.write(json.dumps(self._tiles.as_json()).encode() + b"\n")
             process.stdin.flush()
         return process
+
+    def _restart(self) -> None:
+        self._stop()
+        self._process, self._is_ready = self._start(), False
 
     def _stop(self) -> None:
         self._process.kill()
