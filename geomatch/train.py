@@ -21,9 +21,9 @@ import numpy as np
 
 from geomatch import config
 from geomatch.data.store import TileStore
-from geomatch.data.tiles import SPLITS, TileTable
+from geomatch.data.tiles import TileTable
 from geomatch.errors import GeomatchError, UsageError
-from geomatch.manifests import RunManifest, TileManifest
+from geomatch.manifests import TileManifest
 from geomatch.nn import backend
 from geomatch.nn.checkpoint import Checkpoints
 from geomatch.nn.encoder import Siamese, TileForm, build
@@ -31,11 +31,10 @@ from geomatch.nn.module_graph import trace
 from geomatch.nn.objective import MatchRule
 from geomatch.nn.step import RunLength, State, abstract_state, make_step, replicate
 from geomatch.progress import ProgressCallback, silent
-from geomatch.project import Project, check_name, replacing, write_json, write_record
-from geomatch.report import mlflow_run
+from geomatch.project import Project, check_name, replacing, write_json
 from geomatch.report.mlflow_run import MlflowRun
 from geomatch.runs import read_run
-from geomatch.training import hosts, setup
+from geomatch.training import hosts, opening, setup
 from geomatch.training.dry_run import Compiled, DryRun
 from geomatch.training.dry_run import dry_run as measure
 from geomatch.training.feed import BatchFeed
@@ -44,7 +43,6 @@ from geomatch.training.interrupts import Interrupts
 from geomatch.training.metrics_log import VALIDATION, MetricsLog, Scores
 from geomatch.training.mining import Mined
 from geomatch.training.monitor import Monitor
-from geomatch.training.origin import session
 from geomatch.training.overfit import Overfit
 from geomatch.training.overfit import overfit as fit
 from geomatch.training.reference import imagenet_map5
@@ -128,10 +126,10 @@ def train(
             )
         if not hosts.is_first():
             progress = silent
-        settings, splits, sampler = _prepared(project, settings, manifest, progress)
+        settings, splits, sampler = opening.prepare(project, settings, manifest, progress)
         form = setup.form_of(manifest)
 
-        def open_run() -> tuple[str, config.Config]:
+        def begin_run() -> tuple[str, config.Config]:
             names = project.run_names()
             name = run or (names[-1] if names else "run1")
             locks.enter_context(project.lock(f"runs/{name}"))
@@ -141,11 +139,11 @@ def train(
                     hours, project, name, settings, manifest, splits, sampler, progress
                 )
                 wanted = replace(settings, train=replace(settings.train, epochs=epochs))
-            return name, _open_run(project, name, wanted, manifest, form)
+            return name, opening.open_run(project, name, wanted, manifest, form)
 
         if hours is not None and jax.process_count() > 1:
             raise UsageError("--hours is measured on one host alone", "Set train.epochs.")
-        name, settings = hosts.of_first(open_run)
+        name, settings = hosts.of_first(begin_run)
         trained = _loop(project, name, settings, splits, sampler, form, should_stop, progress)
         if reference and not settings.train.init:
             reach = partial(imagenet_map5, project, settings, splits, progress)
@@ -187,13 +185,13 @@ def dry_run(
     Raises:
         UsageError, GeomatchError: as for `train`.
     """
-    name = run or _next_name(project)
+    name = run or opening.next_name(project)
     check_name(name)
     backend.prepare(settings.train.dtype)
     with project.lock("tiles", shared=True):
         manifest = project.tile_manifest()
-        settings, splits, sampler = _prepared(project, settings, manifest, progress)
-        settings, _ = _resolved(project, name, settings, manifest, setup.form_of(manifest))
+        settings, splits, sampler = opening.prepare(project, settings, manifest, progress)
+        settings, _ = opening.resolve(project, name, settings, manifest, setup.form_of(manifest))
         return _measured(project, settings, manifest, splits, sampler, progress)
 
 
@@ -234,7 +232,7 @@ def _epochs_within(
     settings = replace(
         settings, train=replace(settings.train, epochs=max(1, settings.train.epochs))
     )
-    settings, _ = _resolved(project, name, settings, manifest, setup.form_of(manifest))
+    settings, _ = opening.resolve(project, name, settings, manifest, setup.form_of(manifest))
     planned = _measured(project, settings, manifest, splits, sampler, progress)
     per_epoch = (planned.seconds - planned.first_step_s) / planned.epochs
     epochs = max(1, int((3600 * hours - planned.first_step_s) / per_epoch))
@@ -262,132 +260,14 @@ def overfit(
     backend.prepare(settings.train.dtype)
     with project.lock("tiles", shared=True):
         manifest = project.tile_manifest()
-        settings, splits, _ = _prepared(project, settings, manifest, progress)
+        settings, splits, _ = opening.prepare(project, settings, manifest, progress)
         form = setup.form_of(manifest)
-        settings, _ = _resolved(project, _next_name(project), settings, manifest, form)
+        settings, _ = opening.resolve(project, opening.next_name(project), settings, manifest, form)
 
         def step_of(settings: config.Config, sampler: Sampler, steps: int) -> Any:
             return _step(settings, form, sampler, steps, frozen=True)
 
         return fit(project, settings, splits["train"], form, places, step_of, progress)
-
-
-def _prepared(
-    project: Project, settings: config.Config, manifest: TileManifest, progress: ProgressCallback
-) -> tuple[config.Config, dict[str, TileTable], Sampler]:
-    """Settings that fit the tiles, tiles by split, and the sampler."""
-    asked, settings = settings, setup.of_tiles(settings, manifest)
-    if settings.mining != asked.mining:
-        progress("images without years have no neighbours: batches are drawn at random")
-    splits = _splits(TileTable.load(project.catalogue), settings)
-    return settings, splits, _checked_sampler(settings, splits["train"])
-
-
-def _splits(tiles: TileTable, settings: config.Config) -> dict[str, TileTable]:
-    """Tiles of training and validation, and of other splits to be measured or pictured."""
-    years = settings.split.years
-    if unknown := [year for year in years if year not in tiles.years]:
-        raise UsageError(
-            f"split.years: no tiles of {', '.join(unknown)}",
-            f"Available: {', '.join(tiles.years)}.",
-        )
-    if years:
-        tiles = tiles.select(np.isin(tiles.year, [tiles.years.index(year) for year in years]))
-    needed = {"train", "validation", *settings.eval.during, settings.train.frames}
-    return {
-        split: tiles.select(tiles.split == code)
-        for code, split in enumerate(SPLITS)
-        if split in needed
-    }
-
-
-def _open_run(
-    project: Project, name: str, settings: config.Config, tiles: TileManifest, form: TileForm
-) -> config.Config:
-    """Begin a run, or check that it was begun with these settings; returns them resolved."""
-    folder = project.run(name)
-    settings, manifest = _resolved(project, name, settings, tiles, form)
-    finished = (folder / "finished.json").exists()
-    if not finished or read_run(folder)[2].settings != manifest.settings:
-        manifest = replace(manifest, sessions=(*manifest.sessions, session(project.root)))
-    write_record(folder / "config.json", manifest)
-    return settings
-
-
-def _resolved(
-    project: Project, name: str, settings: config.Config, tiles: TileManifest, form: TileForm
-) -> tuple[config.Config, RunManifest]:
-    """Resolved settings and manifest of a run; if it exists, it was begun with these settings."""
-    mlflow_run.check(settings.train.mlflow)
-    path = project.run(name) / "config.json"
-    before, old = None, None
-    if path.exists():
-        before, _, old = read_run(project.run(name))
-    settings = setup.resolve_settings(settings, project.root, before)
-    manifest = setup.manifest(settings, form, tiles)
-    if before is not None and old is not None:
-        requested = config.from_dict(manifest.settings, str(path))
-        changed = config.differences(before, requested, (*setup.TABLES, "split"))
-        if "train.epochs" in changed and requested.train.epochs > before.train.epochs:
-            changed.remove("train.epochs")
-        if "train.mlflow" in changed:  # which is no part of what is trained
-            changed.remove("train.mlflow")
-        if old.tiles != manifest.tiles:
-            changed.append("the tiles")
-        manifest = replace(manifest, id=old.id, sessions=old.sessions)
-        if changed:
-            raise UsageError(
-                f"run {name} was begun with other settings: {', '.join(changed)}",
-                f"Start a new one: geomatch train --run {_next_name(project)}",
-            )
-    return settings, manifest
-
-
-def _checked_sampler(settings: config.Config, training: TileTable) -> Sampler:
-    """The sampler of batches, after checking that settings and training tiles fit."""
-    train, rule = settings.train, settings.mining.rule
-    devices, batch = jax.device_count(), train.batch
-    parts = devices * train.accumulate
-    if batch < 1 or batch % parts:
-        times = f" times train.accumulate = {train.accumulate}" if train.accumulate > 1 else ""
-        raise UsageError(
-            f"train.batch = {batch} is not divisible by {devices} devices{times}",
-            f"--set train.batch={max(1, -(-batch // parts)) * parts}",
-        )
-    if rule == "in-batch" and train.loss != "triplet":
-        raise UsageError(
-            f'mining.rule = "in-batch" needs a triplet loss, but train.loss = "{train.loss}"',
-            "--set train.loss=triplet, or --set mining.rule=none.",
-        )
-    if rule == "ranked" and train.loss not in ("triplet", "contrastive"):
-        raise UsageError(
-            f'mining.rule = "ranked" ranks triplets by distance, but train.loss = "{train.loss}" '
-            "has none",
-            "--set train.loss=triplet, or --set mining.rule=knn.",
-        )
-    if train.distil and (train.loss != "infonce" or settings.model.head == "conv"):
-        raise UsageError(
-            f'train.distil with train.loss = "{train.loss}" and '
-            f'model.head = "{settings.model.head}"',
-            "It needs --set train.loss=infonce and a head that takes pooled features.",
-        )
-    sampler = Sampler(training, train, settings.mining)
-    if sampler.anchors < 2:
-        if training.dated:
-            raise GeomatchError(
-                "fewer than two training places are seen in two years",
-                "See geomatch info: more imagery, another split, or a lower grid.min_valid.",
-            )
-        raise GeomatchError(
-            "fewer than two classes have two training images each",
-            "See geomatch info: more images, or other shares of images.validation and images.test.",
-        )
-    return sampler
-
-
-def _next_name(project: Project) -> str:
-    taken = project.run_names()
-    return next(f"run{i}" for i in range(1, len(taken) + 2) if f"run{i}" not in taken)
 
 
 def _loop(

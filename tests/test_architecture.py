@@ -104,7 +104,7 @@ ROOMS = {
 room further down this table."""
 
 LIBRARIES = {
-    "geo": "numpy rasterio pyogrio shapely scipy",
+    "geo": "numpy pyarrow rasterio pyogrio shapely scipy",
     "data": "numpy pyarrow shapely tensorstore",
     "search": "cv2 numpy faiss pyarrow shapely psycopg sklearn",
     "nn": "numpy jax flax optax orbax h5py safetensors onnx onnxruntime openvino nncf",

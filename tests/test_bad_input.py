@@ -595,7 +595,7 @@ def test_a_source_of_the_file_that_lacks_a_key(project, good, key):
     refused(project, code=2, names=("source", key))
 
 
-@pytest.mark.parametrize("year", ["20@10", "20/10", "20 10"])
+@pytest.mark.parametrize("year", ["20@10", "20/10", "20 10", ".."])
 def test_a_year_of_the_file_that_no_tile_id_could_hold(project, good, year):
     project.config.write_text(f'[[source]]\nyear = "{year}"\nimages = "{good}"\n')
     refused(project, code=2, names=(year,))

@@ -7,6 +7,8 @@ import os
 
 import geopandas
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pyogrio
 import pytest
 import shapely
@@ -54,7 +56,10 @@ def line(*points):
 def write(path, shapes, layer=None, crs="EPSG:32631", **columns):
     path.parent.mkdir(parents=True, exist_ok=True)
     frame = geopandas.GeoDataFrame(columns, geometry=shapes, crs="EPSG:32631").to_crs(crs)
-    frame.to_file(path, **({"layer": layer} if layer else {}))
+    if path.suffix == ".parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_file(path, **({"layer": layer} if layer else {}))
     return path
 
 
@@ -104,7 +109,7 @@ def test_a_table_may_come_twice(project, image, tmp_path):
     assert got[5, [5, 15, 25]].tolist() == [1, 1, 2]
 
 
-@pytest.mark.parametrize("ending", ["shp", "gpkg", "geojson", "fgb"])
+@pytest.mark.parametrize("ending", ["shp", "gpkg", "geojson", "fgb", "parquet"])
 def test_a_condition_chooses_features_of_any_format(project, image, tmp_path, ending):
     """GDAL would take attributes that are not read for null, and find nothing."""
     shapes = [box(0, 0, 10, 10), box(20, 0, 30, 10), box(40, 0, 50, 10)]
@@ -122,6 +127,27 @@ def test_a_condition_chooses_features_of_any_format(project, image, tmp_path, en
     expected[:10, :10] = 1
     expected[:10, 20:30] = 2
     np.testing.assert_array_equal(got, expected)
+
+
+def test_geoparquet_in_degrees_with_lists_and_without_some_geometries(project, image, tmp_path):
+    """Read by several processes."""
+    shapes = [box(0, 0, 10, 10), None, box(20, 0, 30, 10)]
+    path = write(tmp_path / "land.parquet", shapes, crs="EPSG:4326", names=[["a"], [], ["b", "c"]])
+    table = tile_with(project, image, {"file": str(path), "class": "wood"}, workers=2)
+    got = drawn(project, table)
+    assert got[2:8, 2:8].all()
+    assert got[2:8, 22:28].all()
+    assert not got[:, 12:18].any()
+
+
+def test_parquet_without_geometries_is_told_from_geoparquet(project, image, tmp_path):
+    path = tmp_path / "land.parquet"
+    pq.write_table(pa.table({"a": [1, 2]}), path)
+    with pytest.raises(GeomatchError, match=r"land\.parquet is Parquet, but no GeoParquet"):
+        tile_with(project, image, {"file": str(path), "class": "wood"})
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(GeomatchError, match=r"land\.parquet cannot be read as GeoParquet"):
+        tile_with(project, image, {"file": str(path), "class": "wood"})
 
 
 @pytest.mark.parametrize("ending", ["shp", "gpkg"])

@@ -9,7 +9,7 @@ import os
 import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from rasterio.transform import from_origin
 from shapely.errors import GEOSException
 
 from geomatch.errors import BadFileError, GeomatchError
-from geomatch.geo import coordinates, files, rasters
+from geomatch.geo import coordinates, files, geoparquet, rasters
 from geomatch.geo.coordinates import Bounds
 from geomatch.geo.grid import Grid
 from geomatch.geo.rasters import Pixels, Raster
@@ -48,6 +48,7 @@ class VectorLayer:
         where: condition on attributes in OGR SQL; "" for all features.
         buffer: metres around each shape.
         stamp: see `stamp`.
+        opened: what GDAL opens, which another process can open, too.
     """
 
     path: str
@@ -56,6 +57,7 @@ class VectorLayer:
     where: str = ""
     buffer: float = 0.0
     stamp: tuple[int, ...] = ()
+    opened: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -149,13 +151,20 @@ def is_vector(path: str) -> bool:
         return False
 
 
+def _opened(path: str) -> str:
+    """What GDAL opens: the file, or a copy of GeoParquet that this GDAL does not read."""
+    if geoparquet.is_geoparquet(path) and "Parquet" not in _drivers() and os.path.isfile(path):
+        return geoparquet.as_geopackage(path, files.stamp(path))
+    return files.gdal_path(path)
+
+
 def _list(path: str) -> NDArray[np.object_]:
     """(n, 2) name and type of geometry, None without one, of the layers of a file."""
     import pyogrio
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return np.asarray(pyogrio.list_layers(files.gdal_path(path)))
+        return np.asarray(pyogrio.list_layers(_opened(path)))
 
 
 def _unopened(path: str, error: Exception) -> GeomatchError:
@@ -231,13 +240,13 @@ def layer_names(path: str) -> list[str]:
 
 def fields(path: str, layer: str) -> dict[str, str]:
     """The numpy dtypes of a layer's attributes by name, "object" for text."""
-    about = _info(path, layer)
+    about = _info(path, layer, _opened(path))
     return dict(zip(map(str, about["fields"]), map(str, about["dtypes"]), strict=True))
 
 
 def attribute_values(layer: VectorLayer, attribute: str) -> list[Any]:
     """The values of an attribute but for null and empty text; whole numbers as int."""
-    about = _info(layer.path, layer.layer)
+    about = _info(layer.path, layer.layer, layer.opened)
     column = _read(layer, about, columns=[attribute], read_geometry=False)[2][0]
     values = {value for value in column.tolist() if value not in (None, "") and value == value}
     return [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
@@ -261,11 +270,11 @@ def vector_layers(
     if layer and layer not in names:
         raise GeomatchError(f"{path} has no layer {layer!r}", f"It has: {', '.join(names)}.")
     found = [
-        VectorLayer(path, name, value, where, buffer, stamp(path))
+        VectorLayer(path, name, value, where, buffer, stamp(path), _opened(path))
         for name in ([layer] if layer else names)
     ]
     for each in found:
-        about = _info(path, each.layer)
+        about = _info(path, each.layer, each.opened)
         if about["crs"] is not None:
             hint = f"Assign the one that layer {each.layer} is in: ogr2ogr -a_srs EPSG:n OUT IN"
             coordinates.check_crs(path, about["crs"], hint)
@@ -278,13 +287,13 @@ def vector_layers(
     return found
 
 
-def _info(path: str, layer: str) -> dict[str, Any]:
+def _info(path: str, layer: str, opened: str) -> dict[str, Any]:
     import pyogrio
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            about: dict[str, Any] = pyogrio.read_info(files.gdal_path(path), layer=layer)
+            about: dict[str, Any] = pyogrio.read_info(opened, layer=layer)
     except _unreadable() as error:
         raise _unopened(path, error) from error
     return about
@@ -307,7 +316,7 @@ def _read(
             # About measures, which are dropped as heights are, and shapes that are mended here.
             warnings.simplefilter("ignore")
             _, ids, shapes, values = pyogrio.raw.read(
-                files.gdal_path(layer.path),
+                layer.opened,
                 layer=layer.layer,
                 columns=[*columns, *named],
                 return_fids=True,
@@ -365,7 +374,7 @@ def read_shapes(
     Raises:
         GeomatchError: the layer cannot be read.
     """
-    about = _info(layer.path, layer.layer)
+    about = _info(layer.path, layer.layer, layer.opened)
     if about["crs"] is None:  # of an empty layer
         return np.empty(0, object), []
     shapes, broken = [], []

@@ -324,7 +324,9 @@ def make_step(
             return state, metrics
         shape = tiles.shape
         if shape not in programs:
-            *_, kept = jax.eval_shape(mapped, state, tiles, places, number, [])
+            kept = []
+            if layers.use_cpu_ops():  # elsewhere nothing is kept, and this traces the whole step
+                *_, kept = jax.eval_shape(mapped, state, tiles, places, number, [])
             program = mapped.lower(state, tiles, places, number, kept).compile()
             compiled(program)
             programs[shape] = program, kept

@@ -71,7 +71,7 @@ def collect(
     settings = config.with_sources(settings, [source for source, _ in found])
     years = [source.year for source in settings.source]
     for source in settings.source:
-        if not source.year or re.search(r"[@/\\\s]", source.year):
+        if not source.year.strip(".") or re.search(r"[@/\\\s]", source.year):
             raise UsageError(
                 f"source: {source.year!r} is not a valid year",
                 "Give each source a year, without '@', slashes or white space.",
@@ -234,7 +234,7 @@ def _drawn(layer: Layer) -> Any:
     """What the pixels of a label layer depend on."""
     if isinstance(layer, RasterLayer):
         return [_identity(raster) for raster in layer.rasters], asdict(layer.classes)
-    return asdict(layer)
+    return {key: value for key, value in asdict(layer).items() if key != "opened"}
 
 
 def _identity(raster: Raster) -> tuple[Any, ...]:
