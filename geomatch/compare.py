@@ -76,7 +76,7 @@ def compare(
     pairs = _pairs(ScoredPairs.beside(path), manifest)
     tiles = project.tile_manifest()
     encoding = image_input.encoder_of(project, manifest, tiles, "eval")
-    cuts = [image_input.cut(image, encoding, tiles) for image in (a, b)]
+    cuts = [image_input.cut(image, tiles) for image in (a, b)]
     if tiles.on_ground:
         for cut in cuts:
             progress(cut.remark)

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from geomatch.errors import GeomatchError, StaleError
-from geomatch.geo import coordinates, placement, rasters, windows
+from geomatch.geo import coordinates, in_memory, placement, rasters, windows
 from geomatch.geo.grid import Grid
 from geomatch.geo.rasters import Raster
 from geomatch.geo.stretch import Stretch
 from geomatch.geo.views import Reading
 from geomatch.manifests import DescriptorManifest, TileManifest
-from geomatch.nn import backend
-from geomatch.nn.describe import describe
 from geomatch.project import Project
-from geomatch.runs import Encoding, load_encoder
 from geomatch.tiling import image_files
+
+if TYPE_CHECKING:  # images are also read where none is described, without JAX
+    from geomatch.runs import Encoding
 
 BATCH = 32
 """Images that are described at a time."""
@@ -59,6 +61,9 @@ def encoder_of(
         StaleError: the weights of the run have changed.
         GeomatchError: the run does not exist, or was trained on tiles of another form.
     """
+    from geomatch.nn import backend
+    from geomatch.runs import load_encoder
+
     backend.prepare()
     encoding = load_encoder(project, None, project.run_of(manifest), manifest.step)
     if encoding.fingerprint != manifest.model:
@@ -70,13 +75,7 @@ def encoder_of(
     return encoding
 
 
-def cut(
-    path: str,
-    encoding: Encoding,
-    tiles: TileManifest,
-    year: str | None = None,
-    reach: float = 1.0,
-) -> Cut:
+def cut(path: str, tiles: TileManifest, year: str | None = None, reach: float = 1.0) -> Cut:
     """Cut a tile from an image file, read as the imagery of the tiles was.
 
     From a georeferenced image, the grid cell at its centre; if the image does not cover that cell,
@@ -93,26 +92,27 @@ def cut(
         GeomatchError: the image cannot be read, or has other bands than the tiles, or another dtype
             and no year has a stretch.
     """
-    channels = encoding.form.image_channels
-    reading = _reading(tiles)
+    channels, reading = tiles.channels.image, _reading(tiles)
     if tiles.crs is None or tiles.gsd is None or tiles.stride is None:
-        size, why = encoding.form.size, "like all tiles"
+        why = "like all tiles"
     elif rasters.is_georeferenced(path):
         grid = Grid(tiles.crs, tiles.size, tiles.gsd, tiles.stride)
-        with tempfile.TemporaryDirectory() as masks:
-            raster = rasters.inspect(path, reading, Path(masks))
+        # What is held in memory leaves nothing on a disk, not even the mask of its collar.
+        is_file = in_memory.content(Path(path)) is None
+        with tempfile.TemporaryDirectory() if is_file else contextlib.nullcontext() as masks:
+            raster = rasters.inspect(path, reading, Path(masks) if masks else None)
             return _georeferenced(raster, grid, channels, tiles, year, reach)
     else:
-        size, why = tiles.size, "because it has no georeference"
+        why = "because it has no georeference"
     dtype = image_files.inspect(Path(path), reading).dtype
     stretch, how = _stretch(path, dtype, tiles, year)
-    pixels = image_files.read(Path(path), size, channels, reading, stretch)
-    remark = f"{path}: centre square, resized to {size} px, {why}{how}"
+    pixels = image_files.read(Path(path), tiles.size, channels, reading, stretch)
+    remark = f"{path}: centre square, resized to {tiles.size} px, {why}{how}"
     return Cut(pixels, pixels, None, 0.0, 0.0, remark)
 
 
 def read_scan(
-    path: str, encoding: Encoding, tiles: TileManifest, year: str | None = None
+    path: str, tiles: TileManifest, year: str | None = None
 ) -> tuple[NDArray[np.uint8], str]:
     """All pixels (h, w, channels) of an image, wherever it lies, and a remark of how it was read.
 
@@ -121,8 +121,7 @@ def read_scan(
     reading = _reading(tiles)
     dtype = image_files.inspect(Path(path), reading).dtype
     stretch, how = _stretch(path, dtype, tiles, year)
-    channels = encoding.form.image_channels
-    pixels = image_files.read_whole(Path(path), channels, reading, stretch)
+    pixels = image_files.read_whole(Path(path), tiles.channels.image, reading, stretch)
     return pixels, f"{path}: a scan of {pixels.shape[1]} x {pixels.shape[0]} px{how}"
 
 
@@ -181,6 +180,8 @@ def describe_pixels(
         manifest: of the descriptors that they will be compared with.
         years: code of the year of each tile; None if it is unknown.
     """
+    from geomatch.nn.describe import describe
+
     missing = encoding.form.channels - pixels.shape[3]
     tiles = np.pad(pixels, ((0, 0), (0, 0), (0, 0), (0, missing)))
     size = min(len(tiles), BATCH)

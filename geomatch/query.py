@@ -76,14 +76,19 @@ def query_each(
         StaleError: embeddings, or an index that is not to be made again, are stale.
     """
     if options.build:
-        options = replace(options, index=_made(project, options.index, settings, progress))
+        options = replace(options, index=made(project, options.index, settings, progress))
     with OpenIndex.open(project, options.index) as index:
-        yield from _answers(index, targets, options, progress)
+        yield from answers(index, targets, options, progress)
 
 
-def _answers(
-    index: OpenIndex, targets: Iterable[str], options: Options, progress: ProgressCallback
+def answers(
+    index: OpenIndex, targets: Iterable[str | Query], options: Options, progress: ProgressCallback
 ) -> Iterator[Matches | Unanswered]:
+    """Answer queries by an index that is open already; see `query_each`.
+
+    Args:
+        targets: also queries, which were found before.
+    """
     passing = filters.passing(index, options)
     if options.features != "sift":
         from geomatch.querying.detectors import detector_of
@@ -121,10 +126,14 @@ def _answers(
         _write(index, answered, options)
 
 
-def _made(
+def made(
     project: Project, name: str | None, settings: config.Config | None, progress: ProgressCallback
 ) -> str:
-    """The name of the index to search, which is made where it is missing or stale."""
+    """The name of the index to search, which is made where it is missing or stale.
+
+    Raises:
+        GeomatchError: there is nothing to make it of.
+    """
     name, is_fresh = wanted(project, name)
     if not is_fresh and name in project.embedding_names():
         from geomatch.index import index
@@ -135,8 +144,11 @@ def _made(
     return name
 
 
-def _find(finder: Targets, target: str) -> Iterator[Query | Unanswered]:
+def _find(finder: Targets, target: str | Query) -> Iterator[Query | Unanswered]:
     """What a target names, which may be many tiles or images."""
+    if isinstance(target, Query):
+        yield target
+        return
     try:
         for each in finder.each(target):
             try:

@@ -26,6 +26,7 @@ class Browser:
     def __init__(self, to: int, back: int) -> None:
         self._to, self._back = to, back
         self._rest, self._sent, self._session = b"", 0, None
+        self._origin = "file:"
         self.complaints: list[Any] = []
         target = self._ask("Target.createTarget", url="about:blank")["targetId"]
         attached = self._ask("Target.attachToTarget", targetId=target, flatten=True)
@@ -33,9 +34,13 @@ class Browser:
         for domain in ("Page", "Runtime", "Log", "Network"):
             self._ask(f"{domain}.enable")
 
-    def open(self, path: Path, width: int = 1200, height: int = 900, dark: bool = False) -> None:
-        """Load a file; a width of a phone's means a phone."""
+    def open(
+        self, page: Path | str, width: int = 1200, height: int = 900, dark: bool = False
+    ) -> None:
+        """Load a file or the page of a server; a width of a phone's means a phone."""
         self.complaints.clear()
+        url = page if isinstance(page, str) else page.as_uri()
+        self._origin = "/".join(url.split("/")[:3])
         self._ask(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -45,7 +50,7 @@ class Browser:
         )
         self._ask("Emulation.setTouchEmulationEnabled", enabled=width < 600)
         self.scheme("dark" if dark else "light")
-        self._ask("Page.navigate", url=path.as_uri())
+        self._ask("Page.navigate", url=url)
         self.until("document.readyState === 'complete'")
         self.settle()
 
@@ -84,9 +89,22 @@ class Browser:
         self._ask("Input.dispatchTouchEvent", type=kind, touchPoints=fingers)
         self.settle()
 
+    def drop(self, path: Path, x: float, y: float) -> None:
+        """Drop a file at a point of the window."""
+        data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self._ask("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
+        self.settle()
+
+    def download_to(self, folder: Path) -> None:
+        """Save downloads there."""
+        self._ask("Page.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+
     def key(self, name: str) -> None:
         """Press and release a key."""
-        text = {"text": name} if len(name) == 1 else {}
+        text = (
+            {"text": "\r" if name == "Enter" else name} if len(name) == 1 or name == "Enter" else {}
+        )
         self._ask("Input.dispatchKeyEvent", type="keyDown", key=name, **text)
         self._ask("Input.dispatchKeyEvent", type="keyUp", key=name)
         self.settle()
@@ -128,7 +146,7 @@ class Browser:
             self.complaints.append(about["entry"]["text"])
         elif event.get("method") == "Network.requestWillBeSent":
             url = about["request"]["url"]
-            if not url.startswith(("file:", "data:")):
+            if not url.startswith((self._origin, "data:", "blob:")):
                 self.complaints.append(url)
 
 

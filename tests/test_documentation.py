@@ -34,7 +34,19 @@ PROSE = [
     for path in (README, ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("examples/*/*.md")))
     if path != command_reference.REFERENCE
 ]
-OTHERS = {"cd", "dask", "ln", "mypy", "nox", "ruff", "sbatch", "source", "tensorboard"}
+OTHERS = {
+    "cd",
+    "curl",
+    "dask",
+    "ln",
+    "mypy",
+    "nox",
+    "ruff",
+    "sbatch",
+    "source",
+    "ssh",
+    "tensorboard",
+}
 """Programs that documents call beside geomatch, pip, pytest and python."""
 
 

@@ -8,7 +8,6 @@ import os
 import warnings
 from collections import Counter
 from dataclasses import replace
-from types import SimpleNamespace
 
 import geopandas
 import numpy as np
@@ -34,7 +33,6 @@ from geomatch.errors import GeomatchError, UsageError
 from geomatch.geo.grid import Grid
 from geomatch.info import info
 from geomatch.manifests import Channels
-from geomatch.nn.encoder import TileForm
 from geomatch.tiling import image_files
 from geomatch.train import train
 
@@ -87,11 +85,10 @@ def test_a_tile_is_the_centre_square_resized_as_a_query_is(tmp_path, project):
     held = pixels(project, tile_folders(project, tmp_path / "set", **{"grid.size": 12}))
     np.testing.assert_array_equal(held["a/wide.png"], wide[:, 4:16])
     np.testing.assert_array_equal(held["a/tall.png"], tall[9:21])
-    encoding = SimpleNamespace(form=TileForm(12, 3, 0))
     on_the_ground = hand_made_tile_manifest(Grid("EPSG:32630", 12, 1.0, 12), tiles=3)
     for name in ("wide", "tall", "big"):
         path = tmp_path / "set" / "a" / f"{name}.png"
-        asked = image_input.cut(str(path), encoding, on_the_ground)
+        asked = image_input.cut(str(path), on_the_ground)
         np.testing.assert_array_equal(held[f"a/{name}.png"], asked.pixels)
 
 

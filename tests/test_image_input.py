@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from small_project import tile_sources
 from geomatch import image_input
 from geomatch.data.store import TileStore
 from geomatch.errors import GeomatchError
-from geomatch.nn.encoder import TileForm
 
 LEFT, TOP = 500_000, 5_000_000
 COL, ROW = LEFT // 32 + 1, TOP // 32 - 2
@@ -36,9 +34,7 @@ def tile_of(project, table, year):
 
 
 def cut(project, path, year=None):
-    tiles = project.tile_manifest()
-    encoding = SimpleNamespace(form=TileForm(32, tiles.channels.image, 0))
-    return image_input.cut(str(path), encoding, tiles, year)
+    return image_input.cut(str(path), project.tile_manifest(), year)
 
 
 def write_plain(path, values, *kinds, **form):

@@ -14,6 +14,7 @@ from PIL import Image
 from rasterio.warp import transform
 from small_project import CRS, SIZE
 
+from geomatch.data.filters import Filter
 from geomatch.data.store import TileStore
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.geo import footprints
@@ -162,10 +163,10 @@ def test_a_box_stands_for_the_tiles_whose_centres_are_in_it(indexed, year):
 
 def test_a_box_across_180_degrees(indexed):
     rows = OpenIndex.open(indexed.project, None).rows
-    everywhere = rows.inside((-180, -90, 180, 90))
+    everywhere = rows.passing(Filter(box=(-180, -90, 180, 90)))
     assert everywhere == list(range(88))
-    assert rows.inside((170, -90, 0, 90)) == everywhere
-    assert rows.inside((170, -90, -170, 90)) == []
+    assert rows.passing(Filter(box=(170, -90, 0, 90))) == everywhere
+    assert rows.passing(Filter(box=(170, -90, -170, 90))) == []
 
 
 def test_what_a_list_has_wrong_is_told_and_the_rest_answered(indexed, tmp_path):

@@ -124,10 +124,9 @@ def test_a_larger_image_brings_its_surroundings(indexed, tmp_path):
     from geomatch.querying.opened import OpenIndex
 
     index = OpenIndex.open(indexed.project, None)
-    encoding = image_input.encoder_of(indexed.project, index.manifest, index.tiles, "index")
     ground = np.moveaxis(texture(64), -1, 0)
     write_tiff(tmp_path / "large.tif", ground, (500_000 - 16, 5_000_000 + 48))
-    cut = image_input.cut(str(tmp_path / "large.tif"), encoding, index.tiles, reach=2**0.5)
+    cut = image_input.cut(str(tmp_path / "large.tif"), index.tiles, reach=2**0.5)
     np.testing.assert_array_equal(cut.pixels, np.moveaxis(ground[:, 16:48, 16:48], 0, -1))
     assert cut.around.shape == (SIZE + 12, SIZE + 12, 3)
     np.testing.assert_array_equal(cut.around, np.moveaxis(ground[:, 10:54, 10:54], 0, -1))

@@ -11,7 +11,17 @@ from typing import Annotated
 import typer
 
 from geomatch import __version__
-from geomatch.cli import layers, measuring, models, projects, runs, searching, tiles, training
+from geomatch.cli import (
+    layers,
+    measuring,
+    models,
+    projects,
+    runs,
+    searching,
+    serving,
+    tiles,
+    training,
+)
 from geomatch.cli.failures import Commands
 
 app = typer.Typer(
@@ -46,6 +56,7 @@ app.command()(searching.embed)
 app.command()(searching.index)
 # Options that are unknown pass, since a negative longitude looks like one.
 app.command(cls=searching.Query, context_settings={"ignore_unknown_options": True})(searching.query)
+app.command()(serving.serve)
 app.command("eval")(measuring.evaluate)
 app.command()(searching.compare)
 app.command()(measuring.change)

@@ -162,6 +162,11 @@ def note(text: str) -> None:
     err.print(escape(text), highlight=False, soft_wrap=True)
 
 
+def line(text: str) -> None:
+    """Print a line to stdout, for other programs too."""
+    print(text, flush=True)
+
+
 def data(value: Any, line: bool = False) -> None:
     """Print JSON to stdout, as one line if it is one of several values."""
     print(json.dumps(value, indent=None if line else 2, allow_nan=False), flush=line)

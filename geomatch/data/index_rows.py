@@ -108,8 +108,11 @@ class Rows(Protocol):
             point: maps the EPSG code of a tile to the point (x, y) in that CRS.
         """
 
-    def inside(self, box: Box) -> list[int]:
-        """Rows of tiles whose centre is in a box of degrees; see `filters.Filter`."""
+    def passing(self, wanted: Filter) -> list[int]:
+        """Rows of tiles that pass a filter, in order."""
+
+    def extent(self) -> Box:
+        """West, south, east and north of the centres of all tiles, which have a place."""
 
 
 class IndexRows:
@@ -175,10 +178,20 @@ class IndexRows:
                 ).tolist()
         return found
 
-    def inside(self, box: Box) -> list[int]:
-        """See `Rows.inside`."""
-        found: list[int] = np.flatnonzero(self.select(Filter(box=box))).tolist()
+    def passing(self, wanted: Filter) -> list[int]:
+        """See `Rows.passing`."""
+        found: list[int] = np.flatnonzero(self.select(wanted)).tolist()
         return found
+
+    def extent(self) -> Box:
+        """See `Rows.extent`."""
+        bounds = [
+            [self._bounds(group, name) for group in range(len(self._groups))]
+            for name in ("lon", "lat")
+        ]
+        west, south = (min(least for least, _ in column) for column in bounds)
+        east, north = (max(most for _, most in column) for column in bounds)
+        return west, south, east, north
 
     def select(self, wanted: Filter) -> NDArray[np.bool_]:
         """Which rows (n,) pass a filter. Only groups that it divides are read."""

@@ -236,6 +236,24 @@ class TileTable:
         )
 
 
+def find_ids(catalogue: Path, text: str, year: str | None, most: int) -> list[str]:
+    """Ids of the first tiles that have a text in them, whatever its case.
+
+    Args:
+        catalogue: what `TileTable.save` wrote; it is read in parts.
+        year: of the tiles; any by default.
+    """
+    found: list[str] = []
+    for part in pq.ParquetFile(catalogue).iter_batches(ROW_GROUP, columns=["id", "year"]):
+        fits = pa.compute.match_substring(part["id"], text, ignore_case=True)
+        if year is not None:
+            fits = pa.compute.and_(fits, pa.compute.equal(part["year"], year))
+        found += part.filter(fits)["id"].to_pylist()[: most - len(found)]
+        if len(found) == most:
+            break
+    return found
+
+
 def _changed(table: pa.Table) -> NDArray[np.float32] | None:
     """The column `changed`, None if all of it is null."""
     if table["changed"].null_count == len(table):

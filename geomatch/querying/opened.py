@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Self
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,10 @@ from geomatch.search import pgvector
 from geomatch.search.engines import LocalVectors, Vectors
 from geomatch.search.exact import unit
 from geomatch.search.whitening import WHITENING, Whitening
+
+if TYPE_CHECKING:
+    from geomatch.data.store import TileStore
+    from geomatch.runs import Encoding
 
 NONE = np.empty((0, 0), np.float32)
 
@@ -79,6 +84,24 @@ class OpenIndex:
         confidence = Confidence.load(folder)
         whitening = Whitening.load(folder / WHITENING) if manifest.whitened else None
         return cls(project, vectors, rows, manifest, tiles, confidence, whitening)
+
+    @cached_property
+    def encoding(self) -> Encoding:
+        """The encoder that made it, loaded when it is first needed.
+
+        Raises:
+            GeomatchError: there is none, or it changed since.
+        """
+        from geomatch import image_input
+
+        return image_input.encoder_of(self.project, self.manifest, self.tiles, "index")
+
+    @cached_property
+    def pixels(self) -> TileStore:
+        """The pixels of the tiles."""
+        from geomatch.data.store import TileStore
+
+        return TileStore.open(self.project.pixels)
 
     def year_code(self, year: str) -> int:
         """The code of a year.

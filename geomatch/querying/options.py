@@ -77,7 +77,8 @@ class Options:
             raise UsageError(f"--top {self.top}: must be at least 1")
         if self.box:
             west, south, east, north = self.box
-            if max(abs(west), abs(east)) > 180 or not -90 <= south <= north <= 90:
+            in_range = -180 <= west <= 180 and -180 <= east <= 180
+            if not (in_range and -90 <= south <= north <= 90):
                 raise UsageError(
                     f"{west:g},{south:g},{east:g},{north:g} is no box in degrees",
                     "Give W,S,E,N: the least longitude and latitude first.",

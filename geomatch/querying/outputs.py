@@ -54,6 +54,25 @@ def write_gpkg(path: Path, found: Sequence[Matches], tiles: TileManifest) -> Non
     write(path, _layers(found, tiles, crs), "GPKG", crs)
 
 
+def outlines(found: Sequence[Matches], half: float, crs: str) -> Float64Array:
+    """Footprints (n, 5, 2) of the tiles that answer, or of scans in the places that do.
+
+    Args:
+        half: of a tile's side, in metres.
+        crs: of the footprints.
+    """
+    rings = [np.empty((0, 5, 2))]
+    for each in found:
+        if not each.places:
+            rings.append(_rings(each.centres, half, crs))
+            continue
+        assert each.query.pixels is not None
+        ground = np.stack([place.ring(each.query.pixels.shape[:2]) for place in each.places])
+        epsg = np.array([place.epsg for place in each.places])
+        rings.append(footprints.in_crs(epsg, ground, crs))
+    return np.concatenate(rings)
+
+
 def _rows(found: Sequence[Matches]) -> list[dict[str, Any]]:
     return [
         {"query": each.query.name, "query_year": each.query.year, **row}
@@ -72,7 +91,7 @@ def _layers(found: Sequence[Matches], tiles: TileManifest, crs: str) -> list[Lay
     lines = [_points([at[i] for i in links], crs) for at in (starts, answers)]
     asked = [(each.epsg, each.x, each.y) for each in queries]
     return [
-        Layer("answers", _outlines(found, half, crs), _columns(rows)),
+        Layer("answers", outlines(found, half, crs), _columns(rows)),
         Layer("links", np.stack(lines, axis=1), _columns([rows[i] for i in links])),
         Layer(
             "queries",
@@ -95,20 +114,6 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 def _rings(centres: Sequence[Centre], half: float, crs: str) -> Float64Array:
     epsg, points = _arrays(centres)
     return footprints.rings(epsg, np.concatenate([points - half, points + half], axis=1), crs)
-
-
-def _outlines(found: Sequence[Matches], half: float, crs: str) -> Float64Array:
-    """Footprints of the tiles that answer, or of scans in the places that do."""
-    rings = [np.empty((0, 5, 2))]
-    for each in found:
-        if not each.places:
-            rings.append(_rings(each.centres, half, crs))
-            continue
-        assert each.query.pixels is not None
-        ground = np.stack([place.ring(each.query.pixels.shape[:2]) for place in each.places])
-        epsg = np.array([place.epsg for place in each.places])
-        rings.append(footprints.in_crs(epsg, ground, crs))
-    return np.concatenate(rings)
 
 
 def _points(centres: Sequence[Centre], crs: str) -> Float64Array:

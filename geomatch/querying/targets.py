@@ -10,21 +10,21 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache
 from glob import glob
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from geomatch.data.filters import Filter
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.progress import ProgressCallback
 from geomatch.querying.opened import OpenIndex
 
 if TYPE_CHECKING:
-    from geomatch.data.store import TileStore
-    from geomatch.runs import Encoding
+    from geomatch.image_input import Cut
 
 NUMBER = r"\s*(-?\d+(?:\.\d*)?)\s*"
 POINT = re.compile(f"{NUMBER},{NUMBER}")
@@ -62,6 +62,25 @@ class Query:
     around: NDArray[np.uint8] | None = field(default=None, compare=False)
     is_scan: bool = False
 
+    @classmethod
+    def of_tile(cls, index: OpenIndex, position: int) -> Self:
+        """A tile of an index."""
+        (row,) = index.rows.take([position])
+        return cls(
+            name=row["id"],
+            position=position,
+            store_row=row["store_row"],
+            epsg=row["epsg"],
+            x=row["x"],
+            y=row["y"],
+            year=row["year"],
+        )
+
+    @classmethod
+    def of_image(cls, name: str, cut: Cut) -> Self:
+        """A tile that was cut from an image."""
+        return cls(name, epsg=cut.epsg, x=cut.x, y=cut.y, pixels=cut.pixels, around=cut.around)
+
     @property
     def picture(self) -> int | NDArray[np.uint8]:
         """Its row in the pixel store, or its pixels."""
@@ -90,18 +109,6 @@ class Targets:
         self._index, self._year, self._angles, self._scans = index, year, angles, scans
         self._progress = progress
 
-    @cached_property
-    def encoding(self) -> Encoding:
-        """The encoder that made the index.
-
-        Raises:
-            GeomatchError: there is none, or it changed since.
-        """
-        from geomatch import image_input
-
-        index = self._index
-        return image_input.encoder_of(index.project, index.manifest, index.tiles, "index")
-
     def each(self, target: str) -> Iterable[str]:
         """The targets that a target stands for: itself, or those of a box, a folder or a glob.
 
@@ -129,19 +136,16 @@ class Targets:
         _check_degrees(west, south)
         _check_degrees(east, north)
         newest: dict[tuple[int, float, float], tuple[int, str]] = {}
-        for row in index.rows.take(index.rows.inside((west, south, east, north))):
+        for row in index.rows.take(index.rows.passing(Filter(box=(west, south, east, north)))):
             code, place = index.year_code(row["year"] or ""), (row["epsg"], row["x"], row["y"])
             if self._year in (None, code):
                 newest[place] = max(newest.get(place, (code, row["id"])), (code, row["id"]))
         if not newest:
             raise GeomatchError(
-                f"no tile{self._of_year()} has its centre in {box}",
+                f"no tile{_of_year(index, self._year)} has its centre in {box}",
                 "Give W,S,E,N in degrees; for the tile over a point, LON,LAT.",
             )
         return [name for _, name in newest.values()]
-
-    def _of_year(self) -> str:
-        return "" if self._year is None else f" of {self._index.manifest.years[self._year]}"
 
     def find(self, target: str) -> Query:
         """What a target names.
@@ -154,13 +158,14 @@ class Targets:
         """
         index = self._index
         if (position := index.rows.find(target)) is not None:
-            return self._tile(position)
+            return Query.of_tile(index, position)
         example = index.rows.take([0])[0]["id"]
         if point := POINT.fullmatch(target):
             index.check_ground(
                 f"{target} is a point", f"Give a tile id, such as {example}, or an image file."
             )
-            return self._tile(self._position_at(float(point[1]), float(point[2])))
+            at = position_at(index, float(point[1]), float(point[2]), self._year)
+            return Query.of_tile(index, at)
         if os.path.isfile(target):
             return self._image(target)
         raise GeomatchError(
@@ -168,62 +173,18 @@ class Targets:
             f"Tile ids look like {example}.",
         )
 
-    def _tile(self, position: int) -> Query:
-        (row,) = self._index.rows.take([position])
-        return Query(
-            name=row["id"],
-            position=position,
-            store_row=row["store_row"],
-            epsg=row["epsg"],
-            x=row["x"],
-            y=row["y"],
-            year=row["year"],
-        )
-
-    def _position_at(self, lon: float, lat: float) -> int:
-        """Position of the tile at a point, of the given or else the newest year."""
-        from geomatch.geo.coordinates import project_points
-
-        _check_degrees(lon, lat)
-        index = self._index
-        half = index.tiles.size * (index.tiles.gsd or 0.0) / 2
-
-        @cache
-        def point(epsg: int) -> tuple[float, float]:
-            px, py = project_points("OGC:CRS84", np.array([lon]), np.array([lat]), f"EPSG:{epsg}")
-            return float(px[0]), float(py[0])
-
-        best: tuple[int, float, int] | None = None
-        covering = index.rows.within(point, half)
-        for i, row in zip(covering, index.rows.take(covering), strict=True):
-            of_year = index.year_code(row["year"] or "")
-            if self._year in (None, of_year):
-                px, py = point(row["epsg"])
-                away = max(abs(row["x"] - px), abs(row["y"] - py))
-                # The newest year first, then the nearest centre.
-                candidate = (of_year, -away, i)
-                best = max(best, candidate) if best else candidate
-        if best is None:
-            raise GeomatchError(
-                f"no tile{self._of_year()} covers {lon},{lat}",
-                "Give LON,LAT in degrees, longitude first.",
-            )
-        return best[2]
-
     def _image(self, path: str) -> Query:
         from geomatch import image_input
 
         label = None if self._year is None else self._index.manifest.years[self._year]
         if self._scans:
-            pixels, remark = image_input.read_scan(path, self.encoding, self._index.tiles, label)
+            pixels, remark = image_input.read_scan(path, self._index.tiles, label)
             self._progress(remark)
             return Query(path, pixels=pixels, is_scan=True)
-        reach = 1.0 if len(self._angles) == 1 else math.sqrt(2)
-        cut = image_input.cut(path, self.encoding, self._index.tiles, label, reach)
-        self._progress(cut.remark)
-        if self.encoding.form.label_channels:
-            self._progress("the query has no labels: its label channels are set to unknown")
-        return Query(path, epsg=cut.epsg, x=cut.x, y=cut.y, pixels=cut.pixels, around=cut.around)
+        cut = image_input.cut(path, self._index.tiles, label, reach_of(self._angles))
+        for remark in remarks(self._index, cut):
+            self._progress(remark)
+        return Query.of_image(path, cut)
 
     def vectors(self, queries: Sequence[Query]) -> Iterator[NDArray[np.float32]]:
         """Descriptors (turns, d) of each query that is no scan; all turns of all are one batch.
@@ -257,7 +218,7 @@ class Targets:
 
         years = [self._year] * len(tiles) if years is None else years
         index = self._index
-        vectors = image_input.describe_pixels(self.encoding, tiles, index.manifest, years)
+        vectors = image_input.describe_pixels(index.encoding, tiles, index.manifest, years)
         return vectors if index.whitening is None else index.whitening(vectors)
 
     def _views(self, query: Query) -> list[NDArray[np.uint8]]:
@@ -270,18 +231,66 @@ class Targets:
         if query.pixels is not None and query.around is not None:
             upright, around = [query.pixels], query.around
         else:
-            upright, around = [], self._store.read(np.array([query.store_row]))[0]
-        size, channels = self.encoding.form.size, tiles.channels.image
+            upright, around = [], self._index.pixels.read(np.array([query.store_row]))[0]
+        size, channels = tiles.size, tiles.channels.image
         return upright + [turned(around, angle, size, channels) for angle in self._angles[1:]]
-
-    @cached_property
-    def _store(self) -> TileStore:
-        from geomatch.data.store import TileStore
-
-        return TileStore.open(self._index.project.pixels)
 
     def _year_of(self, query: Query) -> int | None:
         return self._year if query.position is None else self._index.year_code(query.year or "")
+
+
+def position_at(index: OpenIndex, lon: float, lat: float, year: int | None) -> int:
+    """Position of the tile at a point.
+
+    Args:
+        year: code of its year; None for the newest.
+
+    Raises:
+        UsageError: the point is not on the Earth.
+        GeomatchError: no tile covers it.
+    """
+    from geomatch.geo.coordinates import project_points
+
+    _check_degrees(lon, lat)
+    half = index.tiles.size * (index.tiles.gsd or 0.0) / 2
+
+    @cache
+    def point(epsg: int) -> tuple[float, float]:
+        px, py = project_points("OGC:CRS84", np.array([lon]), np.array([lat]), f"EPSG:{epsg}")
+        return float(px[0]), float(py[0])
+
+    best: tuple[int, float, int] | None = None
+    covering = index.rows.within(point, half)
+    for i, row in zip(covering, index.rows.take(covering), strict=True):
+        of_year = index.year_code(row["year"] or "")
+        if year in (None, of_year):
+            px, py = point(row["epsg"])
+            away = max(abs(row["x"] - px), abs(row["y"] - py))
+            # The newest year first, then the nearest centre.
+            candidate = (of_year, -away, i)
+            best = max(best, candidate) if best else candidate
+    if best is None:
+        raise GeomatchError(
+            f"no tile{_of_year(index, year)} covers {lon},{lat}",
+            "Give LON,LAT in degrees, longitude first.",
+        )
+    return best[2]
+
+
+def remarks(index: OpenIndex, cut: Cut) -> Iterator[str]:
+    """How a query was made of an image."""
+    yield cut.remark
+    if index.tiles.channels.label:
+        yield "the query has no labels: its label channels are set to unknown"
+
+
+def reach_of(angles: Sequence[float]) -> float:
+    """How much larger than a tile an image is to be cut, to be turned by these angles."""
+    return 1.0 if len(angles) == 1 else math.sqrt(2)
+
+
+def _of_year(index: OpenIndex, year: int | None) -> str:
+    return "" if year is None else f" of {index.manifest.years[year]}"
 
 
 def _check_degrees(lon: float, lat: float) -> None:

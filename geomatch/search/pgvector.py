@@ -315,11 +315,17 @@ class PostgresIndex:
             )
         return [position for (position,) in found]
 
-    def inside(self, box: Box) -> list[int]:
-        """See `Rows.inside`."""
-        condition, values = _in_box(box)
+    def passing(self, wanted: Filter) -> list[int]:
+        """See `Rows.passing`."""
+        condition, values = self._condition(wanted)
         found = self._fetch(f"SELECT position FROM {{}} WHERE {condition} ORDER BY 1", *values)
         return [position for (position,) in found]
+
+    def extent(self) -> Box:
+        """See `Rows.extent`."""
+        (found,) = self._fetch("SELECT min(lon), min(lat), max(lon), max(lat) FROM {}")
+        west, south, east, north = found
+        return west, south, east, north
 
     def vector(self, position: int) -> Float32Array:
         """See `Vectors.vector`."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from geomatch.errors import GeomatchError
-from geomatch.geo import rasters
+from geomatch.geo import in_memory, rasters
 from geomatch.geo.rasters import Raster
 from geomatch.geo.stretch import Stretch
 from geomatch.geo.views import Reading
@@ -209,7 +209,7 @@ def _open(path: Path, reading: Reading, channels: int = 3) -> Iterator[tuple[Any
     """An image as Pillow opens it, and as GDAL does if Pillow would not read it right."""
     image = None
     try:
-        image = Image.open(path)
+        image = Image.open(in_memory.content(path) or path)
     except UNREADABLE as error:
         if not isinstance(error, UnidentifiedImageError):
             raise _broken_image(path, error) from error
