@@ -57,9 +57,9 @@ def serve(
     except ImportError as error:
         raise GeomatchError("the server needs uvicorn", "pip install 'geomatch[serve]'") from error
     from geomatch.serving.app import build as build_app
-    from geomatch.serving.counter import Counter
-    from geomatch.serving.desk import Desk
+    from geomatch.serving.service import Service
     from geomatch.serving.uploads import Decoder
+    from geomatch.serving.work_queue import WorkQueue
 
     if token is not None and not TOKEN.fullmatch(token):
         raise UsageError(
@@ -77,9 +77,9 @@ def serve(
             side, channels = opened.tiles.size, opened.tiles.channels.image
             blank = np.zeros((1, side, side, channels), np.uint8)
             Targets(opened, None, (0.0,), False, silent).describe(blank)
-            desk, decoder = Desk(), Decoder(opened.tiles)
+            queue, decoder = WorkQueue(), Decoder(opened.tiles)
             stack.callback(decoder.close)
-            app = build_app(Counter(opened), desk, decoder, token)
+            app = build_app(Service(opened), queue, decoder, token)
             server = uvicorn.Server(
                 uvicorn.Config(
                     app,
@@ -90,21 +90,21 @@ def serve(
                     timeout_graceful_shutdown=1,
                 )
             )
-            thread = threading.Thread(target=_run, args=(server, listener, desk), daemon=True)
+            thread = threading.Thread(target=_run, args=(server, listener, queue), daemon=True)
             thread.start()
             shown = f"[{host}]" if ":" in host else host
             ready(f"http://{shown}:{port}/" + (f"?token={token}" if token else ""))
             with _until_stopped():
-                desk.work()
+                queue.run()
             server.should_exit = True
             thread.join(timeout=3)
 
 
-def _run(server: Any, listener: socket.socket, desk: Any) -> None:
+def _run(server: Any, listener: socket.socket, queue: Any) -> None:
     try:
         server.run(sockets=[listener])
     finally:
-        desk.close()
+        queue.close()
 
 
 @contextlib.contextmanager

@@ -152,11 +152,11 @@ ONLY = {
     "optuna": {"tune"},
     "psycopg": {"search.pgvector"},
     "distributed": {"cluster"},
-    "starlette": {"serving.app", "serving.gate"},
+    "starlette": {"serving.app", "serving.access"},
     "uvicorn": {"serve"},
 }
 """Libraries of few modules."""
-WITH_EXTRA = {"serving.app", "serving.gate"}
+WITH_EXTRA = {"serving.app", "serving.access"}
 """Modules that are imported where their extra is asked for, and not before."""
 
 

@@ -36,9 +36,9 @@ from geomatch.errors import GeomatchError
 from geomatch.query import query
 from geomatch.serve import TOKEN
 from geomatch.serving import app, decoding, openapi, parameters, uploads
-from geomatch.serving.desk import Desk
-from geomatch.serving.gate import COOKIE, Gate
+from geomatch.serving.access import COOKIE, AccessControl
 from geomatch.serving.uploads import Decoder
+from geomatch.serving.work_queue import WorkQueue
 
 
 class Server:
@@ -417,7 +417,7 @@ def passes(token, path="/project", method="GET", **headers):
         "query_string": asked.encode(),
         "headers": [(k.encode(), v.encode("latin-1")) for k, v in named.items()],
     }
-    anyio.run(Gate(PlainTextResponse("let through"), token), scope, receive, send)
+    anyio.run(AccessControl(PlainTextResponse("let through"), token), scope, receive, send)
     found = {k.decode(): v.decode() for k, v in sent[0]["headers"]}
     assert found["x-content-type-options"] == "nosniff"
     assert "default-src 'none'" in found["content-security-policy"]
@@ -571,7 +571,7 @@ EVIL = "<img src=x onerror=\"document.title='evil'\">"
 
 
 class Impostor:
-    """A counter whose every text is HTML."""
+    """A service whose every text is HTML."""
 
     def about(self):
         known = {"tiles": 1, "size": 32, "gsd": None, "bbox": None, "placement": "none"}
@@ -595,14 +595,14 @@ class Impostor:
 
 
 @contextlib.contextmanager
-def counted(counter):
-    """A server with another counter."""
-    desk = Desk()
-    built = app.build(counter, desk, SimpleNamespace(), None)
+def serving(service):
+    """A server of another service."""
+    queue = WorkQueue()
+    built = app.build(service, queue, SimpleNamespace(), None)
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(built, log_config=None))
     threads = [
-        threading.Thread(target=desk.work),
+        threading.Thread(target=queue.run),
         threading.Thread(target=server.run, kwargs={"sockets": [listener]}),
     ]
     for thread in threads:
@@ -611,14 +611,14 @@ def counted(counter):
         yield Server(f"http://127.0.0.1:{listener.getsockname()[1]}/")
     finally:
         server.should_exit = True
-        desk.close()
+        queue.close()
         for thread in threads:
             thread.join(30)
         listener.close()
 
 
 def test_names_are_text_never_html():
-    with counted(Impostor()) as server, browser() as chromium:
+    with serving(Impostor()) as server, browser() as chromium:
         chromium.open(server.url)
         chromium.until("document.querySelectorAll('#list img').length === 1")
         chromium.run("document.querySelector('#list button').click()")
@@ -635,7 +635,7 @@ def test_too_many_questions_and_a_bug():
         def about(self):
             raise RuntimeError("a bug")
 
-    with counted(Broken()) as server:
+    with serving(Broken()) as server:
         status, _, data = server.send("/project")
         assert (status, json.loads(data)["error"]) == (500, "unforeseen RuntimeError")
         server.json("/tiles")

@@ -23,10 +23,10 @@ from geomatch.querying import turns
 from geomatch.querying.options import Options
 from geomatch.querying.targets import Query, reach_of
 from geomatch.serving import openapi, parameters, uploads
-from geomatch.serving.counter import Counter, UnknownTileError
-from geomatch.serving.desk import BusyError, Desk
-from geomatch.serving.gate import Gate, refused
+from geomatch.serving.access import AccessControl, refused
+from geomatch.serving.service import Service, UnknownTileError
 from geomatch.serving.uploads import Decoder
+from geomatch.serving.work_queue import BusyError, WorkQueue
 
 T = TypeVar("T")
 
@@ -67,10 +67,10 @@ STATUS: dict[type[Exception], int] = {
 
 
 class App:
-    """Answers requests with what the desk finds at the counter."""
+    """Answers requests by work for the service, which waits in the queue."""
 
-    def __init__(self, counter: Counter, desk: Desk, decoder: Decoder) -> None:
-        self._counter, self._desk, self._decoder = counter, desk, decoder
+    def __init__(self, service: Service, queue: WorkQueue, decoder: Decoder) -> None:
+        self._service, self._queue, self._decoder = service, queue, decoder
         self._images = asyncio.Semaphore(TOGETHER)
 
     def routes(self) -> list[Route]:
@@ -103,24 +103,24 @@ class App:
 
     async def project(self, request: Request) -> Response:
         """What the project has."""
-        return JSONResponse(await self._do(self._counter.about))
+        return JSONResponse(await self._do(self._service.about))
 
     async def tiles(self, request: Request) -> Response:
         """Some tiles."""
         values = parameters.read(request.query_params.multi_items(), parameters.TILES)
-        return JSONResponse(await self._do(lambda: self._counter.tiles(values)))
+        return JSONResponse(await self._do(lambda: self._service.tiles(values)))
 
     async def tile(self, request: Request) -> Response:
         """A tile."""
         parameters.read(request.query_params.multi_items(), ())
         name = request.path_params["id"]
-        return JSONResponse(await self._do(lambda: self._counter.tile(name)))
+        return JSONResponse(await self._do(lambda: self._service.tile(name)))
 
     async def thumbnail(self, request: Request) -> Response:
         """A picture of a tile."""
         values = parameters.read(request.query_params.multi_items(), [parameters.SIDE])
         name, side = request.path_params["id"], values.get("side", 256)
-        data = await self._do(lambda: self._counter.thumbnail(name, side))
+        data = await self._do(lambda: self._service.thumbnail(name, side))
         return Response(data, media_type="image/jpeg", headers={"Cache-Control": "max-age=60"})
 
     async def query(self, request: Request) -> Response:
@@ -134,10 +134,10 @@ class App:
             image = await self._image(request, values, options) if is_image else None
 
             def answer() -> dict[str, Any] | bytes:
-                found, said = self._counter.ask(values, options, image)
+                found, said = self._service.ask(values, options, image)
                 if form == "json":
-                    return self._counter.as_json(found, said)
-                return self._counter.as_file(found, form)
+                    return self._service.as_json(found, said)
+                return self._service.as_file(found, form)
 
             found = await self._do(answer)
         if isinstance(found, bytes):
@@ -163,13 +163,13 @@ class App:
             pixels, remark = await run_in_threadpool(self._decoder.scan, data, name, year)
             return Query(name, pixels=pixels, is_scan=True), [remark]
         cut = await run_in_threadpool(self._decoder.cut, data, name, year, reach)
-        return Query.of_image(name, cut), self._counter.remarks(cut)
+        return Query.of_image(name, cut), self._service.remarks(cut)
 
     async def _do(self, work: Callable[[], T]) -> T:
-        return await asyncio.wrap_future(self._desk.ask(work))
+        return await asyncio.wrap_future(self._queue.submit(work))
 
 
-def build(counter: Counter, desk: Desk, decoder: Decoder, token: str | None) -> Starlette:
+def build(service: Service, queue: WorkQueue, decoder: Decoder, token: str | None) -> Starlette:
     """The application."""
     handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {
         GeomatchError: _explained,
@@ -179,8 +179,8 @@ def build(counter: Counter, desk: Desk, decoder: Decoder, token: str | None) -> 
         Exception: _unforeseen,
     }
     return Starlette(
-        routes=App(counter, desk, decoder).routes(),
-        middleware=[Middleware(Gate, token=token)],
+        routes=App(service, queue, decoder).routes(),
+        middleware=[Middleware(AccessControl, token=token)],
         exception_handlers=handlers,
     )
 

@@ -1,6 +1,6 @@
 """What is answered: queries, tiles and their pictures, from an open index.
 
-All of it runs on the desk's thread.
+All of it runs on the queue's thread.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class UnknownTileError(GeomatchError):
     """There is no such tile."""
 
 
-class Counter:
+class Service:
     """Answers about the tiles of an index."""
 
     def __init__(self, index: OpenIndex) -> None:

@@ -20,13 +20,13 @@ class BusyError(Exception):
     """Too much is waiting."""
 
 
-class Desk:
+class WorkQueue:
     """Takes work from any thread."""
 
     def __init__(self) -> None:
         self._waiting: queue.Queue[Callable[[], None] | None] = queue.Queue(WAITING)
 
-    def ask(self, work: Callable[[], T]) -> Future[T]:
+    def submit(self, work: Callable[[], T]) -> Future[T]:
         """Have work done.
 
         Raises:
@@ -49,10 +49,10 @@ class Desk:
         return future
 
     def close(self) -> None:
-        """End `work` once what waits is done."""
+        """End `run` once what waits is done."""
         self._waiting.put(None)
 
-    def work(self) -> None:
+    def run(self) -> None:
         """Do what is asked for, until it is closed."""
         while (do := self._waiting.get()) is not None:
             do()

@@ -25,7 +25,7 @@ HEADERS = {
 COOKIE = "geomatch-token"
 
 
-class Gate:
+class AccessControl:
     """Lets requests through to `app` that may ask.
 
     Without a token, only those that name this machine: another name for it is how a page from
