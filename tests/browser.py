@@ -160,7 +160,8 @@ def browser() -> Iterator[Browser]:
     to_read, to_write = os.pipe()
     from_read, from_write = os.pipe()
 
-    with tempfile.TemporaryDirectory() as profile:
+    # Its processes may still write there after it has ended.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
             # Chromium reads file 3 and writes file 4.
             [
