@@ -296,6 +296,14 @@ def test_only_data_go_to_stdout(project, imagery):
     assert json.loads(stdout)["devices"] == [str(device) for device in jax.devices()]
 
 
+def test_splits_without_tiles_are_told(project, imagery):
+    options = ["-p", project.root, f"2010={imagery}", "--workers", 1]
+    assert (
+        "no tiles for train and validation: the ground" in invoke("tile", *options, "--size", 32)[2]
+    )
+    assert "no tiles for" not in invoke("tile", *options, "--size", 16)[2]
+
+
 def test_quiet_has_no_progress(project, imagery):
     options = ["-p", project.root, "--size", 16, "--split", "source", "--workers", 1]
     code, _, stderr = invoke("tile", f"2010={imagery}", *options, "-q")

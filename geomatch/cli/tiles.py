@@ -214,6 +214,12 @@ def tile(
         what = f"of {made.grid} in {len(table.classes)} {groups}"
     counts = ", ".join(f"{name} {count}" for name, count in made.splits.items())
     console.note(f"{len(table)} tiles {what}: {counts}")
+    empty = [name for name, count in made.splits.items() if not count]
+    if table.grid and chosen.settings.split.by == "blocks" and empty:
+        console.note(
+            f"no tiles for {' and '.join(empty)}: the ground is small for blocks with a buffer "
+            "between them; try smaller tiles, or --set split.buffer=0"
+        )
     if table.grid and made.unreadable:
         console.note(f"left out ({len(made.unreadable)}), as listed in {opened.tiles_manifest}:")
         for path, reason in list(made.unreadable.items())[:SHOWN]:
