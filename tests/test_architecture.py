@@ -61,6 +61,7 @@ ROOMS = {
     "nn": "errors config",
     "report": "errors manifests progress project data",
     "runs": "errors manifests config project nn",
+    "embedding": "errors manifests progress project shares cluster data nn runs",
     "tiling": "errors manifests progress config project geo data",
     "training": "errors manifests progress config project records data search nn report runs "
     "geo.phase_correlation",
@@ -69,8 +70,8 @@ ROOMS = {
     "tile": "errors manifests progress config project shares cluster data report tiling",
     "train": "errors manifests progress config project data nn report runs training",
     # An encoder that needs no training is a run of no steps, which `training.setup` begins.
-    "embed": "errors manifests progress config project shares cluster geo data nn runs "
-    "training.setup",
+    "embed": "errors manifests progress config project shares geo data nn runs training.setup "
+    "embedding",
     "index": "errors manifests progress config project geo data search evaluation",
     "querying": "errors manifests progress records config project geo data search nn runs "
     "tiling.image_files image_input",
@@ -121,6 +122,7 @@ LIBRARIES = {
     "evaluation": "numpy scipy sklearn",
     "image_input": "numpy",
     "train": "numpy jax",
+    "embedding": "numpy",
     "embed": "numpy",
     "index": "numpy",
     "querying": "numpy scipy shapely PIL",

@@ -18,6 +18,7 @@ from geomatch import embed as module
 from geomatch.data import embeddings
 from geomatch.data.embeddings import Embeddings
 from geomatch.data.store import TileStore
+from geomatch.embedding import parts
 from geomatch.errors import GeomatchError, StaleError, UsageError
 from geomatch.geo.grid import Grid
 from geomatch.info import info
@@ -35,13 +36,13 @@ class BrokenOffError(Exception):
 @pytest.fixture
 def counted(monkeypatch):
     """Parts of 20 tiles; counts those begun, and breaks off before one that is named."""
-    monkeypatch.setattr(module, "PART", 20)
+    monkeypatch.setattr(parts, "PART", 20)
 
     class Parts:
         begun = 0
         stop = None
 
-    real = module.describe_with
+    real = parts.describe_with
 
     def describe_or_raise(*arguments):
         if Parts.begun == Parts.stop:
@@ -49,7 +50,7 @@ def counted(monkeypatch):
         Parts.begun += 1
         return real(*arguments)
 
-    monkeypatch.setattr(module, "describe_with", describe_or_raise)
+    monkeypatch.setattr(parts, "describe_with", describe_or_raise)
     return Parts
 
 

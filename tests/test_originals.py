@@ -13,10 +13,10 @@ from small_project import SIZE, YEARS, evaluate, make_project, settings
 from small_runs import SMALL_NETWORK
 
 from geomatch import config
-from geomatch import embed as embedding
 from geomatch.data.ground_truth import tasks
 from geomatch.data.store import TileStore
 from geomatch.data.tiles import SPLITS, TileTable
+from geomatch.embedding import parts
 from geomatch.evaluation.verification import sample
 from geomatch.nn.encoder import TileForm
 from geomatch.nn.step import State
@@ -97,7 +97,7 @@ def test_the_last_batch_of_tiles_is_measured_too(tiled, tmp_path, monkeypatch):
 def test_every_tile_is_embedded_and_every_place_is_a_query(indexed, trained):
     tiles, found = indexed.tiles, evaluate(indexed.project).splits
     # 88 tiles are no whole number of batches.
-    assert len(tiles) % embedding.BATCH
+    assert len(tiles) % parts.BATCH
     place = tiles.places()
     for code, split in enumerate(SPLITS):
         if split in found:

@@ -16,9 +16,9 @@ from command_line import run_command
 from small_project import new_project, settings
 
 from geomatch import config
-from geomatch import embed as embed_module
 from geomatch.data import store
 from geomatch.embed import embed, embed_share
+from geomatch.embedding import parts
 from geomatch.errors import GeomatchError, UsageError
 from geomatch.progress import silent
 from geomatch.project import Project
@@ -195,7 +195,7 @@ def test_options_that_do_not_go_together(project, options, message):
 
 
 def test_shares_of_descriptors_are_those_of_one_process(trained, copied, tmp_path, monkeypatch):
-    monkeypatch.setattr(embed_module, "PART", 20)
+    monkeypatch.setattr(parts, "PART", 20)
     one, shared = trained.copied(tmp_path / "one"), copied(trained)
     wanted = settings()
     made = embed(one, settings=wanted)
