@@ -68,9 +68,12 @@ class Server:
 @contextlib.contextmanager
 def served(project, *options):
     """The program, while it serves a project."""
+    # Where tests run in the background of a shell, SIGINT is ignored, also by new processes.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = python(
         *("-m", "geomatch", "serve", "-p", str(project.root), "--port", "0", *options), devices=1
     )
+    signal.signal(signal.SIGINT, before)
     try:
         url = process.stdout.readline().strip()
         assert url.startswith("http://"), process.communicate()
