@@ -568,16 +568,6 @@ def test_a_source_of_another_form(project, good, text):
     refused(project, text.replace("PATH", str(good)), code=2, names=(text.split("=")[0],))
 
 
-def test_a_year_named_twice(project, good):
-    refused(project, f"2010={good}", f"2010={good}", code=2, names=("2010", "twice"))
-
-
-def test_a_year_named_twice_in_the_file(project, good):
-    source = f'[[source]]\nyear = "2010"\nimages = "{good}"\n'
-    project.config.write_text(source * 2)
-    refused(project, code=2, names=("year", "twice"))
-
-
 def test_labels_without_images(project, good):
     refused(project, f"2010:labels={good}", code=2, names=("2010", "no images", "2010=PATH"))
 

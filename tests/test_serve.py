@@ -132,7 +132,8 @@ def test_an_image_is_answered_as_by_the_command(server, photo, tmp_path, options
         asked = query(server.small.project, str(path), **options).as_json()
         for match, wanted in zip(without_footprints(found["matches"]), asked, strict=True):
             assert match.pop("query") == path.name
-            assert match.pop("score") == pytest.approx(wanted.pop("score"), abs=1e-5)
+            for name in ("score", "probability"):
+                assert match.pop(name) == pytest.approx(wanted.pop(name), abs=1e-5)
             assert match.items() <= wanted.items()
         assert path.name in found["remarks"][0]
         assert "vsimem" not in str(found)
@@ -147,7 +148,8 @@ def test_a_scan_is_answered_as_by_the_command(server):
     wanted = query(server.small.project, str(sheet), scales=(1.0,), top=2, years=("2010",))
     for match, each in zip(without_footprints(found["matches"]), wanted.as_json(), strict=True):
         assert match.pop("score") == pytest.approx(each.pop("score"), abs=1e-5)
-        assert match.pop("confidence") == pytest.approx(each.pop("confidence"), abs=1e-3)
+        for name, error in (("confidence", 1e-3), ("lon", 1e-9), ("lat", 1e-9)):
+            assert match.pop(name) == pytest.approx(each.pop(name), abs=error)
         assert match | {"query": each["query"]} == each
     # The footprint is that of the scan, not of a tile.
     assert np.ptp(found["matches"][0]["footprint"], axis=0)[1] * 111_000 > 3 * SIZE

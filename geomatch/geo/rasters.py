@@ -254,7 +254,8 @@ def _has_geotransform(source: Any) -> bool:
     """
     at = source.transform
     is_unset = (at.a, at.b, at.c, at.d, abs(at.e), at.f) == (1, 0, 0, 0, 1, 0)
-    return not is_unset and 0 < abs(at.determinant) < math.inf
+    is_finite = all(map(math.isfinite, at)) and abs(at.determinant) < math.inf
+    return not is_unset and is_finite and at.determinant != 0
 
 
 def _check_georeference(path: str, source: Any) -> None:

@@ -174,13 +174,11 @@ class _Cutter:
         valid, names = columns["valid"], columns["source"]
         sheets, changed = columns["sheets"], columns["changed"]
         broken: Broken = {}
-        unreadable: dict[str, str] = {}
         if shard.kept:
             there = np.flatnonzero(shard.kept.rows >= 0)
             pixels[there] = TileStore.open(shard.kept.store).read(shard.kept.rows[there])
             for each in shard.kept.shards:
                 take_up(broken, each["broken"])
-                unreadable |= each.get("unreadable", {})
         for (code, epsg), rows in _groups(shard):
             crs, known = f"EPSG:{epsg}", self._sources[code].labels
             if self._place != (code, crs):  # many years would have too many files open
@@ -215,7 +213,7 @@ class _Cutter:
         if self._has_classes:  # how many pixels have each
             columns["classes"] = np.bincount(pixels[..., -1].reshape(-1), minlength=256).tolist()
         if self._unreadable is not None:
-            columns["unreadable"] = unreadable | self._unreadable
+            columns["unreadable"] = dict(self._unreadable)
             self._unreadable.clear()
         return pixels, columns
 
