@@ -7,6 +7,7 @@ room what it may import; a new room without a line fails here.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -172,6 +173,7 @@ def room_of(name):
     return name.split(".")[0]
 
 
+@functools.cache
 def imports(path, *, top=False):
     """Modules that a file imports, dotted; with `top`, only those imported with the file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))

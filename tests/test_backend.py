@@ -77,6 +77,7 @@ def check_bfloat16(tests, onednn):
 
 
 @pytest.mark.skipif(not backend.calls_onednn(), reason="XLA gives it to oneDNN, or has none")
+@pytest.mark.slow
 def test_layers_in_bfloat16_hold_without_onednn_too():
     check_bfloat16("test_layers.py", onednn="false")
 

@@ -263,6 +263,7 @@ def test_the_guide_to_searching_runs(small):
         assert Path(f"answers.{form}").is_file()
 
 
+@pytest.mark.slow
 def test_the_guide_to_evaluation_runs(small, indexed):
     asked, answer = indexed.tiles.ids()[0], indexed.tiles.ids()[1]
     Path("grades.csv").write_text(f"query,tile,grade\n{asked},{answer},easy\n")
@@ -291,6 +292,7 @@ def test_the_guide_to_images_without_georeference_runs(project, monkeypatch):
             run(command, {})
 
 
+@pytest.mark.slow
 def test_the_guide_to_python_runs(small, capsys):
     text = "".join(text for _, text in blocks(GUIDES / "python.md", "python"))
     for word, meant in {**small, "myproject": "."}.items():

@@ -95,7 +95,10 @@ def write_keras(path, name, layout, named=True):
                     item.attrs[attribute] = np.array(value, "S") if texts else value
 
 
-@pytest.mark.parametrize("name", TORCH)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n == "resnet101" else n for n in TORCH],
+)
 def test_features_are_those_of_torch(name, tmp_path):
     trunk, family = TORCH[name]
     path = tmp_path / "weights.safetensors"

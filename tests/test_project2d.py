@@ -97,6 +97,7 @@ def test_colours_are_of_labels(tmp_path):
     assert [shows(path, code) for code in range(3)] == [True, True, False]
 
 
+@pytest.mark.slow
 def test_many_labels_are_not_told_apart(tmp_path):
     points = np.random.default_rng(0).normal(size=(21, 2))
     scatter(points[:20], np.arange(20), "", tmp_path / "twenty.png")

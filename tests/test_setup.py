@@ -238,7 +238,10 @@ def test_an_unknown_part_is_reported_with_the_known_ones(tiled, copied):
 @pytest.mark.parametrize(
     "form",
     [
-        ("model.pooling=gem", "model.head=mlp", "model.hidden=[8]", "model.descriptor=4"),
+        pytest.param(
+            ("model.pooling=gem", "model.head=mlp", "model.hidden=[8]", "model.descriptor=4"),
+            marks=pytest.mark.slow,
+        ),
         ("model.pooling=rmac", "model.head=pca", "model.descriptor=4", "model.normalise=true"),
         ("model.trunk=convnet", "model.pooling=flatten", "model.descriptor=2"),
     ],

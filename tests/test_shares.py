@@ -156,6 +156,7 @@ def test_what_was_left_by_a_killed_command_does_not_stop_shares(imagery, project
     assert project.tile_manifest().stride == 32
 
 
+@pytest.mark.slow
 def test_shares_that_begin_at_once_have_one_plan(imagery, project, tmp_path):
     sources = [f"{year}={imagery}/{year}.tif" for year in ("2010", "2020")]
     line = [sys.executable, "-m", "geomatch", "tile", "-p", str(project.root), *sources]

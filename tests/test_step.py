@@ -290,7 +290,13 @@ def test_micro_batches_keep_the_mean_of_their_statistics():
     assert_near(after.batch_stats, jax.tree.map(lambda a, b: np.asarray(a + b) / 2, *stats))
 
 
-@pytest.mark.parametrize("trunk", ["two", "convnet", "efficientnet_lite0", "vgg16"])
+@pytest.mark.parametrize(
+    "trunk",
+    [
+        "convnet",
+        *(pytest.param(t, marks=pytest.mark.slow) for t in ("two", "efficientnet_lite0", "vgg16")),
+    ],
+)
 def test_activations_computed_again_give_the_same_step_and_fewer_are_kept(trunk):
     tiles, places = random_batch(2)
     model = {"trunk": trunk, "stage": 2, "head": "pool"}

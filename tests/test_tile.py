@@ -706,6 +706,7 @@ def test_a_sheet_in_an_archive_is_read_as_the_sheet_itself(write_raster, project
     np.testing.assert_array_equal(TileStore.open(project.pixels).read(table.store_row), stored)
 
 
+@pytest.mark.slow
 def test_more_sheets_than_files_may_be_open(write_raster, project, tmp_path):
     """In a process of its own, whose limit is below the number of sheets."""
     for col in range(12):
@@ -960,7 +961,7 @@ def test_a_projected_sheet_over_180_degrees_has_tiles_on_both_sides(write_raster
     assert min(np.sum(table.epsg == code) for code in (32601, 32660)) > 50
 
 
-@pytest.mark.parametrize("west", [-180.0, 0.0])
+@pytest.mark.parametrize("west", [-180.0, pytest.param(0.0, marks=pytest.mark.slow)])
 def test_a_raster_of_the_whole_earth_loses_no_zone(tmp_path, project, west):
     """Also where a transverse Mercator projection of all of it folds over."""
     east = np.linspace(0, 250, 720).astype(np.uint8)

@@ -549,7 +549,11 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("rule", RULES)
+# The others are slow; "neighbours" is the default.
+@pytest.mark.parametrize(
+    "rule",
+    [r if r == "neighbours" else pytest.param(r, marks=pytest.mark.slow) for r in RULES],
+)
 def test_a_broken_run_of_any_rule_resumes_to_the_same_run(tiled, copied, monkeypatch, rule):
     monkeypatch.setattr(module, "LOG_STEPS", 2)
     project, wanted = copied(tiled), settings(*SMALL_NETWORK, "train.epochs=2", *RULES[rule])

@@ -181,6 +181,7 @@ def test_a_search_of_other_settings_is_refused(searched, changed):
     assert tune(project, searching()) == found
 
 
+@pytest.mark.slow
 def test_a_search_that_was_broken_off_resumes_with_its_trial(tiled, copied, monkeypatch):
     project, wanted = copied(tiled), searching()
     real, runs = training.train, []
@@ -237,6 +238,7 @@ def test_a_search_continues_with_more_trials(searched, copied, tmp_path):
     assert kept == [more.best]
 
 
+@pytest.mark.slow
 def test_a_trial_that_falls_behind_is_stopped(tiled, copied, monkeypatch):
     project, real = copied(tiled), optuna.Trial.should_prune
 
@@ -324,6 +326,7 @@ def test_a_search_without_a_finished_trial_says_so(scripted):
         assert "tune.space" in failed.value.hint
 
 
+@pytest.mark.slow
 def test_a_run_of_far_too_high_a_rate_is_such_a_trial(tiled, copied):
     project = copied(tiled)
     with pytest.raises(GeomatchError, match="no trial"):
