@@ -195,11 +195,8 @@ def _join(work: parts.Work, path: Path, made_from: dict[str, str]) -> str:
     def vectors() -> Iterator[NDArray[np.float32]]:
         for i, file in enumerate(files):
             part = np.load(file)
-            yield (
-                part
-                if centres is None
-                else part - centres[tiles.year[i * parts.PART :][: len(part)]]
-            )
+            years = tiles.year[i * parts.PART :][: len(part)]
+            yield part if centres is None else part - centres[years]
 
     with replacing(path) as temporary:
         embeddings.write(

@@ -60,6 +60,18 @@ Scheduler = Annotated[
         metavar="ADDRESS",
     ),
 ]
+SearchedIndex = Annotated[
+    str | None,
+    typer.Option(
+        "--index",
+        help="Index to search, or the postgresql:// URL of its database; by default that of "
+        "the latest embeddings.",
+    ),
+]
+Build = Annotated[
+    bool,
+    typer.Option("--build/--no-build", help="Make the index first where it is missing or stale."),
+]
 HERE = Path()
 
 

@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 from geomatch import config
 from geomatch.cli.options import (
     HERE,
+    Build,
     Checkpoint,
     Embeddings,
     FalsePositives,
@@ -23,6 +24,7 @@ from geomatch.cli.options import (
     ProjectFolder,
     Quiet,
     Scheduler,
+    SearchedIndex,
     Settings,
     Shard,
     Years,
@@ -218,26 +220,14 @@ def query(
             metavar="OUT.tif",
         ),
     ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option(
-            "--index",
-            help="Index to search, or the postgresql:// URL of its database; by default that of "
-            "the latest embeddings.",
-        ),
-    ] = None,
+    name: SearchedIndex = None,
     fpr: Annotated[
         float,
         typer.Option(
             help="Share of queries without a match that may get one; others print: no match."
         ),
     ] = 0.01,
-    build: Annotated[
-        bool,
-        typer.Option(
-            "--build/--no-build", help="Make the index first where it is missing or stale."
-        ),
-    ] = True,
+    build: Build = True,
     as_csv: Annotated[
         Path | None, typer.Option("--csv", help="Write the answers as CSV.", metavar="FILE")
     ] = None,

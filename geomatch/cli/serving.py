@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from geomatch.cli.options import HERE, ProjectFolder, Quiet, Settings, open_project
+from geomatch.cli.options import (
+    HERE,
+    Build,
+    ProjectFolder,
+    Quiet,
+    SearchedIndex,
+    Settings,
+    open_project,
+)
 
 
 def serve(
@@ -28,20 +36,8 @@ def serve(
             show_envvar=True,
         ),
     ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option(
-            "--index",
-            help="Index to search, or the postgresql:// URL of its database; by default that of "
-            "the latest embeddings.",
-        ),
-    ] = None,
-    build: Annotated[
-        bool,
-        typer.Option(
-            "--build/--no-build", help="Make the index first where it is missing or stale."
-        ),
-    ] = True,
+    name: SearchedIndex = None,
+    build: Build = True,
     settings: Settings = None,
     quiet: Quiet = False,
 ) -> None:

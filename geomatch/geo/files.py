@@ -31,7 +31,7 @@ def gdal_path(path: str) -> str:
         pass
     with _LINKING:
         folder, name = os.path.split(path)
-        home = os.path.join(_links().name, hashlib.sha256(os.fsencode(path)).hexdigest()[:16])
+        home = os.path.join(scratch().name, hashlib.sha256(os.fsencode(path)).hexdigest()[:16])
         os.makedirs(home, exist_ok=True)
         stem = name.partition(".")[0]
         for each in os.listdir(folder or "."):
@@ -42,8 +42,8 @@ def gdal_path(path: str) -> str:
 
 
 @functools.cache
-def _links() -> tempfile.TemporaryDirectory[str]:
-    """A folder for links, which goes away with the process."""
+def scratch() -> tempfile.TemporaryDirectory[str]:
+    """A folder for links and copies, which goes away with the process."""
     return tempfile.TemporaryDirectory(prefix="geomatch-")
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from geomatch.errors import BadFileError
+from geomatch.geo import files
 
 ENDINGS = (".parquet", ".geoparquet", ".pq")
 ROWS = 65_536
@@ -34,7 +34,8 @@ def as_geopackage(path: str, stamp: tuple[int, ...]) -> str:
     import pyarrow.parquet as pq
     import pyogrio
 
-    copy = os.path.join(_copies().name, f"{len(os.listdir(_copies().name))}.gpkg")
+    folder = files.scratch().name
+    copy = os.path.join(folder, f"{len(os.listdir(folder))}.gpkg")
     try:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
@@ -87,8 +88,3 @@ def _crs(column: dict[str, Any]) -> str | None:
     """Of a geometry column: by default longitude and latitude, and null where unknown."""
     crs = column.get("crs", "OGC:CRS84")
     return json.dumps(crs) if isinstance(crs, dict) else crs
-
-
-@functools.cache
-def _copies() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="geomatch-")

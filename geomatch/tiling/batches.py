@@ -226,8 +226,9 @@ class Shards:
             rows[mine] = before.find(label, epsg[mine], col[mine], row[mine])
         rows[before.key[rows] != keys] = -1
         # What could not be read is tried again.
-        is_whole = np.array([not shard.get("unreadable") for shard in before.shards])
-        rows[~is_whole[rows // self.rows]] = -1
+        for number in np.unique(rows[rows >= 0] // self.rows).tolist():
+            if before.shards[number].get("unreadable"):
+                rows[rows // self.rows == number] = -1
         if (rows < 0).all():
             return None
         return Kept.of(before, self.store, rows, self.rows)
